@@ -1,0 +1,34 @@
+# `make grid` and `make test` are the two commands of the README.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# Several single-threaded workers beat one that shares the cores.
+export OMP_NUM_THREADS = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: grid test test-slow lint clean
+
+grid: $(VENV)/.installed
+	$(BIN)/python experiments/grid.py $(ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network" $(ARGS)
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "slow" $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/pip install -q "ruff>=0.17.6" "pyright>=1.1.414"
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+# pip, not uv: uv does not see the CPU build of torch where one is at hand.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) lab

@@ -1,0 +1,20 @@
+"""The paper's grid: 3 sizes x sparse/dense x CL/KD/CL+KD under one compute budget (arXiv 2502.15526).
+
+    python experiments/grid.py                     the embedded default, on a laptop
+    python experiments/grid.py --ladder llama3 --collection DIR --gpu --workers 8 --storage s3://...
+"""
+
+from raylab.config import Grid
+from raylab.jobs.command import run_experiment
+from raylab.ladders import PICO
+
+GRID = Grid(
+    ladder=PICO,
+    collection="scifact",
+    heads=("sparse", "dense"),
+    objectives=("cl", "kd", "cl+kd"),
+    seeds=(0,),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(run_experiment(__doc__ or "", GRID))

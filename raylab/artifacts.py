@@ -1,0 +1,329 @@
+"""Artifacts: whole or absent, addressed by what was asked for (rules 3 and 4).
+
+An address is `STAGE/NAME-FINGERPRINT`, the fingerprint being the hash of the stage, its
+configuration and the fingerprints of its inputs. A writer puts its files into an attempt folder of
+its own, then puts the manifest, which lists every file with size and sha256, by one atomic rename
+(local) or one last put (object storage). Readers trust manifests only, and check them.
+
+    lab/
+      retriever/sparse-pico-2x128-cl-seed0-1f0c.../
+        manifest.json                 <- commits the attempt named in it
+        attempt-7d3e.../...           <- the files; attempts no manifest names are debris
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from raylab import __version__
+
+log = logging.getLogger("raylab")
+
+# Lookups check sizes always, and checksums too up to this size; readers always check checksums.
+CHECK_ON_LOOKUP_BYTES = 512 * 1024**2
+_BLOCK_BYTES = 1024**2
+
+
+class DamagedArtifact(RuntimeError):
+    """An artifact whose files do not match its manifest. It is never read; it must be redone."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"damaged artifact {self.path}: {self.reason}"
+
+
+def fingerprint(stage: str, identity: Any, inputs: Mapping[str, str] | None = None) -> str:
+    """sha256 (hex) of the canonical JSON of what a stage computes and from which inputs."""
+    payload = {"stage": stage, "identity": identity, "inputs": dict(inputs or {})}
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 (hex) of a local file, streamed."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an artifact will stand, known before it is made."""
+
+    stage: str
+    name: str
+    identity: Any
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.stage, self.identity, self.inputs)
+
+    @property
+    def path(self) -> str:
+        return f"{self.stage}/{self.name}-{self.fingerprint[:16]}"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact: its manifest, and the store that holds it."""
+
+    path: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self.manifest["meta"]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f["bytes"] for f in self.manifest["files"].values())
+
+
+class Draft:
+    """An artifact being written: put files under `path`, facts into `meta`.
+
+    Distributed writers may put files below `target` (a path of the store's filesystem) themselves.
+    """
+
+    def __init__(self, path: Path, target: str):
+        self.path, self.target = path, target
+        self.meta: dict[str, Any] = {}
+
+
+class Store:
+    """A folder or any fsspec address (`s3://bucket/lab`) that holds artifacts. Picklable.
+
+    Args:
+        uri: root of the storage; a plain path is a local folder, made when first written.
+        cache: local folder for copies of remote artifacts (default: one under the system's
+            temporary folder, shared by the processes of a node).
+    """
+
+    def __init__(self, uri: str, cache: str | None = None):
+        self.fs, root = fsspec.core.url_to_fs(uri)
+        self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.root = os.path.abspath(root) if self.is_local else root.rstrip("/")
+        self.uri = self.root if self.is_local else uri.rstrip("/")
+        key = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+        self.cache = Path(cache or os.path.join(tempfile.gettempdir(), f"raylab-cache-{key}"))
+
+    def __reduce__(self):
+        return Store, (self.uri, str(self.cache))
+
+    def _join(self, *parts: str) -> str:
+        return "/".join((self.root, *parts))
+
+    # ---------------------------------------------------------------- reading
+
+    def find(self, address: Address) -> Artifact | None:
+        """The artifact at `address`, or None when it is absent or damaged.
+
+        A damaged one is named in a warning and its manifest set aside, so that it is redone.
+        """
+        artifact = self._read_manifest(address.path)
+        if artifact is None:
+            return None
+        try:
+            self.check(artifact, checksums=artifact.size_bytes <= CHECK_ON_LOOKUP_BYTES)
+        except DamagedArtifact as damage:
+            log.warning("%s; it will be made again", damage)
+            self.discard(artifact.path)
+            return None
+        return artifact
+
+    def _read_manifest(self, path: str) -> Artifact | None:
+        try:
+            manifest = json.loads(self.fs.cat_file(self._join(path, "manifest.json")))
+            files, attempt = manifest["files"], manifest["attempt"]
+            assert isinstance(files, dict) and isinstance(attempt, str)
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AssertionError):
+            log.warning("%s", DamagedArtifact(path, "manifest.json is not a manifest; it will be made again"))
+            self.discard(path)
+            return None
+        return Artifact(path, manifest)
+
+    def check(self, artifact: Artifact, checksums: bool = True) -> None:
+        """Raise `DamagedArtifact` naming the first file that is missing, cut short or changed."""
+        for name, facts in artifact.manifest["files"].items():
+            file = self._join(artifact.path, artifact.manifest["attempt"], name)
+            try:
+                size = self.fs.size(file)
+            except FileNotFoundError:
+                raise DamagedArtifact(artifact.path, f"{name} is missing") from None
+            if size != facts["bytes"]:
+                raise DamagedArtifact(artifact.path, f"{name} has {size} bytes, not {facts['bytes']}")
+            if checksums and self._sha256(file) != facts["sha256"]:
+                raise DamagedArtifact(artifact.path, f"{name} does not match its checksum")
+
+    def _sha256(self, file: str) -> str:
+        if self.is_local:
+            return sha256_of(file)
+        digest = hashlib.sha256()
+        with self.fs.open(file, "rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def local(self, artifact: Artifact) -> Path:
+        """A local folder with the artifact's files, checked against the manifest.
+
+        Local storage is read in place; remote storage is copied once a node.
+
+        Raises:
+            DamagedArtifact: a file is missing, cut short or changed.
+        """
+        attempt = artifact.manifest["attempt"]
+        if self.is_local:
+            self.check(artifact)
+            return Path(self.root, artifact.path, attempt)
+        target = self.cache / artifact.path / attempt
+        if target.exists():
+            return target
+        aside = target.with_name(f".{attempt}-{uuid.uuid4().hex}")
+        try:
+            for name, facts in artifact.manifest["files"].items():
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    self.fs.get_file(self._join(artifact.path, attempt, name), str(aside / name))
+                except FileNotFoundError:
+                    raise DamagedArtifact(artifact.path, f"{name} is missing") from None
+                if sha256_of(aside / name) != facts["sha256"]:
+                    raise DamagedArtifact(artifact.path, f"{name} does not match its checksum")
+            with contextlib.suppress(OSError):  # another process of this node was first
+                aside.rename(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return target
+
+    # ---------------------------------------------------------------- writing
+
+    @contextlib.contextmanager
+    def draft(self, address: Address) -> Iterator[Draft]:
+        """Write an artifact: commits when the block ends, leaves nothing when it raises.
+
+        Empty drafts are refused: an artifact holds at least one file.
+        """
+        attempt = f"attempt-{uuid.uuid4().hex[:12]}"
+        started = time.time()
+        final = self._join(address.path, attempt)
+        if self.is_local:
+            folder = Path(final)
+            folder.mkdir(parents=True)
+        else:
+            folder = Path(tempfile.mkdtemp(prefix="raylab-draft-"))
+        draft = Draft(folder, final)
+        try:
+            yield draft
+            files = {
+                str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+                for file in sorted(folder.rglob("*"))
+                if file.is_file()
+            }
+            if not self.is_local:
+                for file in self.fs.find(final):  # what distributed writers put there
+                    facts = {"bytes": self.fs.size(file), "sha256": self._sha256(file)}
+                    files[file.split(f"{attempt}/", 1)[1]] = facts
+                for name in files:
+                    if (folder / name).exists():
+                        self.fs.put_file(str(folder / name), f"{final}/{name}")
+            if not files:
+                raise ValueError(f"{address.path}: an artifact without files")
+            manifest = {
+                "stage": address.stage,
+                "name": address.name,
+                "fingerprint": address.fingerprint,
+                "identity": address.identity,
+                "inputs": dict(address.inputs),
+                "files": files,
+                "attempt": attempt,
+                "started": started,
+                "seconds": time.time() - started,
+                "raylab": __version__,
+                "meta": draft.meta,
+            }
+            self.put_text(f"{address.path}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+        except BaseException:
+            if self.is_local:
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # the address itself, when nothing else is there
+                    folder.parent.rmdir()
+            raise
+        finally:
+            if not self.is_local:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def put_text(self, path: str, text: str) -> None:
+        """Write a small file at `path` below the root, atomically."""
+        self.put_bytes(path, text.encode())
+
+    def put_bytes(self, path: str, data: bytes) -> None:
+        """Write a small file at `path` below the root, atomically."""
+        target = self._join(path)
+        if not self.is_local:
+            self.fs.pipe_file(target, data)
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        aside = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+
+    def discard(self, path: str) -> None:
+        """Set an artifact's manifest aside, so that it counts as absent."""
+        manifest = self._join(path, "manifest.json")
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.mv(manifest, self._join(path, f"damaged-{int(time.time())}.json"))
+
+    def sweep(self, stages: tuple[str, ...]) -> int:
+        """Remove attempts that no manifest names (the debris of killed writers); returns how many.
+
+        Only for a driver that knows no writer is alive.
+        """
+        removed = 0
+        for stage in stages:
+            try:
+                homes = self.fs.ls(self._join(stage), detail=False)
+            except FileNotFoundError:
+                continue
+            for home in homes:
+                entries = [os.path.basename(e.rstrip("/")) for e in self.fs.ls(home, detail=False)]
+                attempts = [e for e in entries if e.startswith("attempt-")]
+                if not attempts:
+                    continue
+                artifact = self._read_manifest(f"{stage}/{os.path.basename(home.rstrip('/'))}")
+                live = artifact.manifest["attempt"] if artifact else None
+                for attempt in attempts:
+                    if attempt != live:
+                        self.fs.rm(f"{home}/{attempt}", recursive=True)
+                        removed += 1
+        return removed
+
+

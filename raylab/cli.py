@@ -1,0 +1,89 @@
+"""`raylab`: small commands around a grid (`experiments/grid.py` runs one)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raylab.artifacts import Store
+from raylab.config import ConfigError, Execution
+from raylab.data.collections import CollectionError, open_collection
+from raylab.results import LEDGER, RESULTS, read_table
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+
+
+def _fail(error: Exception) -> typer.Exit:
+    print(f"error: {error}", file=sys.stderr)
+    return typer.Exit(2)
+
+
+@app.command()
+def report(storage: str = "lab") -> None:
+    """Make tables, figures and the page again, from the results table alone."""
+    from raylab.report import rebuild
+
+    try:
+        made = rebuild(storage)
+    except FileNotFoundError:
+        raise _fail(ConfigError(f"{storage}: no {RESULTS} there; run experiments/grid.py --storage {storage}")) from None
+    made.show(console)
+    for label, path in made.paths.items():
+        print(f"{label:>14}  {path}")
+
+
+@app.command()
+def status(storage: str = "lab") -> None:
+    """What a storage holds, by stage: artifacts, seconds, FLOPs, bytes."""
+    try:
+        ledger = read_table(Store(storage), LEDGER)
+    except FileNotFoundError:
+        raise _fail(ConfigError(f"{storage}: no {LEDGER} there; run experiments/grid.py --storage {storage}")) from None
+    sums = ledger.groupby("stage", sort=False).agg(
+        artifacts=("name", "size"), seconds=("seconds", "sum"), flops=("flops", "sum"), size_bytes=("size_bytes", "sum")
+    )
+    table = Table("stage", "artifacts", "seconds", "FLOPs", "MiB")
+    for row in sums.itertuples():
+        table.add_row(
+            str(row.Index), str(row.artifacts), f"{row.seconds:.1f}", f"{row.flops:.3g}", f"{row.size_bytes / 2**20:.2f}"
+        )
+    console.print(table)
+
+
+@app.command()
+def teach(
+    teacher: Annotated[str, typer.Option(help="model folder, hub id or package:NAME/FOLDER")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write")],
+    collection: str = "scifact",
+    storage: str = "lab",
+    depth: int = 30,
+    actors: int = 2,
+) -> None:
+    """Mine BM25 candidates for every training query and title, and score them with a teacher."""
+    from raylab.jobs.cluster import connect
+    from raylab.jobs.ingest import collection_address, ingest
+    from raylab.jobs.teach import Mining, Teaching, mine
+    from raylab.jobs.teach import teach as score
+
+    store = Store(storage)
+    try:
+        source = open_collection(collection)
+        with connect(Execution(storage=storage)):
+            found = store.find(collection_address(source)) or ingest(store, source)
+            teaching = Teaching(store, found, Mining(depth=depth), teacher, None, actors)
+            scores = score(teaching, mine(store, found, teaching.mining, actors))
+    except (ConfigError, CollectionError) as error:
+        raise _fail(error) from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes((store.local(scores) / "scores.parquet").read_bytes())
+    print(f"{scores.meta['pairs']} scores in {out}")
+
+
+if __name__ == "__main__":
+    app()

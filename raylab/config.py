@@ -1,0 +1,283 @@
+"""Frozen, validated dataclasses of a whole run; this module imports nothing of ours.
+
+They come in two kinds, and the difference carries the laboratory (rule 3):
+
+* identity - what is computed (`Backbone`, `Adaptation`, `FineTuning`, `Encoding`, `Cell`): its
+  `identity()` enters fingerprints;
+* execution - where and how it runs (`Execution`): it never does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+HeadKind = Literal["sparse", "dense"]
+ObjectiveName = Literal["cl", "kd", "cl+kd"]
+HEADS: tuple[HeadKind, ...] = ("sparse", "dense")
+OBJECTIVES: tuple[ObjectiveName, ...] = ("cl", "kd", "cl+kd")
+
+# The seven projections of paper.md (2502.15526, training scripts).
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the field, its value and what is right."""
+
+
+def check(condition: bool, where: str, value: object, right: str) -> None:
+    """Raise `ConfigError` naming field, value and what would be right, unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{where} = {value!r}: it must be {right}")
+
+
+def identity(config: Any) -> Any:
+    """A JSON-ready form of a (nested) dataclass, for fingerprints and manifests."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: identity(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): identity(value) for key, value in sorted(config.items())}
+    if isinstance(config, (list, tuple)):
+        return [identity(value) for value in config]
+    return config
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (peft) on linear projections; `train_embeddings` also frees the embeddings."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.1
+    targets: tuple[str, ...] = LORA_TARGETS
+    train_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One rung of a ladder: a decoder-only model and how it starts.
+
+    `source` is a local folder (safetensors, or a GGUF file and its tokenizer), a hub id, or
+    `package:NAME/FOLDER` for a model inside an installed Python package. `layers` keeps only the
+    first layers; `start="random"` draws the weights from `init_seed` instead of reading them.
+    """
+
+    name: str
+    source: str
+    layers: int | None = None
+    start: Literal["pretrained", "random"] = "pretrained"
+    init_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(bool(self.name) and "/" not in self.name, "backbone.name", self.name, "a plain name")
+        check(self.layers is None or self.layers >= 1, "backbone.layers", self.layers, "at least 1")
+        check(self.start in ("pretrained", "random"), "backbone.start", self.start, "pretrained or random")
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """MNTP, masked next-token prediction, once a size (paper.md, Backbone)."""
+
+    steps: int = 10_000
+    batch_blocks: int = 32
+    block_length: int = 512
+    selected_fraction: float = 0.2
+    learning_rate: float = 5e-5
+    warmup_fraction: float = 0.0
+    clip_norm: float = 1.0
+    lora: Lora | None = Lora(dropout=0.05)
+    checkpointing: bool = True
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 0, "adaptation.steps", self.steps, "0 (no MNTP) or more")
+        check(0 < self.selected_fraction < 1, "adaptation.selected_fraction", self.selected_fraction, "in (0, 1)")
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Hyper-parameters of one (head, objective), shared by all sizes unless a recipe says otherwise.
+
+    `negatives` are the listed negatives a query (the objective `kd` of the paper draws 1);
+    `pseudo_fraction` is the share of a batch whose queries are passage titles, where the
+    collection has titles; `lr_reference_hidden`, when set, scales the learning rate by
+    reference / hidden size.
+    """
+
+    batch_queries: int = 112
+    negatives: int = 16
+    learning_rate: float = 1e-4
+    lr_reference_hidden: int | None = None
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.04
+    clip_norm: float = 1.0
+    temperature: float = 1.0
+    lambda_query: float = 0.05
+    lambda_passage: float = 0.04
+    kd_loss: Literal["margin_mse", "kl"] = "margin_mse"
+    teacher_scale: float = 1.0
+    query_length: int = 64
+    passage_length: int = 128
+    pseudo_fraction: float = 0.0
+    lora: Lora | None = Lora()
+    checkpointing: bool = True
+
+    def __post_init__(self) -> None:
+        check(self.batch_queries >= 1, "fine_tuning.batch_queries", self.batch_queries, "at least 1")
+        check(self.negatives >= 1, "fine_tuning.negatives", self.negatives, "at least 1")
+        check(self.temperature > 0, "fine_tuning.temperature", self.temperature, "positive")
+        check(0 <= self.pseudo_fraction <= 1, "fine_tuning.pseudo_fraction", self.pseudo_fraction, "in [0, 1]")
+        check(self.learning_rate > 0, "fine_tuning.learning_rate", self.learning_rate, "positive")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Lengths and pruning at inference; Top-K 0 keeps every positive term (SPLARE, 2603.13277)."""
+
+    query_length: int = 64
+    passage_length: int = 512
+    top_k_query: int = 40
+    top_k_passage: int = 400
+
+    def __post_init__(self) -> None:
+        for name in ("query_length", "passage_length"):
+            check(getattr(self, name) >= 1, f"encoding.{name}", getattr(self, name), "at least 1")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: Backbone x Head x Objective x seed (rule 1)."""
+
+    backbone: Backbone
+    head: HeadKind
+    objective: ObjectiveName
+    fine_tuning: FineTuning
+    budget_flops: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.head in HEADS, "cell.head", self.head, f"one of {HEADS}")
+        check(self.objective in OBJECTIVES, "cell.objective", self.objective, f"one of {OBJECTIVES}")
+        check(
+            math.isfinite(self.budget_flops) and self.budget_flops > 0,
+            "budget", self.budget_flops, "a positive number of FLOPs",
+        )
+
+    @property
+    def name(self) -> str:
+        """What `--cells` filters match: `sparse-pico-2x128-cl+kd`."""
+        return f"{self.head}-{self.backbone.name}-{self.objective}"
+
+    @property
+    def run_name(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every cell of a ladder is adapted, tuned and encoded."""
+
+    adaptation: Adaptation
+    fine_tuning: Mapping[tuple[HeadKind, ObjectiveName], FineTuning]
+    encoding: Encoding
+    budget_flops: float
+    # Batch sizes the paper chose by size: (size, objective) -> queries.
+    batch_queries: Mapping[tuple[str, ObjectiveName], int] = field(default_factory=dict)
+
+    def tuning(self, backbone: Backbone, head: HeadKind, objective: ObjectiveName) -> FineTuning:
+        """The hyper-parameters of a cell."""
+        tuning = self.fine_tuning[head, objective]
+        batch = self.batch_queries.get((backbone.name, objective))
+        return tuning if batch is None else dataclasses.replace(tuning, batch_queries=batch)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Sizes, smallest first, and the recipe they share."""
+
+    name: str
+    backbones: tuple[Backbone, ...]
+    recipe: Recipe
+    default: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [b.name for b in self.backbones]
+        check(len(set(names)) == len(names) and bool(names), "ladder.backbones", names, "distinct names")
+        unknown = set(self.default) - set(names)
+        check(not unknown, "ladder.default", sorted(unknown), f"among {names}")
+
+    def select(self, sizes: tuple[str, ...] = ()) -> tuple[Backbone, ...]:
+        """The named sizes (default: the ladder's own choice, else all), in ladder order."""
+        wanted = sizes or self.default or tuple(b.name for b in self.backbones)
+        known = {b.name: b for b in self.backbones}
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise ConfigError(f"unknown size {unknown[0]!r}: ladder {self.name!r} has {', '.join(known)}")
+        return tuple(b for b in self.backbones if b.name in wanted)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The experiment as data: which cells, on which collection, under which budget a cell."""
+
+    ladder: Ladder
+    collection: str
+    budget_flops: float | None = None
+    sizes: tuple[str, ...] = ()
+    heads: tuple[HeadKind, ...] = HEADS
+    objectives: tuple[ObjectiveName, ...] = OBJECTIVES
+    seeds: tuple[int, ...] = (0,)
+    cells_filter: str = "*"
+    teacher: str | None = None
+    total_budget_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        check(bool(self.seeds), "seeds", self.seeds, "at least one")
+        check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
+
+    def cells(self) -> tuple[Cell, ...]:
+        """All selected cells; `ConfigError` when the filter leaves none."""
+        recipe = self.ladder.recipe
+        budget = self.budget_flops if self.budget_flops is not None else recipe.budget_flops
+        cells = [
+            Cell(backbone, head, objective, recipe.tuning(backbone, head, objective), budget, seed)
+            for backbone in self.ladder.select(self.sizes)
+            for head in self.heads
+            for objective in self.objectives
+            for seed in self.seeds
+        ]
+        patterns = [p.strip() for p in self.cells_filter.split(",")]
+        chosen = tuple(c for c in cells if any(fnmatchcase(c.name, p) for p in patterns))
+        if not chosen:
+            names = ", ".join(dict.fromkeys(c.name for c in cells))
+            raise ConfigError(f"--cells {self.cells_filter!r} matches none of: {names}")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how it runs. Nothing here may change a result, so nothing here is fingerprinted."""
+
+    storage: str = "lab"
+    workers: int = 1
+    zero_stage: int = 1
+    concurrent_trials: int = 2
+    encoding_actors: int = 2
+    use_gpu: bool = False
+    encode_batch_tokens: int = 16_384
+    shard_passages: int = 2_048
+    checkpoints: int = 4
+    max_failures: int = 3
+    models_dir: str | None = None
+    ray_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.workers >= 1, "workers", self.workers, "at least 1")
+        check(self.zero_stage in (0, 1, 2, 3), "zero", self.zero_stage, "0, 1, 2 or 3")

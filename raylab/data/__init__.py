@@ -1,0 +1,1 @@
+"""Collections, the passage store, teacher scores, training batches. Nothing here imports ray."""

@@ -1,0 +1,212 @@
+"""Training batches: a pure function of (seed, step), cut by worker afterwards.
+
+The draw of a step (queries, negatives) depends on seed and epoch alone, so it is the same for any
+number of workers and after any restart; the position to resume from is the step number.
+
+Legend: Q queries of the global batch, K listed passages a query (positive first), P = Q K, L tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from raylab.config import Adaptation, ConfigError, FineTuning
+from raylab.data.teacher import Groups
+from raylab.data.tokenizer import Tokenizer
+from raylab.data.tokens import PassageStore
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a step trains on, for all workers."""
+
+    groups_Q: np.ndarray  # int64, indices of groups
+    rows_QK: np.ndarray  # int64, store rows
+    body_QK: np.ndarray  # bool
+    teacher_QK: np.ndarray | None  # float32
+    query_length: int
+    passage_length: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's part of a draw, and the global masks that the loss needs."""
+
+    query_ids_QL: np.ndarray  # int64
+    query_mask_QL: np.ndarray  # bool
+    passage_ids_PL: np.ndarray  # int64
+    passage_mask_PL: np.ndarray  # bool
+    teacher_QK: np.ndarray | None  # float32, all workers' queries
+    excluded_QP: np.ndarray  # bool, all workers: positives of the query other than its listed one
+
+
+class TrainingBatches:
+    """Draws and collates the batches of one cell.
+
+    Args:
+        passages: listed passages a query, positive included.
+
+    Raises:
+        ConfigError: a share of pseudo-queries the groups cannot give, too few negatives, or teacher
+            scores that are asked for and not there.
+    """
+
+    def __init__(
+        self, groups: Groups, store: PassageStore, tokenizer: Tokenizer, tuning: FineTuning, passages: int,
+        seed: int, needs_teacher: bool,
+    ):
+        if needs_teacher and groups.positive_scores is None:
+            raise ConfigError("this objective needs teacher scores, and the training groups have none")
+        fewest = min((len(n) for n in groups.negatives), default=0)
+        if fewest < 1:
+            raise ConfigError("a training group has no negative passage; mine candidates first")
+        self.groups, self.store, self.tokenizer, self.tuning = groups, store, tokenizer, tuning
+        self.passages, self.seed, self.needs_teacher = passages, seed, needs_teacher
+        self.queries = tokenizer.encode(groups.queries, tuning.query_length)
+        pseudo = np.flatnonzero(groups.body_only)
+        real = np.flatnonzero(~groups.body_only)
+        count = round(tuning.batch_queries * tuning.pseudo_fraction) if len(pseudo) else 0
+        self.streams = [(real, tuning.batch_queries - count), (pseudo, count)]
+        for members, take in self.streams:
+            if take and not len(members):
+                raise ConfigError("fine_tuning.pseudo_fraction: there is no training query besides titles")
+        self.orders: dict[tuple[int, int], np.ndarray] = {}
+        self.positives_of: dict[str, list[int]] = {}
+        for query_id, row in zip(groups.query_ids, groups.positives, strict=True):
+            self.positives_of.setdefault(query_id, []).append(int(row))
+
+    def _members(self, stream: int, step: int) -> list[tuple[int, int]]:
+        """(epoch, group) of a stream at a step: slices of seeded permutations, one an epoch."""
+        members, take = self.streams[stream]
+        chosen = []
+        for position in range(step * take, (step + 1) * take):
+            epoch, place = divmod(position, len(members))
+            chosen.append((epoch, int(members[self._permutation(stream, epoch)[place]])))
+        return chosen
+
+    def _permutation(self, stream: int, epoch: int) -> np.ndarray:
+        """The order of a stream in an epoch; the last two a stream are kept."""
+        if (stream, epoch) not in self.orders:
+            for old in [key for key in self.orders if key[0] == stream and key[1] < epoch - 1]:
+                del self.orders[old]
+            order = np.random.default_rng([self.seed, stream, epoch]).permutation(len(self.streams[stream][0]))
+            self.orders[stream, epoch] = order
+        return self.orders[stream, epoch]
+
+    def draw(self, step: int) -> Draw:
+        """What step `step` (from 0) trains on."""
+        chosen = [pair for stream in (0, 1) for pair in self._members(stream, step)]
+        groups = np.array([g for _, g in chosen])
+        rows, teacher = [], []
+        for epoch, g in chosen:
+            pool = self.groups.negatives[g]
+            rng = np.random.default_rng([self.seed, epoch, g])
+            wanted = self.passages - 1
+            picks = rng.choice(len(pool), wanted, replace=len(pool) < wanted)
+            rows.append([self.groups.positives[g], *pool[picks]])
+            if self.needs_teacher:
+                teacher.append([self.groups.positive_scores[g], *self.groups.negative_scores[g][picks]])
+        rows_QK = np.array(rows)
+        body_QK = np.repeat(self.groups.body_only[groups][:, None], self.passages, axis=1)
+        lengths = self.store.lengths(rows_QK, self.tuning.passage_length, body_QK)
+        return Draw(
+            groups_Q=groups,
+            rows_QK=rows_QK,
+            body_QK=body_QK,
+            teacher_QK=np.array(teacher, np.float32) * self.tuning.teacher_scale if teacher else None,
+            query_length=max(max(len(self.queries[g]) for g in groups), 1),
+            passage_length=int(lengths.max()),
+        )
+
+    def collate(self, draw: Draw, rank: int = 0, world: int = 1) -> Batch:
+        """Rank's contiguous share of the queries; padding is to the longest text of the whole draw."""
+        count = len(draw.groups_Q)
+        if count % world:
+            raise ConfigError(f"fine_tuning.batch_queries = {count}: it must be divisible by {world} workers")
+        own = slice(rank * count // world, (rank + 1) * count // world)
+        queries = [self.queries[g] for g in draw.groups_Q[own]]
+        limit = self.tuning.passage_length
+        passages = [
+            self.store.tokens(row, limit, body)
+            for row, body in zip(draw.rows_QK[own].ravel(), draw.body_QK[own].ravel(), strict=True)
+        ]
+        query_ids, query_mask = pad(queries, draw.query_length, self.tokenizer.pad_id)
+        passage_ids, passage_mask = pad(passages, draw.passage_length, self.tokenizer.pad_id)
+        return Batch(query_ids, query_mask, passage_ids, passage_mask, draw.teacher_QK, self._excluded(draw))
+
+    def _excluded(self, draw: Draw) -> np.ndarray:
+        flat = draw.rows_QK.ravel()
+        excluded = np.zeros((len(draw.groups_Q), len(flat)), bool)
+        for q, g in enumerate(draw.groups_Q):
+            excluded[q] = np.isin(flat, self.positives_of[self.groups.query_ids[g]])
+            excluded[q, q * self.passages] = False
+        return excluded
+
+    def mean_lengths(self, draws: int = 32) -> tuple[float, float]:
+        """Mean padded (query, passage) tokens over the first draws, for the plan of steps."""
+        sample = [self.draw(step) for step in range(draws)]
+        return (
+            float(np.mean([d.query_length for d in sample])),
+            float(np.mean([d.passage_length for d in sample])),
+        )
+
+
+def pad(texts: list[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int64 [N, length], mask bool [N, length]), padded on the right; an empty text keeps one pad token."""
+    ids = np.full((len(texts), length), pad_id, np.int64)
+    mask = np.zeros((len(texts), length), bool)
+    for i, text in enumerate(texts):
+        ids[i, : len(text)] = text
+        mask[i, : max(len(text), 1)] = True
+    return ids, mask
+
+
+@functools.lru_cache(maxsize=2)
+def _block_order(seed: int, epoch: int, blocks: int) -> np.ndarray:
+    return np.random.default_rng([seed, 7, epoch]).permutation(blocks)
+
+
+@dataclass(frozen=True)
+class MaskedBlocks:
+    """MNTP batches: masked token blocks and the positions whose tokens are to be predicted."""
+
+    store: PassageStore
+    tokenizer: Tokenizer
+    adaptation: Adaptation
+    seed: int
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ids int64 [B, L] as the model sees them, original ids [B, L], selected bool [B, L]).
+
+        20 % of the positions are selected; of these 80 % become the mask token, 10 % a random
+        one, 10 % stay (BERT, as in paper.md). Position 0 is never selected: no position precedes it.
+        """
+        config = self.adaptation
+        blocks = self.store.blocks(config.block_length)
+        if blocks < 1:
+            raise ConfigError(f"adaptation.block_length = {config.block_length}: the collection is shorter")
+        if config.batch_blocks % world:
+            raise ConfigError(
+                f"adaptation.batch_blocks = {config.batch_blocks}: it must be divisible by {world} workers"
+            )
+        share = config.batch_blocks // world
+        originals, inputs, selections = [], [], []
+        for place in range(step * config.batch_blocks + rank * share, step * config.batch_blocks + (rank + 1) * share):
+            epoch, position = divmod(place, blocks)
+            order = _block_order(self.seed, epoch, blocks)
+            ids = self.store.block(int(order[position]), config.block_length).astype(np.int64)
+            rng = np.random.default_rng([self.seed, 11, place])
+            selected = rng.random(len(ids)) < config.selected_fraction
+            selected[0] = False
+            fate = rng.random(len(ids))
+            masked = ids.copy()
+            masked[selected & (fate < 0.8)] = self.tokenizer.mask_id
+            replaced = selected & (fate >= 0.8) & (fate < 0.9)
+            masked[replaced] = rng.integers(0, self.tokenizer.vocabulary, replaced.sum())
+            originals.append(ids)
+            inputs.append(masked)
+            selections.append(selected)
+        return np.stack(inputs), np.stack(originals), np.stack(selections)

@@ -1,0 +1,187 @@
+"""Training groups: a query, its positive, mined negatives, and teacher scores where there are any.
+
+    query_id         string          body_only        bool: passages are read without their title
+    query            string          positive_score   float32 or null
+    positive         string          negative_scores  list<float32>, aligned with negatives, or null
+    negatives        list<string>
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raylab.data.collections import CollectionError, Topics, lines
+
+GROUP_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("query", pa.string()),
+        ("body_only", pa.bool_()),
+        ("positive", pa.string()),
+        ("negatives", pa.list_(pa.string())),
+        ("positive_score", pa.float32()),
+        ("negative_scores", pa.list_(pa.float32())),
+    ]
+)
+SCORE_SCHEMA = pa.schema([("query_id", pa.string()), ("passage_id", pa.string()), ("score", pa.float32())])
+PSEUDO_PREFIX = "title:"  # query ids of pseudo-queries: a passage's title asks for its body
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A training query before mining: its text and the passages that answer it."""
+
+    query_id: str
+    text: str
+    positives: tuple[str, ...]
+    body_only: bool = False
+
+
+def asks_of_topics(topics: Topics) -> list[Ask]:
+    """The training queries with at least one relevant passage (grade 1 or more)."""
+    asks = []
+    for query_id, text in topics.queries.items():
+        positives = tuple(sorted(p for p, grade in topics.qrels[query_id].items() if grade > 0))
+        if positives:
+            asks.append(Ask(query_id, text, positives))
+    return asks
+
+
+def asks_of_titles(passages: Iterable[tuple[str, str, str]], banned: frozenset[str] = frozenset()) -> list[Ask]:
+    """Pseudo-queries from (id, title, text): the title asks for the passage without its title."""
+    return [
+        Ask(f"{PSEUDO_PREFIX}{passage_id}", title, (passage_id,), body_only=True)
+        for passage_id, title, text in passages
+        if title.strip() and text.strip() and passage_id not in banned
+    ]
+
+
+def draw_candidates(ask: Ask, ranked: Sequence[str], texts: Mapping[str, int], depth: int) -> list[str]:
+    """The first `depth` ranked passages that are neither positives nor copies of one.
+
+    Args:
+        texts: passage id -> hash of its text; equal hashes are the same passage under two ids.
+    """
+    positives = set(ask.positives)
+    copies = {texts[p] for p in positives if p in texts}
+    kept = [p for p in ranked if p and p not in positives and texts.get(p) not in copies]
+    return list(dict.fromkeys(kept))[:depth]
+
+
+def group_rows(
+    ask: Ask, negatives: Sequence[str], scores: Mapping[tuple[str, str], float] | None, depth: int | None = None
+) -> list[dict]:
+    """One group for each positive of `ask`.
+
+    Raises:
+        CollectionError: teacher scores are given and one is missing or not finite.
+    """
+    chosen = list(negatives[:depth])
+    rows = []
+    for positive in ask.positives:
+        row: dict = {
+            "query_id": ask.query_id, "query": ask.text, "body_only": ask.body_only,
+            "positive": positive, "negatives": chosen, "positive_score": None, "negative_scores": None,
+        }
+        if scores is not None:
+            row["positive_score"] = _score(scores, ask.query_id, positive)
+            row["negative_scores"] = [_score(scores, ask.query_id, p) for p in chosen]
+        rows.append(row)
+    return rows
+
+
+def _score(scores: Mapping[tuple[str, str], float], query_id: str, passage_id: str) -> float:
+    value = scores.get((query_id, passage_id))
+    if value is None:
+        raise CollectionError(f"no teacher score for query {query_id!r}, passage {passage_id!r}")
+    if not math.isfinite(value):
+        raise CollectionError(f"teacher score of query {query_id!r}, passage {passage_id!r} is {value}")
+    return value
+
+
+def read_published(path: Path, query_ids: Mapping[str, str]) -> list[dict]:
+    """Groups from the three published JSON-lines formats (paper.md, Fine-tuning).
+
+    Args:
+        query_ids: query text -> id (the format carries texts only); unknown texts become their own id.
+
+    Raises:
+        CollectionError: FILE:LINE of a record that is in none of the formats, misaligned or not finite.
+    """
+    rows = []
+    for number, line in lines(path):
+        try:
+            record = json.loads(line)
+            if "docids" in record:
+                text, (positive, *negatives) = record["query"], record["docids"]
+                positive_score, *negative_scores = record["scores"]
+            else:
+                text, positive, negatives = record["question"], record["pos_pid"], record["neg_pids"]
+                positive_score, negative_scores = record.get("pos_score"), record.get("neg_scores")
+            if negative_scores is not None and len(negative_scores) != len(negatives):
+                raise ValueError(f"{len(negative_scores)} scores for {len(negatives)} negatives")
+            values = [] if positive_score is None else [positive_score, *negative_scores]
+            if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+                raise ValueError("a score is not a finite number")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CollectionError(
+                f"{path}:{number}: {error}; a line is one of the published teacher formats "
+                '{"question", "pos_pid", "neg_pids"[, "pos_score", "neg_scores"]} or {"query", "docids", "scores"}'
+            ) from None
+        rows.append(
+            {
+                "query_id": query_ids.get(text, text), "query": text, "body_only": False,
+                "positive": str(positive), "negatives": [str(p) for p in negatives],
+                "positive_score": positive_score, "negative_scores": negative_scores,
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Training groups in memory: columns, with passages as rows of the passage store."""
+
+    query_ids: list[str]
+    queries: list[str]
+    body_only: np.ndarray  # bool [G]
+    positives: np.ndarray  # int64 [G]
+    negatives: list[np.ndarray]  # int64, ragged
+    positive_scores: np.ndarray | None  # float32 [G]
+    negative_scores: list[np.ndarray] | None
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+
+def read_groups(folder: Path, rows_of) -> Groups:
+    """Read the groups' Parquet shards; `rows_of` maps passage ids to store rows.
+
+    Scores are None unless every group has them.
+    """
+    table = pq.read_table(folder, schema=GROUP_SCHEMA)
+    negatives = table["negatives"].combine_chunks()
+    bounds = negatives.offsets.to_numpy()
+    flat = rows_of(negatives.values.to_pylist())
+    scores, neg_scores = None, None
+    if len(table) and table["positive_score"].null_count == 0 and table["negative_scores"].null_count == 0:
+        scores = table["positive_score"].to_numpy()
+        flat_scores = table["negative_scores"].combine_chunks().values.to_numpy()
+        neg_scores = [flat_scores[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return Groups(
+        query_ids=table["query_id"].to_pylist(),
+        queries=table["query"].to_pylist(),
+        body_only=table["body_only"].to_numpy(zero_copy_only=False),
+        positives=rows_of(table["positive"].to_pylist()),
+        negatives=[flat[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)],
+        positive_scores=scores,
+        negative_scores=neg_scores,
+    )

@@ -1,0 +1,33 @@
+"""Ranks and the gather that losses over all workers need; torch only."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(rank, number of workers); (0, 1) outside a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:
+    """Rows of all workers, in rank order; the gradient flows into the local rows only.
+
+    Every worker computes the loss of the whole batch from this and back-propagates `world` times
+    it: averaged over workers, the gradient is exactly that of one worker with the whole batch.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(world)]
+    dist.all_gather(parts, local.detach().contiguous())
+    parts[rank] = local
+    return torch.cat(parts)
+
+
+def barrier() -> None:
+    if rank_and_world()[1] > 1:
+        dist.barrier()

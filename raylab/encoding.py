@@ -1,0 +1,66 @@
+"""A shard of passages, or queries, into an embedding shard on disk.
+
+    ids.npy       bytes [N]
+    dense.npy     float16 [N, D]                                      (dense head)
+    indptr.npy int64 [N + 1], terms.npy u32, impacts.npy float16      (sparse head)
+    shape.json    {"rows", "columns"}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from raylab.data.tokens import PassageStore
+from raylab.models.retriever import Matrix, Retriever
+
+
+def encode_rows(retriever: Retriever, store: PassageStore, rows: range, batch_tokens: int) -> Matrix:
+    """Representations of the store's passages `rows`, in row order."""
+    limit = retriever.encoding.passage_length
+    texts = [store.tokens(row, limit) for row in rows]
+    return retriever.encode_tokens(texts, retriever.encoding.top_k_passage, batch_tokens)
+
+
+def write_shard(folder: Path, ids: Sequence[str], matrix: Matrix) -> None:
+    """Write an embedding shard.
+
+    Raises:
+        ValueError: a representation that is not finite, or does not fit float16.
+    """
+    values = matrix.data if sp.issparse(matrix) else matrix
+    half = values.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError(f"{folder.name}: representations hold values that are not finite in float16")
+    np.save(folder / "ids.npy", np.array([i.encode() for i in ids], dtype=np.bytes_))
+    if sp.issparse(matrix):
+        csr = matrix.tocsr()
+        np.save(folder / "indptr.npy", csr.indptr.astype(np.int64))
+        np.save(folder / "terms.npy", csr.indices.astype(np.uint32))
+        np.save(folder / "impacts.npy", half)
+    else:
+        np.save(folder / "dense.npy", half)
+    (folder / "shape.json").write_text(json.dumps({"rows": matrix.shape[0], "columns": matrix.shape[1]}))
+
+
+def read_shard(folder: Path) -> tuple[list[str], Matrix]:
+    """(ids, float32 matrix) of an embedding shard."""
+    ids = [i.decode() for i in np.load(folder / "ids.npy")]
+    if (folder / "dense.npy").exists():
+        return ids, np.load(folder / "dense.npy").astype(np.float32)
+    shape = json.loads((folder / "shape.json").read_text())
+    parts = (
+        np.load(folder / "impacts.npy").astype(np.float32),
+        np.load(folder / "terms.npy").astype(np.int32),
+        np.load(folder / "indptr.npy"),
+    )
+    return ids, sp.csr_matrix(parts, shape=(shape["rows"], shape["columns"]))
+
+
+def shards(count: int, size: int) -> list[range]:
+    """Contiguous row ranges of at most `size` passages."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -1,0 +1,1 @@
+"""Evaluation: TREC runs and qrels, measures per query, intervals, benchmark protocols."""

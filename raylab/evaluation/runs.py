@@ -1,0 +1,319 @@
+"""Runs and qrels in memory and as TREC and BEIR files.
+
+A ``Run`` has no ties: its scores strictly decrease, as float32, within each query. Every tool that
+sorts by score, trec_eval included (which breaks ties by descending passage id), then sees the same
+order, and writing and reading a run gives the same run back.
+"""
+
+import gzip
+import io
+import os
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+Qrels = dict[str, dict[str, int]]
+"""Query id -> passage id -> grade."""
+
+TieRule = Literal["id ascending", "id descending"]
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_BEIR_HEADER = ["query-id", "corpus-id", "score"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking(Sequence):
+    """The hits of one query, best first: a sequence of (passage id, score) pairs.
+
+    ``passage_ids``: str [n], each once; ``scores``: float32 [n], strictly decreasing.
+    """
+
+    passage_ids: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        passage_ids: Sequence[str] | np.ndarray,
+        scores: Sequence[float] | np.ndarray,
+        ties: TieRule = "id ascending",
+    ) -> "Ranking":
+        """Order hits by float32 score descending, equal scores by ``ties``.
+
+        A score that is not below the one before it is then lowered to the next float32 below that
+        one: as small a change as makes the order unambiguous. Raises ValueError for a duplicate id,
+        one that is empty or holds white space, and a score that is not finite as float32.
+        """
+        _check_ids(passage_ids)
+        ids = np.asarray(passage_ids, dtype=np.str_)
+        with np.errstate(over="ignore"):
+            values = np.asarray(scores, dtype=np.float32)
+        if ids.ndim != 1 or ids.shape != values.shape:
+            raise ValueError(f"ids of shape {ids.shape} for scores of shape {values.shape}")
+        if not np.isfinite(values).all():
+            place = int(np.argmin(np.isfinite(values)))
+            raise ValueError(
+                f"passage {str(ids[place])!r} has score {scores[place]}; "
+                "a score is a finite float32 number"
+            )
+        if ties == "id ascending":
+            order = np.lexsort((ids, -values))
+        else:
+            order = np.lexsort((ids, values))[::-1]
+        return cls(ids[order], _strictly_decreasing(values[order]))
+
+    def __len__(self) -> int:
+        return len(self.passage_ids)
+
+    def __getitem__(self, rank):
+        """The pair at a rank (from 0), or for a slice the ``Ranking`` of those ranks."""
+        if isinstance(rank, slice):
+            return Ranking(self.passage_ids[rank], self.scores[rank])
+        return str(self.passage_ids[rank]), float(self.scores[rank])
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        return zip(self.passage_ids.tolist(), self.scores.tolist(), strict=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Ranking):
+            return NotImplemented
+        return np.array_equal(self.passage_ids, other.passage_ids) and np.array_equal(
+            self.scores, other.scores
+        )
+
+
+class Run(Mapping[str, Ranking]):
+    """Query id -> ``Ranking``, immutable, in ascending order of query id."""
+
+    def __init__(self, rankings: Mapping[str, Ranking]):
+        _check_ids(list(rankings), what="query")
+        self._rankings = {query_id: rankings[query_id] for query_id in sorted(rankings)}
+
+    @classmethod
+    def from_topk(cls, query_ids: Sequence[str], ids: np.ndarray, scores: np.ndarray) -> "Run":
+        """From the answer of an index: ids [Q, k] str, scores [Q, k] float32; missing hits dropped.
+
+        A query without any hit stays in the run with an empty ranking. Raises ValueError for
+        unequal lengths, duplicate query ids, and as ``Ranking.of``.
+        """
+        if not len(query_ids) == len(ids) == len(scores):
+            raise ValueError(
+                f"{len(query_ids)} query ids for {len(ids)} rows of ids, {len(scores)} of scores"
+            )
+        _check_ids(query_ids, what="query")
+        rankings = {}
+        for query_id, row_ids, row_scores in zip(query_ids, ids, scores, strict=True):
+            found = row_ids != ""
+            rankings[query_id] = _named(query_id, row_ids[found], row_scores[found])
+        return cls(rankings)
+
+    @classmethod
+    def from_pairs(
+        cls,
+        pairs: Mapping[str, Iterable[tuple[str, float]]],
+        ties: TieRule = "id ascending",
+    ) -> "Run":
+        """From (passage id, score) pairs in any order. Raises ValueError as ``Ranking.of``."""
+        rankings = {}
+        for query_id, hits in pairs.items():
+            hits = list(hits)
+            rankings[query_id] = _named(
+                query_id, [hit[0] for hit in hits], [hit[1] for hit in hits], ties
+            )
+        return cls(rankings)
+
+    def __getitem__(self, query_id: str) -> Ranking:
+        return self._rankings[query_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rankings)
+
+    def __len__(self) -> int:
+        return len(self._rankings)
+
+    def __repr__(self) -> str:
+        return f"Run({len(self)} queries, {sum(map(len, self.values()))} hits)"
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a TREC run (``query Q0 passage rank score tag``), gzip if the name ends in ``.gz``.
+
+    As in trec_eval the score alone gives the order, the rank column is not used, and equal float32
+    scores are ordered by passage id descending: a published run measures as published. Raises
+    ValueError ("FILE:LINE: ...") for a wrong number of columns, a score that is not a finite
+    float32 number, a duplicate (query, passage), or text that is not UTF-8.
+    """
+    hits: dict[str, dict[str, float]] = {}
+    for line, fields in _lines(path):
+        if len(fields) != 6:
+            raise ValueError(
+                f"{path}:{line}: {len(fields)} columns; "
+                "a run has 6: query Q0 passage rank score tag"
+            )
+        query_id, _, passage_id, _, score, _ = fields
+        query_hits = hits.setdefault(query_id, {})
+        if passage_id in query_hits:
+            raise ValueError(
+                f"{path}:{line}: passage {passage_id!r} again for query {query_id!r}; "
+                "a passage occurs once a query"
+            )
+        query_hits[passage_id] = _score(path, line, score)
+    return Run.from_pairs(
+        {query_id: query_hits.items() for query_id, query_hits in hits.items()},
+        ties="id descending",
+    )
+
+
+def write_run(run: Run, path: str | Path, tag: str = "raylab") -> None:
+    """Write a TREC run, gzip if the name ends in ``.gz``, whole or not at all (atomic rename).
+
+    Nine significant digits bring back the same float32. The bytes depend on the run and the tag
+    alone. A query without hits leaves no line. Raises ValueError for a tag that is not one word.
+    """
+    if len(tag.split()) != 1 or tag.strip() != tag:
+        raise ValueError(f"tag {tag!r} is not one word without white space")
+    with _atomic_writer(path) as stream:
+        for query_id, ranking in run.items():
+            lines = [
+                f"{query_id} Q0 {passage_id} {rank} {score:.9g} {tag}\n"
+                for rank, (passage_id, score) in enumerate(ranking, 1)
+            ]
+            stream.write("".join(lines).encode())
+
+
+def read_qrels(path: str | Path) -> Qrels:
+    """Read qrels: TREC (``query 0 passage grade``), or BEIR (query, passage, grade under a header).
+
+    Gzip if the name ends in ``.gz``. Raises ValueError ("FILE:LINE: ...") for a wrong number of
+    columns, a grade that is not an integer, a duplicate (query, passage), text that is not UTF-8,
+    or a file without judgments.
+    """
+    qrels: Qrels = {}
+    beir = False
+    for line, fields in _lines(path):
+        if line == 1 and fields == _BEIR_HEADER:
+            beir = True
+            continue
+        if len(fields) != (3 if beir else 4):
+            wanted = (
+                "BEIR qrels have 3: query passage grade"
+                if beir
+                else "TREC qrels have 4: query 0 passage grade "
+                f"(or 3 under the BEIR header {' '.join(_BEIR_HEADER)!r})"
+            )
+            raise ValueError(f"{path}:{line}: {len(fields)} columns; {wanted}")
+        query_id, passage_id, grade = fields[0], fields[-2], fields[-1]
+        judged = qrels.setdefault(query_id, {})
+        if passage_id in judged:
+            raise ValueError(
+                f"{path}:{line}: passage {passage_id!r} judged again for query {query_id!r}; "
+                "a passage is judged once a query"
+            )
+        try:
+            judged[passage_id] = int(grade)
+        except ValueError:
+            raise ValueError(
+                f"{path}:{line}: grade {grade!r} is not an integer; a grade is one, such as 0 or 1"
+            ) from None
+    if not qrels:
+        raise ValueError(f"{path}: no judgments")
+    return qrels
+
+
+def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
+    """Write TREC qrels, sorted by query and passage id, whole or not at all; gzip if ``.gz``."""
+    with _atomic_writer(path) as stream:
+        for query_id in sorted(qrels):
+            for passage_id, grade in sorted(qrels[query_id].items()):
+                stream.write(f"{query_id} 0 {passage_id} {grade}\n".encode())
+
+
+def _named(
+    query_id: str,
+    passage_ids: Sequence[str] | np.ndarray,
+    scores: Sequence[float] | np.ndarray,
+    ties: TieRule = "id ascending",
+) -> Ranking:
+    try:
+        return Ranking.of(passage_ids, scores, ties)
+    except ValueError as error:
+        raise ValueError(f"query {query_id!r}: {error}") from error
+
+
+def _check_ids(ids: Sequence[str] | np.ndarray, what: str = "passage") -> None:
+    listed = np.asarray(ids, dtype=object).ravel().tolist()
+    for one in listed:
+        if not isinstance(one, str):
+            raise ValueError(f"{what} id {one!r} is a {type(one).__name__}; ids are strings")
+    encoded = [one.encode() for one in listed]
+    if b" ".join(encoded).split() != encoded:
+        wrong = next(one for one in listed if one.encode().split() != [one.encode()])
+        raise ValueError(f"{what} id {wrong!r} is empty or holds white space")
+    if len(set(listed)) != len(listed):
+        repeated = next(one for place, one in enumerate(listed) if one in listed[:place])
+        raise ValueError(f"{what} id {repeated!r} occurs twice")
+
+
+def _strictly_decreasing(scores: np.ndarray) -> np.ndarray:
+    """Lower scores (float32 [n], descending) by the fewest float32 steps that leave no ties.
+
+    Floats of one sign order as their bits do; ``steps`` numbers all of them, -0.0 and 0.0 both 0.
+    """
+    bits = scores.view(np.int32).astype(np.int64)
+    magnitude = bits & 0x7FFFFFFF
+    steps = np.where(bits < 0, -magnitude, magnitude)
+    ranks = np.arange(len(steps))
+    steps = np.minimum.accumulate(steps + ranks) - ranks
+    bits = np.where(steps < 0, -steps | 0x80000000, steps)
+    return bits.astype(np.uint32).view(np.float32)
+
+
+def _score(path: str | Path, line: int, text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    if not abs(score) <= _FLOAT32_MAX:
+        raise ValueError(
+            f"{path}:{line}: score {text!r}; a score is a finite float32 number such as 12.5"
+        )
+    return score
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number from 1, fields) of each line of a text file, gzip if the name ends in .gz."""
+    opener = gzip.open if str(path).endswith(".gz") else open
+    line = 0
+    try:
+        with opener(path, "rb") as stream:
+            for line, raw in enumerate(stream, 1):
+                yield line, [field.decode() for field in raw.split()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{line}: not UTF-8: {error}") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}:{line + 1}: not a whole gzip file: {error}") from error
+
+
+@contextmanager
+def _atomic_writer(path: str | Path) -> Iterator[io.BufferedIOBase]:
+    """A binary stream beside ``path`` that takes its name when the block ends without an error."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(aside, "xb") as raw:
+            if path.name.endswith(".gz"):
+                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:
+                    yield stream
+            else:
+                yield raw
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Connect to Ray: a cluster when there is one, else one of our own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pyarrow.fs
+import ray
+from ray.data import DataContext
+from ray.exceptions import RayTaskError
+
+from raylab.artifacts import Store
+from raylab.config import Execution
+
+log = logging.getLogger("raylab")
+T = TypeVar("T")
+
+# One thread a worker: several single-threaded workers beat one that shares the cores (performance.md).
+_WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+
+
+@contextmanager
+def connect(execution: Execution) -> Iterator[None]:
+    """A connection to `RAY_ADDRESS` (or the cluster this job was submitted to), else an own local cluster."""
+    started = not ray.is_initialized()
+    if started:
+        environment = dict(_WORKER_ENVIRONMENT)
+        if not execution.use_gpu:
+            environment["DS_ACCELERATOR"] = "cpu"
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        options: dict[str, Any] = {
+            "runtime_env": {"env_vars": environment},
+            "log_to_driver": False,
+            "logging_level": logging.WARNING,
+        }
+        if not os.environ.get("RAY_ADDRESS"):
+            # Actors that hold a core each must leave room for Ray Data's tasks (stack.md: deadlock).
+            options |= {
+                "num_cpus": max(4, os.cpu_count() or 1),
+                "object_store_memory": 400 * 2**20,
+                "include_dashboard": False,
+            }
+        options |= execution.ray_options
+        ray.init(**options)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.execution_options.verbose_progress = False
+    for name in ("ray.data", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def unwrapped(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call, and raise the error of a remote function as itself, without Ray's wrapping."""
+    try:
+        return call(*args, **kwargs)
+    except RayTaskError as error:
+        raise root_cause(error) from None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost error that a remote function raised."""
+    while True:
+        failures = getattr(error, "worker_failures", None)  # of a Ray Train worker group, by rank
+        inner = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException) or inner is error:
+            return error
+        error = inner
+
+
+def arrow_filesystem(store: Store) -> pyarrow.fs.FileSystem:
+    """The store's filesystem as pyarrow and Ray want it."""
+    if store.is_local:
+        return pyarrow.fs.LocalFileSystem()
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(store.fs))

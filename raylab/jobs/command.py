@@ -1,0 +1,144 @@
+"""The command line of an experiment file: options, errors in one line, and what a run ends with."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from raylab.config import ConfigError, Execution, Grid
+from raylab.data.collections import CollectionError, open_collection
+from raylab.ladders import LADDERS, find_ladder
+from raylab.plan import named_device, plan_grid, plan_rows
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILED = 1
+
+
+def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
+    """The options every experiment shares; defaults are the experiment's own."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    what = options.add_argument_group("what is computed")
+    what.add_argument("--ladder", default=grid.ladder.name, help=f"{', '.join(LADDERS)} or a TOML FILE")
+    what.add_argument("--sizes", default=",".join(grid.sizes), help="sizes of the ladder, comma-separated; empty: its default")
+    what.add_argument("--collection", default=grid.collection, help="scifact, or a folder in BEIR or MS MARCO layout")
+    what.add_argument("--cells", default=grid.cells_filter, help="filter, such as 'sparse-*-cl'; several by commas")
+    what.add_argument("--budget", type=float, default=grid.budget_flops, help="FLOPs a cell; none: the ladder's")
+    what.add_argument("--total-budget", type=float, default=grid.total_budget_flops, help="FLOPs of the whole grid")
+    what.add_argument("--seeds", default=",".join(map(str, grid.seeds)), help="a count, or seeds by commas such as 0,1,2")
+    what.add_argument("--teacher", default=grid.teacher, help="model folder, hub id, package:NAME/FOLDER, or scores.parquet")
+    how = options.add_argument_group("where and how it runs (never changes a result)")
+    how.add_argument("--storage", default="lab", help="a local folder or any fsspec address")
+    how.add_argument("--models", default=None, help="folder with local copies of hub models")
+    how.add_argument("--workers", type=int, default=1, help="train workers a cell")
+    how.add_argument("--zero", type=int, default=1, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage")
+    how.add_argument("--concurrent", type=int, default=2, help="cells trained at once")
+    how.add_argument("--encoders", type=int, default=2, help="encoding actors")
+    how.add_argument("--gpu", action="store_true", help="one GPU a worker, bf16")
+    how.add_argument("--plain", action="store_true", default=None, help="plain lines instead of a live display")
+    plan = options.add_argument_group("plan")
+    plan.add_argument("--dry-run", action="store_true", help="print the plan of every cell and stop")
+    plan.add_argument("--device", default=None, help="what to plan for: cpu-core, a100-80gb, h100, h200")
+    plan.add_argument("--gpu-hour-rate", type=float, default=2.0, help="price of one device hour")
+    return options
+
+
+def chosen(options: argparse.Namespace, grid: Grid) -> tuple[Grid, Execution]:
+    """The experiment under the given options.
+
+    Raises:
+        ConfigError: an option that cannot be.
+    """
+    grid = dataclasses.replace(
+        grid,
+        ladder=find_ladder(options.ladder),
+        sizes=tuple(s for s in options.sizes.split(",") if s),
+        collection=options.collection,
+        cells_filter=options.cells,
+        budget_flops=options.budget,
+        total_budget_flops=options.total_budget,
+        seeds=parse_seeds(options.seeds),
+        teacher=options.teacher,
+    )
+    execution = Execution(
+        storage=options.storage,
+        workers=options.workers,
+        zero_stage=options.zero,
+        concurrent_trials=options.concurrent,
+        encoding_actors=options.encoders,
+        use_gpu=options.gpu,
+        models_dir=options.models,
+    )
+    return grid, execution
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`3` is seeds 0, 1, 2; `5,7` is these two; a single seed 0 is `0`.
+
+    Raises:
+        ConfigError: not whole numbers.
+    """
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise ConfigError(f"--seeds {text!r}: it must be a count or whole numbers by commas") from None
+    if len(numbers) == 1 and "," not in text and numbers[0] > 0:
+        return tuple(range(numbers[0]))
+    return numbers
+
+
+def show_plan(grid: Grid, execution: Execution, options: argparse.Namespace, console: Console) -> None:
+    """Print the plan of every cell."""
+    device = named_device(options.device or ("cpu-core" if grid.ladder.name == "pico" else "a100-80gb"))
+    plan = plan_grid(grid, open_collection(grid.collection), execution)
+    rows = plan_rows(plan, device, options.gpu_hour_rate, execution.workers)
+    table = Table(title=f"{len(plan.cells)} cells on {device.name} at {device.efficiency:.0%} of {device.peak_flops:.3g} FLOP/s")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    hours = sum(float(row["device hours"]) for row in rows)
+    console.print(
+        f"in all {plan.flops:.3g} FLOPs, {hours:.3g} device hours, {hours * options.gpu_hour_rate:,.2f} "
+        f"at {options.gpu_hour_rate} an hour"
+    )
+
+
+def run_experiment(description: str, grid: Grid, arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, run, and end with the table, the plot and where everything is.
+
+    Returns the exit status: 0, 2 for bad input (one clear line, nothing left behind).
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    options = parser(description, grid).parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    started = time.time()
+    try:
+        grid, execution = chosen(options, grid)
+        if options.dry_run:
+            show_plan(grid, execution, options, console)
+            return 0
+        from raylab.jobs.grid import run_grid  # here, since Ray takes seconds to import
+
+        outcome = run_grid(grid, execution, options.plain)
+    except (ConfigError, CollectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    outcome.report.show(console)
+    for label, path in outcome.report.paths.items():
+        print(f"{label:>14}  {path}")
+    print(f"{'results':>14}  {execution.storage.rstrip('/')}/results.parquet")
+    if outcome.untrained_cells:
+        print(f"not trained, the total budget is spent: {', '.join(outcome.untrained_cells)}")
+    done = "everything was done already" if outcome.nothing_to_do else "done"
+    print(f"{done} in {time.time() - started:.0f} s")
+    return 0

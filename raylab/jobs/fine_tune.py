@@ -1,0 +1,101 @@
+"""The cells of a grid on Ray Tune: one trial a cell, each a Ray Train run, under a shared budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from raylab.artifacts import Store
+from raylab.config import Execution
+from raylab.jobs.cluster import arrow_filesystem, root_cause, unwrapped
+from raylab.jobs.train import AdaptationJob, CellJob, adaptation_worker, fine_tuning_worker, train
+
+
+@ray.remote(num_cpus=0, max_retries=3)
+def adapt(job: AdaptationJob) -> str:
+    """One size's MNTP, as a Ray Train run of its own."""
+    train(adaptation_worker, job)
+    return job.run_name
+
+
+def adapt_all(jobs: Sequence[AdaptationJob], limit: int, finished: Callable[[str], None]) -> None:
+    """Adapt all sizes, at most `limit` at a time.
+
+    Raises:
+        The first run's own error, unwrapped.
+    """
+    queue, running = list(jobs), []
+    while queue or running:
+        while queue and len(running) < limit:
+            running.append(adapt.remote(queue.pop(0)))
+        (ready,), running = ray.wait(running, num_returns=1)
+        finished(unwrapped(ray.get, ready))
+
+
+class TotalBudget(tune.Stopper):
+    """Ends the whole grid once its trials have spent `flops` together."""
+
+    def __init__(self, flops: float | None):
+        self.flops = flops
+        self.spent: dict[str, float] = {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.spent[trial_id] = float(result.get("spent_flops", 0.0))
+        return False
+
+    def stop_all(self) -> bool:
+        return self.flops is not None and sum(self.spent.values()) >= self.flops
+
+
+class _Finished(tune.Callback):
+    """Tells the driver of every cell that ends."""
+
+    def __init__(self, finished: Callable[[str], None]):
+        self.finished = finished
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.finished(trial.config["cell"])
+
+
+def _trial(config: dict[str, Any], jobs: dict[str, CellJob]) -> None:
+    train(fine_tuning_worker, jobs[config["cell"]], callbacks=[TuneReportCallback()])
+
+
+def fine_tune_all(
+    store: Store, execution: Execution, jobs: Sequence[CellJob], total_flops: float | None,
+    finished: Callable[[str], None],
+) -> None:
+    """Train all cells, in the given order, at most `concurrent_trials` at a time.
+
+    Trials are not retried by Tune: a lost worker is Ray Train's affair, and a lost driver's cells
+    resume from their own checkpoints when the same command runs again.
+
+    Raises:
+        The first failed trial's own error, unwrapped, when all others have ended.
+    """
+    by_name = {job.cell.run_name: job for job in jobs}
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trial, jobs=by_name), {"CPU": 0.01}),
+        param_space={"cell": tune.grid_search(list(by_name))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=execution.concurrent_trials,
+            trial_name_creator=lambda trial: trial.config["cell"],
+            trial_dirname_creator=lambda trial: trial.config["cell"],
+        ),
+        run_config=tune.RunConfig(
+            name=f"grid-{int(time.time())}",
+            storage_path=f"{store.root}/tune",
+            storage_filesystem=None if store.is_local else arrow_filesystem(store),
+            stop=TotalBudget(total_flops),
+            callbacks=[_Finished(finished)],
+            verbose=0,
+        ),
+    )
+    results = tuner.fit()
+    if results.errors:
+        raise root_cause(results.errors[0])

@@ -1,0 +1,150 @@
+"""Progress of a grid: workers tell an actor, the driver shows it (rich on a terminal, lines in a log)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+_PLAIN_EVERY_S = 10.0
+_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One run's latest progress."""
+
+    run: str
+    step: int
+    steps: int
+    spent_flops: float
+    loss: float
+    at: float
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Keeps every run's latest beat."""
+
+    def __init__(self) -> None:
+        self.beats: dict[str, Beat] = {}
+
+    def beat(self, beat: Beat) -> None:
+        self.beats[beat.run] = beat
+
+    def snapshot(self) -> dict[str, Beat]:
+        return dict(self.beats)
+
+
+class Monitor:
+    """The driver's view: stages done and to do, cells, steps, budget spent, time left.
+
+    Args:
+        plain: lines instead of a live display; the default asks whether stdout is a terminal.
+    """
+
+    def __init__(self, plain: bool | None = None):
+        self.console = Console()
+        self.plain = not self.console.is_terminal if plain is None else plain
+        self.board: Any = None
+        self.stage, self.done, self.total = "start", 0, 0
+        self.cells_done, self.cells_total = 0, 0
+        self.spent_flops, self.budget_flops = 0.0, 0.0
+        self.started = time.time()
+        self._stop = threading.Event()
+        self._remaining_s: float | None = None
+        self._rate_from: tuple[float, float] | None = None
+
+    def say(self, text: str) -> None:
+        """One line, in either display."""
+        if self.plain:
+            print(f"[{_clock(time.time() - self.started)}] {text}", flush=True)
+        else:
+            self.console.print(text, highlight=False)
+
+    def enter(self, stage: str, total: int, done: int = 0) -> None:
+        """A stage begins: `done` of its `total` artifacts are already there."""
+        self.stage, self.total, self.done = stage, total, done
+        self.say(f"{stage}: {done} of {total} already done" if done else f"{stage}: {total} to do")
+
+    def advance(self, text: str = "") -> None:
+        """One artifact of the stage is done."""
+        self.done += 1
+        if text:
+            self.say(f"{self.stage} {self.done}/{self.total}: {text}")
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Show progress while the block runs."""
+        self.board = Board.remote()
+        thread = threading.Thread(target=self._plain_loop if self.plain else self._live_loop, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join(timeout=5)
+            sys.stdout.flush()
+
+    def _beats(self) -> dict[str, Beat]:
+        with contextlib.suppress(ray.exceptions.RayError):
+            return ray.get(self.board.snapshot.remote(), timeout=5)
+        return {}
+
+    def _running(self) -> list[Beat]:
+        now = time.time()
+        return [b for b in self._beats().values() if b.step < b.steps and now - b.at < 60]
+
+    def summary(self, running: list[Beat]) -> str:
+        """One line: stage, cells, budget spent, time left."""
+        spent = self.spent_flops + sum(b.spent_flops for b in running if not b.run.startswith("mntp"))
+        parts = [f"{self.stage} {self.done}/{self.total}", f"cells {self.cells_done}/{self.cells_total}"]
+        if self.budget_flops:
+            parts.append(f"budget {spent / self.budget_flops:.0%} of {self.budget_flops:.2g} FLOPs")
+        left = self._time_left(spent)
+        parts.append(f"training left {_clock(left)}" if left is not None else f"elapsed {_clock(time.time() - self.started)}")
+        return " | ".join(parts)
+
+    def _time_left(self, spent: float) -> float | None:
+        if self.stage != "fine-tune" or not self.budget_flops:
+            return None
+        if self._rate_from is None:
+            self._rate_from = (time.time(), spent)
+        seconds, flops = time.time() - self._rate_from[0], spent - self._rate_from[1]
+        return (self.budget_flops - spent) / flops * seconds if flops > 0 and seconds > 5 else None
+
+    def _plain_loop(self) -> None:
+        while not self._stop.wait(_PLAIN_EVERY_S):
+            running = self._running()
+            runs = "; ".join(f"{b.run} {b.step}/{b.steps} loss {b.loss:.3g}" for b in running)
+            self.say(self.summary(running) + (f" | {runs}" if runs else ""))
+
+    def _live_loop(self) -> None:
+        with Live(console=self.console, refresh_per_second=4, transient=True) as live:
+            while not self._stop.wait(_POLL_S):
+                live.update(self._render(self._running()))
+
+    def _render(self, running: list[Beat]) -> Group:
+        bars = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        bars.add_task("cells", total=max(self.cells_total, 1), completed=self.cells_done)
+        bars.add_task(self.stage, total=max(self.total, 1), completed=self.done)
+        table = Table("run", "step", "of", "FLOPs", "loss", box=None)
+        for beat in running:
+            table.add_row(beat.run, str(beat.step), str(beat.steps), f"{beat.spent_flops:.2e}", f"{beat.loss:.3f}")
+        return Group(bars, table, self.summary(running))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,145 @@
+"""Index and search on Ray tasks: embedding shards -> index shards -> top-k a shard -> one run file.
+
+    index artifact      one shard: faiss (dense) or postings (sparse)
+    run artifact        run.trec.gz of one subject on one split
+    measures artifact   measures.parquet: value of each measure for each query
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from raylab.artifacts import Address, Artifact, Store
+from raylab.config import HeadKind
+from raylab.encoding import read_shard
+from raylab.evaluation.benchmarks import Protocol, drop_own_document, protocol
+from raylab.evaluation.measures import evaluate
+from raylab.evaluation.runs import Run, read_run, write_run
+from raylab.index.bm25 import BM25Index
+from raylab.index.dense import DenseIndex
+from raylab.index.sparse import SparseIndex
+from raylab.index.topk import merge_topk
+from raylab.jobs.cluster import unwrapped
+from raylab.jobs.ingest import PASSAGES, load_topics
+from raylab.jobs.teach import Texts
+
+INDEX, RUN, MEASURES = "index", "run", "measures"
+
+
+def index_class(head: HeadKind) -> type[DenseIndex] | type[SparseIndex]:
+    return DenseIndex if head == "dense" else SparseIndex
+
+
+def index_address(shard: Artifact) -> Address:
+    return Address(INDEX, shard.manifest["name"], {"format": 1}, {"shard": shard.fingerprint})
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def build_index(store: Store, shard: Artifact) -> None:
+    """Commit the index of one embedding shard."""
+    with store.draft(index_address(shard)) as draft:
+        index = index_class(shard.meta["head"]).build([read_shard(store.local(shard))])
+        index.save(draft.path)
+        draft.meta.update(rows=shard.meta["rows"], head=shard.meta["head"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One subject on one split: query embeddings against index shards; BM25 has neither."""
+
+    name: str
+    collection: Artifact
+    split: str
+    queries: Artifact | None
+    indexes: tuple[Artifact, ...]
+
+    @property
+    def protocol(self) -> Protocol:
+        return protocol(self.collection.meta["name"], self.split)
+
+    @property
+    def run_address(self) -> Address:
+        depth = {"depth": self.protocol.run_depth, "drop_own": self.protocol.drop_own_document}
+        inputs = {f"index-{i:05d}": a.fingerprint for i, a in enumerate(self.indexes)}
+        inputs["collection"] = self.collection.fingerprint
+        if self.queries is not None:
+            inputs["queries"] = self.queries.fingerprint
+        return Address(RUN, f"{self.name}-{self.split}", {"split": self.split, "system": self.name, **depth}, inputs)
+
+    def measures_address(self, run: Artifact) -> Address:
+        return Address(
+            MEASURES, f"{self.name}-{self.split}", {"protocol": asdict(self.protocol), "split": self.split},
+            {"run": run.fingerprint, "collection": self.collection.fingerprint},
+        )
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
+    """Commit the run and the measures of one subject on one split."""
+    address = evaluation.run_address
+    run = store.find(address)
+    if run is None:
+        found = _search_bm25(store, evaluation) if evaluation.queries is None else _search(store, evaluation)
+        query_ids, ids, scores = found
+        with store.draft(address) as draft:
+            ranked = Run.from_topk(query_ids, ids, scores)
+            if evaluation.protocol.drop_own_document:
+                ranked = drop_own_document(ranked)
+            write_run(ranked, draft.path / "run.trec.gz", evaluation.name)
+            draft.meta.update(queries=len(query_ids), system=evaluation.name)
+        run = store.find(address)
+        assert run is not None
+    topics = load_topics(store.local(evaluation.collection))[evaluation.split]
+    values = evaluate(
+        read_run(store.local(run) / "run.trec.gz"), topics.qrels, list(evaluation.protocol.measures)
+    )
+    rows = [
+        {"measure": measure, "query_id": query_id, "value": value}
+        for measure, by_query in values.items()
+        for query_id, value in sorted(by_query.items())
+    ]
+    with store.draft(evaluation.measures_address(run)) as draft:
+        pq.write_table(pa.Table.from_pylist(rows), draft.path / "measures.parquet")
+        draft.meta.update(measures=list(values), queries=len(topics.queries))
+
+
+def _search(store: Store, evaluation: Evaluation) -> tuple[list[str], Any, Any]:
+    assert evaluation.queries is not None
+    query_ids, matrix = read_shard(store.local(evaluation.queries))
+    kind = index_class(evaluation.queries.meta["head"])
+    depth = evaluation.protocol.search_depth
+    parts = [kind.load(store.local(shard)).search(matrix, depth) for shard in evaluation.indexes]
+    ids, scores = merge_topk(parts, depth)
+    return query_ids, ids, scores
+
+
+def _search_bm25(store: Store, evaluation: Evaluation) -> tuple[list[str], Any, Any]:
+    folder = store.local(evaluation.collection)
+    texts = Texts.load(folder, PASSAGES)
+    topics = load_topics(folder)[evaluation.split]
+    ids, scores = BM25Index.build(texts.ids, texts.texts).search(
+        list(topics.queries.values()), evaluation.protocol.search_depth
+    )
+    return list(topics.queries), ids, scores
+
+
+def run_all(calls: Sequence[tuple[Any, tuple]], limit: int, finished: Callable[[], None]) -> None:
+    """Run remote functions, at most `limit` at a time.
+
+    Raises:
+        The first one's own error, unwrapped.
+    """
+    queue, running = list(calls), []
+    while queue or running:
+        while queue and len(running) < limit:
+            function, arguments = queue.pop(0)
+            running.append(function.remote(*arguments))
+        (ready,), running = ray.wait(running, num_returns=1)
+        unwrapped(ray.get, ready)
+        finished()

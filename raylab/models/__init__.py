@@ -1,0 +1,1 @@
+"""Backbones, heads and the retriever they make. Nothing here imports ray."""

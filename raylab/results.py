@@ -1,0 +1,112 @@
+"""The results table and the ledger: typed rows, the only source of every figure and table (rule 6).
+
+`results.parquet`, a row a (system, seed, collection, split, measure):
+
+    kind          trained | untrained | baseline
+    system        the cell's name, or BM25
+    size, head, objective, seed        null where they mean nothing
+    collection, split, measure
+    value, ci_low, ci_high             mean over queries and its 95 % bootstrap interval
+    queries                            how many queries the mean is over
+    parameters                         non-embedding parameters
+    budget_flops, spent_flops          of fine-tuning
+    steps                              optimizer steps
+    seconds                            of training
+    fingerprint                        of the checkpoint (trained), else of the run
+
+`per_query.parquet`: fingerprint of the run, system, seed, collection, split, measure, query_id, value.
+`ledger.parquet`: a row an artifact: stage, name, fingerprint, seconds, flops, tokens, size_bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raylab.artifacts import Artifact, Store
+
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("system", pa.string()),
+        ("size", pa.string()),
+        ("head", pa.string()),
+        ("objective", pa.string()),
+        ("seed", pa.int64()),
+        ("collection", pa.string()),
+        ("split", pa.string()),
+        ("measure", pa.string()),
+        ("value", pa.float64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("queries", pa.int64()),
+        ("parameters", pa.int64()),
+        ("budget_flops", pa.float64()),
+        ("spent_flops", pa.float64()),
+        ("steps", pa.int64()),
+        ("seconds", pa.float64()),
+        ("fingerprint", pa.string()),
+    ]
+)
+PER_QUERY_SCHEMA = pa.schema(
+    [
+        ("fingerprint", pa.string()),
+        ("system", pa.string()),
+        ("seed", pa.int64()),
+        ("collection", pa.string()),
+        ("split", pa.string()),
+        ("measure", pa.string()),
+        ("query_id", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("stage", pa.string()),
+        ("name", pa.string()),
+        ("fingerprint", pa.string()),
+        ("seconds", pa.float64()),
+        ("flops", pa.float64()),
+        ("tokens", pa.float64()),
+        ("size_bytes", pa.int64()),
+    ]
+)
+RESULTS, PER_QUERY, LEDGER = "results.parquet", "per_query.parquet", "ledger.parquet"
+
+
+def write_table(store: Store, path: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pd.DataFrame:
+    """Write rows at the root of the storage, atomically, and return them."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    store.put_bytes(path, buffer.getvalue())
+    return table.to_pandas()
+
+
+def read_table(store: Store, path: str) -> pd.DataFrame:
+    """A table from the root of the storage.
+
+    Raises:
+        FileNotFoundError: nothing was written there yet.
+    """
+    with store.fs.open(f"{store.root}/{path}", "rb") as file:
+        return pq.read_table(file).to_pandas()
+
+
+def ledger_row(artifact: Artifact) -> dict[str, Any]:
+    """What an artifact took."""
+    manifest, meta = artifact.manifest, artifact.meta
+    return {
+        "stage": manifest["stage"],
+        "name": manifest["name"],
+        "fingerprint": artifact.fingerprint,
+        "seconds": float(meta.get("train_seconds", manifest["seconds"])),
+        "flops": meta.get("spent_flops", meta.get("flops")),
+        "tokens": meta.get("tokens"),
+        "size_bytes": artifact.size_bytes,
+    }

@@ -1,0 +1,79 @@
+"""Fixtures of the whole test suite: real data beside the project, and a tiny laboratory to run."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import LlamaForCausalLM
+
+from raylab.pretraining import Rung, train_tokenizer
+
+_WORDS = (
+    "cell protein gene tumour virus mouse patient drug dose heart liver brain bone blood growth signal receptor "
+    "mutation therapy trial risk immune vaccine insulin glucose kinase factor membrane neuron muscle lung kidney "
+    "infection antibody cancer stem tissue enzyme pathway inhibitor"
+).split()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data: RAYLAB_SHARED_DATA, or ``../shared/data`` beside the project."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("RAYLAB_SHARED_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}; set RAYLAB_SHARED_DATA")
+    return folder
+
+
+def _sentence(rng: np.random.Generator, topic: int, words: int) -> str:
+    own = _WORDS[topic % len(_WORDS) :: 7]
+    return " ".join(rng.choice(own if rng.random() < 0.5 else _WORDS) for _ in range(words))
+
+
+@pytest.fixture(scope="session")
+def collection_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder of 120 passages with titles, 60 training and 20 test queries."""
+    folder = tmp_path_factory.mktemp("collection") / "tiny"
+    (folder / "qrels").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    passages = [
+        {"_id": f"p{i:03d}", "title": _sentence(rng, i, 4), "text": _sentence(rng, i, 40)} for i in range(120)
+    ]
+    queries = [
+        {"_id": f"q{i:03d}", "text": " ".join(passages[i]["text"].split()[3:9])} for i in range(80)
+    ]
+    for name, rows in (("corpus", passages), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split, own in (("train", range(60)), ("test", range(60, 80))):
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{i:03d}\tp{i:03d}\t1" for i in own)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random bidirectional Llama of 2 layers x 32 with its tokenizer, as a local hub folder."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = train_tokenizer([" ".join(_WORDS)] * 4, 400)
+    tokenizer.save_pretrained(str(folder))
+    torch.manual_seed(0)
+    LlamaForCausalLM(Rung("tiny", 2, 32, 2, 64).config(len(tokenizer))).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ladder_file(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A ladder of one tiny size with a recipe that trains in seconds."""
+    path = tmp_path_factory.mktemp("ladder") / "tiny.toml"
+    path.write_text(
+        f'name = "tiny"\nrecipe = "pico"\nbudget_flops = 4e8\n'
+        f'[[size]]\nname = "tiny"\nsource = "{model_folder}"\n'
+        "[adaptation]\nsteps = 3\nbatch_blocks = 4\nblock_length = 32\n"
+        "[fine_tuning]\nbatch_queries = 8\nnegatives = 2\n"
+        "[encoding]\npassage_length = 48\n"
+    )
+    return path

@@ -1,0 +1,174 @@
+"""Runs and qrels: one order for every tool, lossless files, errors that say where."""
+
+import gzip
+
+import numpy as np
+import pytest
+import pytrec_eval
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raylab.evaluation.runs import (
+    Ranking,
+    Run,
+    read_qrels,
+    read_run,
+    write_qrels,
+    write_run,
+)
+
+FLOATS = st.floats(
+    width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**99), max_value=2.0**99
+)
+SCORES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 1.5, -2.0]), FLOATS)
+HITS = st.dictionaries(st.integers(0, 99).map(str), SCORES, max_size=30)
+
+
+@settings(deadline=None)
+@given(HITS)
+def test_order_is_score_then_id_and_scores_move_only_to_break_ties(hits):
+    ranking = Ranking.of(list(hits), list(hits.values()))
+    expected = sorted(hits, key=lambda passage_id: (-np.float32(hits[passage_id]), passage_id))
+    assert ranking.passage_ids.tolist() == expected
+    assert ranking.scores.dtype == np.float32
+    assert (np.diff(ranking.scores) < 0).all()
+    given_scores = np.array([hits[passage_id] for passage_id in expected], np.float32)
+    before = np.float32(np.inf)
+    for score, wanted in zip(ranking.scores, given_scores, strict=True):
+        just_below = np.nextafter(before, np.float32(-np.inf), dtype=np.float32)
+        assert score == (wanted if wanted < before else just_below)
+        before = score
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.integers(0, 9).map(str), HITS.filter(bool), min_size=1, max_size=4))
+def test_written_run_reads_the_same_and_trec_eval_sees_its_order(tmp_path_factory, hits):
+    run = Run.from_pairs({query_id: query_hits.items() for query_id, query_hits in hits.items()})
+    path = tmp_path_factory.mktemp("runs") / "a.trec.gz"
+    write_run(run, path)
+    assert read_run(path) == run
+    with gzip.open(path, "rt") as stream:
+        printed = pytrec_eval.parse_run(stream)
+    for query_id, ranking in run.items():
+        for rank, passage_id in enumerate(ranking.passage_ids.tolist(), 1):
+            judged = pytrec_eval.RelevanceEvaluator({query_id: {passage_id: 1}}, {"recip_rank"})
+            measured = judged.evaluate({query_id: printed[query_id]})[query_id]["recip_rank"]
+            assert measured == pytest.approx(1 / rank)
+
+
+def test_file_is_as_trec_wants_it_and_repeatable(tmp_path):
+    run = Run.from_topk(
+        ["q2", "q1", "q0"],
+        np.array([["b", "a", ""], ["c", "", ""], ["", "", ""]]),
+        np.array([[0.1, 0.1, -np.inf], [3, -np.inf, -np.inf], [-np.inf] * 3], np.float32),
+    )
+    write_run(run, tmp_path / "run.trec", tag="x")
+    assert (tmp_path / "run.trec").read_text() == (
+        "q1 Q0 c 1 3 x\nq2 Q0 a 1 0.100000001 x\nq2 Q0 b 2 0.099999994 x\n"
+    )
+    assert list(run["q0"]) == []
+    for name in ("1.gz", "2.gz"):
+        write_run(run, tmp_path / name)
+    assert (tmp_path / "1.gz").read_bytes() == (tmp_path / "2.gz").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "qrels"
+    write_qrels({"q": {"b": 1, "a": 0}}, path)
+    with pytest.raises(AttributeError):
+        write_qrels({"q": {"b": 2}, "r": None}, path)
+    assert path.read_text() == "q 0 a 0\nq 0 b 1\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ties_in_a_file_are_read_as_trec_eval_reads_them(tmp_path):
+    path = tmp_path / "run"
+    path.write_text("q Q0 a 1 2.0 t\nq Q0 c 2 2.0 t\nq Q0 b 3 2.00000001 t\nq Q0 d 4 3 t\n")
+    assert read_run(path)["q"].passage_ids.tolist() == ["d", "c", "b", "a"]
+
+
+def test_ranking_is_a_sequence_of_pairs():
+    ranking = Ranking.of(["a", "b", "c"], [1.0, 3.0, 2.0])
+    assert list(ranking) == [("b", 3.0), ("c", 2.0), ("a", 1.0)]
+    assert ranking[0] == ("b", 3.0)
+    assert ranking[:2] == Ranking.of(["b", "c"], [3.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q Q0 a 1 1.0 t\nq Q0 b 2 1.0\n", ":2: 5 columns; a run has 6"),
+        ("q Q0 a 1 high t\n", ":1: score 'high'"),
+        ("q Q0 a 1 nan t\n", ":1: score 'nan'"),
+        ("q Q0 a 1 1e39 t\n", ":1: score '1e39'"),
+        ("q Q0 a 1 2 t\nq Q0 a 2 1 t\n", ":2: passage 'a' again for query 'q'"),
+        ("q Q0 a 1 2 t\n\n", ":2: 0 columns"),
+        (b"q Q0 \xff 1 2 t\n", ":1: not UTF-8"),
+    ],
+)
+def test_bad_run_lines_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.trec"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match="bad.trec" + message):
+        read_run(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("q 0 a\n", ":1: 3 columns; TREC qrels have 4"),
+        ("query-id\tcorpus-id\tscore\nq 0 a 1\n", ":2: 4 columns; BEIR qrels have 3"),
+        ("q 0 a 1\nq 0 b yes\n", ":2: grade 'yes'"),
+        ("q 0 a 1\nq 0 a 1\n", ":2: passage 'a' judged again"),
+        ("query-id\tcorpus-id\tscore\n", ": no judgments"),
+    ],
+)
+def test_bad_qrels_lines_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.qrels"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="bad.qrels" + message):
+        read_qrels(path)
+
+
+def test_cut_gzip_is_named(tmp_path):
+    whole = gzip.compress(b"q Q0 a 1 2 t\n" * 1000)
+    for content in (whole[:-9], b"plain text"):
+        (tmp_path / "cut.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"cut\.gz:\d+: "):
+            read_run(tmp_path / "cut.gz")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"q": [("a", 1.0), ("a", 2.0)]}, "query 'q': passage id 'a' occurs twice"),
+        ({"q": [("a b", 1.0)]}, "passage id 'a b' is empty or holds white space"),
+        ({"q": [("a", float("inf"))]}, "query 'q': passage 'a' has score inf"),
+        ({"q": [(7, 1.0)]}, "passage id 7 is a int"),
+        ({"": [("a", 1.0)]}, "query id '' is empty"),
+        ({5: [("a", 1.0)]}, "query id 5 is a int"),
+    ],
+)
+def test_bad_hits_are_named(pairs, message):
+    with pytest.raises(ValueError, match=message):
+        Run.from_pairs(pairs)
+
+
+def test_tag_must_be_a_word(tmp_path):
+    with pytest.raises(ValueError, match="tag"):
+        write_run(Run({}), tmp_path / "run", tag="two words")
+
+
+def test_both_qrels_formats_read_alike(tmp_path):
+    qrels = {"q": {"a": 2, "b": -1}, "r": {"é": 0}}
+    write_qrels(qrels, tmp_path / "trec.gz")
+    beir = "query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t-1\nr\té\t0\n"
+    (tmp_path / "beir.tsv").write_text(beir, encoding="utf-8")
+    assert read_qrels(tmp_path / "trec.gz") == read_qrels(tmp_path / "beir.tsv") == qrels
+
+
+def test_real_qrels_are_read_whole(shared_data):
+    assert sum(map(len, read_qrels(shared_data / "beir/nfcorpus/qrels/test.tsv").values())) == 12334
+    assert sum(map(len, read_qrels(shared_data / "beir/scifact/qrels/test.tsv").values())) == 339
+    assert len(read_qrels(shared_data / "msmarco-slice/qrels.dl19.tsv")) == 43
