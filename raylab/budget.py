@@ -7,7 +7,8 @@ d hidden size, V vocabulary, N weights of the linear projections inside the bloc
     backward     full: 2 x forward;  LoRA: 1 x linear (frozen weights need no weight gradient)
                  + 2 x attention + the adapters' own;  sparse head: only positive maxima flow back,
                  which is below 2 % of its forward pass and counted as nothing here
-    checkpointing adds one more forward of the blocks.
+    checkpointing adds one more forward of the blocks; without LoRA it stops before each layer's last
+    product (down_proj), whose result no gradient needs.
 """
 
 from __future__ import annotations
@@ -131,10 +132,14 @@ def train_flops(
             adapters = 2.0 * shape.lora_parameters(lora) * part.tokens
             forward += adapters
             backward = linear + 2 * attention + 2 * adapters
+        recomputed = forward
+        if lora is None:
+            inputs, outputs = shape.projections["down_proj"]
+            recomputed -= 2.0 * shape.layers * inputs * outputs * part.tokens
         if logits_backward:
             frees_head = lora is None or lora.train_embeddings
             backward += vocabulary * (2 if frees_head else 1)
-        total += forward + vocabulary + backward + (forward if checkpointing else 0.0)
+        total += forward + vocabulary + backward + (recomputed if checkpointing else 0.0)
     return total
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 
@@ -11,6 +13,16 @@ def rank_and_world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def ensure_process_group() -> None:
+    """A process group of this process alone, where none runs: DeepSpeed asks for one.
+
+    It stays for the life of the process: DeepSpeed keeps hold of the first group it meets.
+    """
+    if not dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 
 
 def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:

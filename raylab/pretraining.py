@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raylab.budget import Rows, Shape, train_flops
 from raylab.data.batches import pad
+from raylab.distributed import ensure_process_group
 from raylab.losses import info_nce
 from raylab.models.hub import save_weights, state_to_save
 from raylab.training import FineTuningModule, Optimization, Progress, run
@@ -151,21 +151,6 @@ class PrintingReporter:
         """Nothing is kept."""
 
 
-@contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """A process group of this process alone, which DeepSpeed asks for."""
-    if torch.distributed.is_initialized():
-        yield
-        return
-    os.environ.setdefault("LOCAL_RANK", "0")
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def pretrain(
     rung: Rung, tokenizer: PreTrainedTokenizerFast, texts: list[str], config: Pretraining, folder: Path,
     text_name: str, command: str, say: Callable[[str], None] = print,
@@ -180,8 +165,8 @@ def pretrain(
     task = CropTask(FineTuningModule(model, "dense"), shape, passages, config)
     optimization = Optimization(config.learning_rate, 0.0, config.warmup_fraction, 1.0, zero_stage=0)
     started = time.process_time()
-    with process_group():
-        _, done, _ = run(task, optimization, PrintingReporter(say), checkpoints=0)
+    ensure_process_group()
+    _, done, _ = run(task, optimization, PrintingReporter(say), checkpoints=0)
     save_weights(model, state_to_save(model), folder)
     tokenizer.save_pretrained(str(folder))
     card = _CARD.format(

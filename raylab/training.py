@@ -265,6 +265,8 @@ def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: linear_schedule(step, steps, config.warmup_fraction)
     )
+    # Buckets are allocated whole: the default of 5e8 elements would be 2 GB a step for a small adapter.
+    bucket = min(500_000_000, max(1, sum(p.numel() for p in trainable)))
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
@@ -276,7 +278,11 @@ def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
             "gradient_clipping": config.clip_norm,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "zero_optimization": {"stage": config.zero_stage},
+            "zero_optimization": {
+                "stage": config.zero_stage,
+                "reduce_bucket_size": bucket,
+                "allgather_bucket_size": bucket,
+            },
             "bf16": {"enabled": config.bf16},
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
@@ -303,11 +309,13 @@ def run(
     engine = make_engine(task.module, task.steps, optimization)
     start, spent, tokens, seconds, loss = 0, 0.0, 0.0, 0.0, math.nan
     history: list[dict[str, float]] = []
+    now = Progress(0, task.steps, 0.0, 0.0, math.nan, 0.0)
     with reporter.resume() as folder:
         if folder is not None:
             _, state = engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
             start, spent, tokens, seconds = state["step"], state["spent"], state["tokens"], state["seconds"]
             history, loss = state["history"], state["loss"]
+            now = Progress(start, task.steps, spent, tokens, loss, seconds)
             _restore_random_state(state["random"][rank_and_world()[0] % len(state["random"])])
     every = max(1, math.ceil(task.steps / (checkpoints + 1)))
     points = max(1, task.steps // _HISTORY_POINTS)
@@ -332,7 +340,7 @@ def run(
             state = {"step": step + 1, "spent": spent, "tokens": tokens, "seconds": seconds, "loss": loss,
                      "history": history, "random": _random_states()}
             reporter.checkpoint(lambda path, state=state: _save(engine, path, state), now)
-    return engine, Progress(task.steps, task.steps, spent, tokens, loss, seconds), history
+    return engine, now, history
 
 
 def _save(engine: Any, folder: Path, state: dict[str, Any]) -> None:

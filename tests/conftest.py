@@ -70,10 +70,28 @@ def ladder_file(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) ->
     """A ladder of one tiny size with a recipe that trains in seconds."""
     path = tmp_path_factory.mktemp("ladder") / "tiny.toml"
     path.write_text(
-        f'name = "tiny"\nrecipe = "pico"\nbudget_flops = 4e8\n'
+        f'name = "tiny"\nrecipe = "pico"\nbudget_flops = 1e10\n'
         f'[[size]]\nname = "tiny"\nsource = "{model_folder}"\n'
         "[adaptation]\nsteps = 3\nbatch_blocks = 4\nblock_length = 32\n"
         "[fine_tuning]\nbatch_queries = 8\nnegatives = 2\n"
         "[encoding]\npassage_length = 48\n"
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """A random BERT cross-encoder with a tokenizer, as a local hub folder."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("teachers") / "tiny-bert"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(model_folder))
+    tokenizer.save_pretrained(str(folder))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        num_labels=1, pad_token_id=0,
+    )
+    BertForSequenceClassification(config).save_pretrained(str(folder))
+    return folder

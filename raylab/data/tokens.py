@@ -30,11 +30,11 @@ def write_store(
     ids: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     titles: list[np.ndarray] = []
-    last = ""
+    last: str | None = None
     with open(folder / "tokens.bin", "wb") as file:
         for shard_ids, tokens, title_lengths in shards:
             for passage_id in shard_ids:
-                if passage_id <= last and ids:
+                if last is not None and passage_id <= last:
                     raise CollectionError(f"duplicate or unsorted passage id {passage_id!r} after {last!r}")
                 last = passage_id
             np.concatenate(tokens).astype(dtype).tofile(file)

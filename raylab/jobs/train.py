@@ -153,6 +153,7 @@ class CellJob:
 def _prepare(execution: Execution) -> tuple[torch.device, torch.dtype]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(not execution.use_gpu)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would fill every buffer, every step
     if execution.use_gpu:
         return torch.device("cuda"), torch.bfloat16
     return torch.device("cpu"), torch.float32
@@ -265,7 +266,8 @@ def train(worker: Callable[[dict[str, Any]], None], job: AdaptationJob | CellJob
         The worker's own error, unwrapped, once `max_failures` restarts did not help.
     """
     execution, store = job.execution, job.store
-    name = job.address.path.replace("/", "-")
+    # A checkpoint of sharded state resumes only with the same sharding; results do not depend on it.
+    name = f"{job.address.path.replace('/', '-')}-workers{execution.workers}-zero{execution.zero_stage}"
     trainer = TorchTrainer(
         worker,
         train_loop_config={"job": job},

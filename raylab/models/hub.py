@@ -26,14 +26,13 @@ CONTRACT = "retriever.json"
 
 def state_to_save(model: Any) -> dict[str, torch.Tensor]:
     """What differs from the backbone: the adapter's tensors, or all of them without LoRA."""
-    state = get_peft_model_state_dict(model) if isinstance(model, PeftModel) else model.state_dict()
-    shared: dict[int, str] = {}
-    kept = {}
-    for name, tensor in state.items():  # tied weights are saved once; safetensors refuses aliases
-        if tensor.data_ptr() not in shared or tensor.numel() == 0:
-            shared[tensor.data_ptr()] = name
-            kept[name] = tensor.detach().cpu().contiguous()
-    return kept
+    if isinstance(model, PeftModel):
+        # peft wants tied embeddings under both of their names, and safetensors refuses aliases.
+        state = get_peft_model_state_dict(model)
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    state = model.state_dict()
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in tied}
 
 
 def save_weights(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:

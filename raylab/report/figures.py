@@ -178,5 +178,5 @@ def _label(axes: Axes, table: GridTable, sizes: dict[int, str], spread: float) -
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     if ordered:
-        margin = math.exp(max(spread, 0.04 * math.log(ordered[-1] / ordered[0])))
+        margin = math.exp(spread if len(ordered) > 1 else 4 * spread)
         axes.set_xlim(ordered[0] / margin, ordered[-1] * margin)

@@ -157,7 +157,7 @@ def _value(row: Result | None) -> str:
 
 
 def _budget(rows: Sequence[Result]) -> Block:
-    cells = {(row.system, row.seed): row for row in rows if row.kind == TRAINED}
+    cells = {(r.system, r.seed, r.fingerprint): r for r in rows if r.kind == TRAINED}
     names = ("system", "seed", "planned FLOPs", "spent FLOPs", "spent", "steps", "seconds")
     return Block(
         "Budget, planned and spent",

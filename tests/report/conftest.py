@@ -1,6 +1,7 @@
 """Synthetic results tables and ledgers, typed by the real schemas."""
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def _systems(
                     "spent_flops": 3.9e12,
                     "steps": 1234,
                     "seconds": 40.5,
-                    "fingerprint": f"{len(systems) + seed:064x}",
+                    "fingerprint": sha256(f"{head}-{size}-{objective}-{seed}".encode()).hexdigest(),
                 }
                 for objective in objectives
                 for seed in seeds

@@ -1,0 +1,155 @@
+"""Tokens and batches: exact texts, determinism by (seed, step), independence of the number of workers."""
+
+import numpy as np
+import pytest
+
+from raylab.config import Adaptation, ConfigError, FineTuning
+from raylab.data.batches import MaskedBlocks, TrainingBatches
+from raylab.data.collections import CollectionError
+from raylab.data.teacher import Groups
+from raylab.data.tokenizer import Tokenizer
+from raylab.data.tokens import PassageStore, write_store
+
+IDS = [f"p{i:02d}" for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_folder) -> Tokenizer:
+    return Tokenizer(str(model_folder))
+
+
+@pytest.fixture()
+def store(tmp_path) -> PassageStore:
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(1, 300, rng.integers(3, 40)) for _ in IDS]
+    titles = [min(2, len(t) - 1) for t in tokens]
+    halves = [(IDS[:13], tokens[:13], titles[:13]), (IDS[13:], tokens[13:], titles[13:])]
+    assert write_store(tmp_path / "s", halves, np.uint16) == 30
+    opened = PassageStore(tmp_path / "s")
+    opened.truth = tokens
+    return opened
+
+
+@pytest.fixture()
+def groups(store) -> Groups:
+    rng = np.random.default_rng(1)
+    positives = np.arange(20)
+    return Groups(
+        query_ids=[f"q{i % 18}" for i in range(20)],
+        queries=[f"cell gene {i}" for i in range(20)],
+        body_only=np.arange(20) >= 10,
+        positives=positives,
+        negatives=[rng.permutation(np.setdiff1d(np.arange(30), [p]))[:6] for p in positives],
+        positive_scores=rng.normal(size=20).astype(np.float32),
+        negative_scores=[rng.normal(size=6).astype(np.float32) for _ in positives],
+    )
+
+
+def batches(groups, store, tokenizer, **changes) -> TrainingBatches:
+    tuning = FineTuning(**{"batch_queries": 8, "negatives": 3, "pseudo_fraction": 0.5, "teacher_scale": 2.0} | changes)
+    return TrainingBatches(groups, store, tokenizer, tuning, 4, seed=3, needs_teacher=True)
+
+
+def test_the_store_gives_back_every_passage(store):
+    for row, truth in enumerate(store.truth):
+        assert store.tokens(row, 1000).tolist() == truth.tolist()
+        assert store.tokens(row, 5).tolist() == truth[:5].tolist()
+        assert store.tokens(row, 1000, body_only=True).tolist() == truth[min(2, len(truth) - 1) :].tolist()
+    rows = np.arange(30)
+    assert store.lengths(rows, 12).tolist() == [min(len(t), 12) for t in store.truth]
+    assert store.rows(["p07", "p29"]).tolist() == [7, 29]
+    assert np.concatenate([store.block(i, 10) for i in range(store.blocks(10))]).tolist() == (
+        np.concatenate(store.truth)[: 10 * store.blocks(10)].tolist()
+    )
+
+
+@pytest.mark.parametrize("unknown", ["p", "p99", "a", "z"])
+def test_unknown_passages_are_named(store, unknown):
+    with pytest.raises(CollectionError, match=f"unknown passage '{unknown}'"):
+        store.rows(["p01", unknown])
+
+
+def test_duplicate_ids_are_refused(tmp_path):
+    shard = (["a", "a"], [np.array([1]), np.array([2])], [0, 0])
+    with pytest.raises(CollectionError, match="duplicate or unsorted passage id 'a'"):
+        write_store(tmp_path, [shard], np.uint16)
+
+
+def test_a_draw_depends_on_seed_and_step_alone(groups, store, tokenizer):
+    first, second = batches(groups, store, tokenizer), batches(groups, store, tokenizer)
+    for _ in range(5):
+        second.draw(0)
+    for step in (7, 2, 11):
+        a, b = first.draw(step), second.draw(step)
+        assert a.rows_QK.tolist() == b.rows_QK.tolist()
+        assert a.groups_Q.tolist() == b.groups_Q.tolist()
+
+
+def test_workers_share_one_batch(groups, store, tokenizer):
+    made = batches(groups, store, tokenizer)
+    draw = made.draw(4)
+    whole = made.collate(draw)
+    for world in (2, 4):
+        parts = [made.collate(draw, rank, world) for rank in range(world)]
+        for name in ("query_ids_QL", "query_mask_QL", "passage_ids_PL", "passage_mask_PL"):
+            assert np.array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name))
+    with pytest.raises(ConfigError, match="divisible by 3 workers"):
+        made.collate(draw, 0, 3)
+
+
+def test_an_epoch_sees_every_group_once_and_negatives_are_drawn_again(groups, store, tokenizer):
+    made = batches(groups, store, tokenizer, batch_queries=4, pseudo_fraction=0.5)
+    epochs = [np.concatenate([made.draw(step).groups_Q for step in range(e * 5, e * 5 + 5)]) for e in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
+    drawn = {}
+    for step in range(10):
+        draw = made.draw(step)
+        for group, rows in zip(draw.groups_Q, draw.rows_QK, strict=True):
+            assert rows[0] == groups.positives[group]
+            assert set(rows[1:]) <= set(groups.negatives[group])
+            drawn.setdefault(int(group), []).append(sorted(rows[1:]))
+    assert any(a != b for a, b in drawn.values())
+
+
+def test_teacher_scores_stay_aligned_with_their_passages(groups, store, tokenizer):
+    draw = batches(groups, store, tokenizer).draw(0)
+    for group, rows, scores in zip(draw.groups_Q, draw.rows_QK, draw.teacher_QK, strict=True):
+        known = dict(zip(groups.negatives[group], groups.negative_scores[group], strict=True))
+        known[groups.positives[group]] = groups.positive_scores[group]
+        assert scores == pytest.approx([2.0 * known[r] for r in rows], rel=1e-6)
+
+
+def test_other_positives_of_a_query_are_no_negatives(groups, store, tokenizer):
+    made = batches(groups, store, tokenizer, batch_queries=20, pseudo_fraction=0.5)
+    draw = made.draw(0)
+    excluded = made.collate(draw).excluded_QP
+    flat = draw.rows_QK.ravel()
+    for q, group in enumerate(draw.groups_Q):
+        own = {p for i, p in zip(groups.query_ids, groups.positives, strict=True) if i == groups.query_ids[group]}
+        for column, row in enumerate(flat):
+            assert excluded[q, column] == (row in own and column != q * 4)
+
+
+def test_missing_teacher_scores_are_refused(groups, store, tokenizer):
+    import dataclasses
+
+    bare = dataclasses.replace(groups, positive_scores=None, negative_scores=None)
+    with pytest.raises(ConfigError, match="needs teacher scores"):
+        batches(bare, store, tokenizer)
+
+
+def test_masking_follows_the_paper(store, tokenizer):
+    adaptation = Adaptation(steps=1, batch_blocks=8, block_length=16, selected_fraction=0.2)
+    blocks = MaskedBlocks(store, tokenizer, adaptation, seed=0)
+    made = [blocks.batch(step) for step in range(60)]
+    inputs, originals, selected = (np.concatenate([m[i] for m in made]) for i in range(3))
+    assert not selected[:, 0].any()
+    assert (inputs == originals)[~selected].all()
+    share = selected[:, 1:].mean()
+    masked = (inputs == tokenizer.mask_id)[selected].mean()
+    kept = (inputs == originals)[selected].mean()
+    assert share == pytest.approx(0.2, abs=0.02)
+    assert masked == pytest.approx(0.8, abs=0.03)
+    assert kept == pytest.approx(0.1, abs=0.03)
+    halves = [blocks.batch(3, rank, 2) for rank in (0, 1)]
+    assert all(np.array_equal(np.concatenate([h[i] for h in halves]), made[3][i]) for i in range(3))

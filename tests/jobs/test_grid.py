@@ -1,0 +1,102 @@
+"""The whole chain on Ray: every stage real, on a tiny collection, from the experiment's own command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(collection: Path, ladder: Path, teacher: Path | None, lab: Path, *more: str) -> list[str]:
+    arguments = [
+        sys.executable, str(ROOT / "experiments" / "grid.py"), "--plain", "--collection", str(collection),
+        "--ladder", str(ladder), "--storage", str(lab), *more,
+    ]
+    return arguments + (["--teacher", str(teacher)] if teacher else [])
+
+
+def run(arguments: list[str], cwd: Path, expect: int = 0, **environment: str) -> str:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        arguments, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500, check=False
+    )
+    assert done.returncode == expect, done.stdout[-4000:]
+    return done.stdout
+
+
+def measures(lab: Path) -> pd.DataFrame:
+    table = pd.read_parquet(lab / "results.parquet")
+    return table.drop(columns=["seconds"]).sort_values(["system", "split", "measure", "seed"]).reset_index(drop=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, collection_folder, ladder_file, teacher_folder) -> tuple[Path, list[str], str]:
+    """A grid of six cells, run once: (storage, command, output)."""
+    folder = tmp_path_factory.mktemp("grid")
+    arguments = command(collection_folder, ladder_file, teacher_folder, folder / "lab")
+    return folder / "lab", arguments, run(arguments, folder)
+
+
+def test_the_table_has_a_row_for_every_system_split_and_measure(finished):
+    lab, _, _ = finished
+    table = pd.read_parquet(lab / "results.parquet")
+    systems = {f"{h}-tiny-{o}" for h in ("sparse", "dense") for o in ("cl", "kd", "cl+kd")}
+    systems |= {"untrained-sparse-tiny", "untrained-dense-tiny", "BM25"}
+    assert set(table["system"]) == systems
+    assert set(table["split"]) == {"test", "valid"}
+    assert len(table) == 9 * 2 * 3
+    assert (table["ci_low"] <= table["value"]).all()
+    assert (table["value"] <= table["ci_high"]).all()
+    trained = table[table["kind"] == "trained"]
+    assert (trained["spent_flops"] <= trained["budget_flops"] * 1.02).all()
+    assert (trained["spent_flops"] >= trained["budget_flops"] * 0.5).all()
+
+
+def test_values_are_the_means_of_the_per_query_values(finished):
+    lab, _, _ = finished
+    table = pd.read_parquet(lab / "results.parquet")
+    keys = ["system", "split", "measure"]
+    means = pd.read_parquet(lab / "per_query.parquet").groupby(keys)["value"].mean()
+    assert table.set_index(keys)["value"].sort_index().to_numpy() == pytest.approx(means.sort_index().to_numpy())
+
+
+def test_the_end_says_where_everything_is(finished):
+    lab, _, output = finished
+    for file in ("results.parquet", "report/index.html", "report/scaling.png", "report/scaling.svg"):
+        assert (lab / file).exists()
+        assert file in output
+    assert "cells 6/6" in output
+
+
+def test_the_ledger_has_every_stage(finished):
+    lab, _, _ = finished
+    ledger = pd.read_parquet(lab / "ledger.parquet")
+    assert set(ledger["stage"]) == {"collection", "tokens", "groups", "backbone", "retriever", "embeddings", "index", "run", "measures"}
+    assert (ledger.loc[ledger["stage"] == "retriever", "flops"] > 0).all()
+
+
+def test_the_same_command_again_does_nothing(finished):
+    lab, arguments, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in lab.rglob("manifest.json")}
+    table = measures(lab)
+    output = run(arguments, lab.parent)
+    assert "everything was done already" in output
+    assert {p: p.stat().st_mtime_ns for p in lab.rglob("manifest.json")} == before
+    pd.testing.assert_frame_equal(measures(lab), table)
+
+
+def test_a_damaged_checkpoint_is_named_and_made_again_with_the_same_result(finished):
+    lab, arguments, _ = finished
+    table = measures(lab)
+    weights = next((lab / "retriever").glob("dense-tiny-cl-*/attempt-*/adapter_model.safetensors"))
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(bytes(damaged))
+    output = run(arguments, lab.parent)
+    assert "damaged artifact retriever/dense-tiny-cl-seed0" in output
+    assert "adapter_model.safetensors does not match its checksum" in output
+    pd.testing.assert_frame_equal(measures(lab), table)

@@ -1,0 +1,215 @@
+"""The page and the written report: self-contained, complete, and the same when made again."""
+
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from raylab import report
+from raylab.artifacts import Store
+from raylab.results import LEDGER, LEDGER_SCHEMA, RESULTS, RESULTS_SCHEMA, write_table
+
+VOID = {"meta", "br", "path", "use"}
+
+
+class Page(HTMLParser):
+    """What a browser would fetch or run, the cells of every table, the tags left open."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.tags, self.open = [], set(), []
+        self.tables, self.in_cell = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        names = ("src", "href", "xlink:href", "action")
+        self.links += [value for name, value in attrs if name in names]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.in_cell = True
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+        self.in_cell = False
+
+    def handle_data(self, data):
+        if self.in_cell:
+            self.tables[-1][-1][-1] += data
+
+
+def files_of(store):
+    folder = Path(store.root, report.FOLDER)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def page_of(tmp_path, results, ledger):
+    store = Store(str(tmp_path / "lab"))
+    report.write(store, results, ledger)
+    text = files_of(store)["index.html"].decode()
+    return text, Page(text)
+
+
+def table_headed(page, *names):
+    (found,) = [t for t in page.tables if t[0][: len(names)] == list(names)]
+    return found
+
+
+def test_everything_is_written_through_the_store(tmp_path, results, ledger):
+    store = Store(str(tmp_path / "lab"))
+    written = report.write(store, results, ledger)
+    assert set(files_of(store)) == {
+        "index.html",
+        "scaling.png",
+        "scaling.svg",
+        "table.md",
+        "table.csv",
+    }
+    assert all(Path(path).is_file() for path in written.paths.values())
+    assert written.paths["png"] == f"{store.uri}/report/scaling.png"
+    console = Console(width=100, file=io.StringIO())
+    written.show(console)
+    text = console.file.getvalue()
+    assert text.index("scifact test: nDCG@10") < text.index("scifact valid (validation)")
+
+
+def test_object_storage_gets_the_same_files(tmp_path, results, ledger):
+    store = Store("memory://raylab-report-test")
+    written = report.write(store, results, ledger)
+    assert written.paths["html"] == "memory://raylab-report-test/report/index.html"
+    local = Store(str(tmp_path / "lab"))
+    report.write(local, results, ledger)
+    for name, content in files_of(local).items():
+        assert store.fs.cat_file(f"{store.root}/report/{name}") == content
+
+
+def test_rebuilding_from_the_stored_tables_gives_the_same_bytes(tmp_path, results, ledger):
+    store = Store(str(tmp_path / "lab"))
+    in_memory = [
+        write_table(
+            store, path, frame.astype(object).where(frame.notna(), None).to_dict("records"), schema
+        )
+        for path, frame, schema in (
+            (RESULTS, results, RESULTS_SCHEMA),
+            (LEDGER, ledger, LEDGER_SCHEMA),
+        )
+    ]
+    report.write(store, *in_memory)
+    before = files_of(store)
+    for path in Path(store.root, report.FOLDER).iterdir():
+        path.unlink()
+    assert report.rebuild(store.uri).paths["html"].startswith(store.uri)
+    assert files_of(store) == before
+
+
+def test_rebuilding_an_empty_storage_says_so_and_writes_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        report.rebuild(str(tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_results_that_cannot_be_reported_leave_nothing_behind(tmp_path, results, ledger):
+    with pytest.raises(ValueError, match="no rows"):
+        report.write(Store(str(tmp_path / "lab")), results.iloc[:0], ledger)
+    assert not (tmp_path / "lab").exists()
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path, results, ledger):
+    text, page = page_of(tmp_path, results, ledger)
+    outside = [link for link in page.links if not link.startswith("#")]
+    assert set(outside) == {"scaling.png", "scaling.svg", "table.csv"}
+    assert not {"script", "link", "iframe", "img"} & page.tags
+    assert not re.search(r"@import|@font-face|url\((?!#)", text)
+    assert "svg" in page.tags
+    assert page.open == []
+    assert text.lstrip().startswith("<!doctype html>")
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_no_path_of_the_machine_is_in_the_report(tmp_path, results, ledger):
+    store = Store(str(tmp_path / "lab"))
+    report.write(store, results, ledger)
+    assert not [name for name, data in files_of(store).items() if str(tmp_path).encode() in data]
+
+
+def test_the_page_holds_the_grid_and_every_measure(tmp_path, results, ledger):
+    text, page = page_of(tmp_path, results, ledger)
+    values = {cell.removeprefix("* ") for table in page.tables for row in table for cell in row}
+    for row in results.to_dict("records"):
+        assert f"{row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" in values
+    assert text.count('class="trained best') == 4
+    assert "No trained cell ends below" in text
+
+
+def test_the_ledger_is_summed_by_stage(tmp_path, results, ledger):
+    table = table_headed(page_of(tmp_path, results, ledger)[1], "stage")
+    assert table == [
+        ["stage", "artifacts", "seconds", "FLOPs", "tokens", "bytes"],
+        ["collection", "1", "3.5", "-", "-", "1.00 k"],
+        ["tokens", "1", "1.5", "-", "1.50 M", "2.00 k"],
+        ["retriever", "2", "84.0", "7.70 T", "5.00 M", "7.00 k"],
+        ["all", "4", "89.0", "7.70 T", "6.50 M", "10.0 k"],
+    ]
+
+
+def test_the_budget_and_the_fingerprint_of_every_cell_are_there(tmp_path, make_results, ledger):
+    results = make_results(seeds=[0, 1])
+    _, page = page_of(tmp_path, results, ledger)
+    budget = table_headed(page, "system", "seed", "planned FLOPs")
+    assert len(budget) == 1 + 36
+    assert budget[1][2:5] == ["4.00 T", "3.90 T", "97.5%"]
+    fingerprints = table_headed(page, "system", "seed", "split", "fingerprint")
+    trained = results[results["kind"] == "trained"]
+    wanted = {(r.system, str(int(r.seed)), r.fingerprint) for r in trained.itertuples()}
+    assert wanted <= {(system, seed, fingerprint) for system, seed, _, fingerprint in fingerprints}
+
+
+def test_cells_below_their_untrained_row_are_listed(tmp_path, results, ledger):
+    results.loc[results["system"] == "sparse-pico-1x64-kd", "value"] = 0.1
+    text, _ = page_of(tmp_path, results, ledger)
+    listed = text[text.index('<ul class="negative">') :]
+    listed = listed[: listed.index("</ul>")]
+    assert listed.count("<li>") == 2
+    assert "sparse-pico-1x64-kd on scifact test" in listed
+    assert 'class="trained below"' in text
+
+
+def test_notes_say_what_the_intervals_seeds_and_law_rest_on(tmp_path, make_results, ledger):
+    few = make_results(splits=[("msmarco-slice", "dl19")], queries=43)
+    text, _ = page_of(tmp_path, few, ledger)
+    assert "msmarco-slice dl19: n = 43" in text
+    assert "only large differences" in text
+    assert "Seeds: one a cell" in text
+    assert "3 size(s) leave a scaling law of 3 parameters" in text
+    assert "no degree of freedom" in text
+    several, _ = page_of(tmp_path, make_results(seeds=[0, 1, 2]), ledger)
+    assert "Seeds: 3 a cell" in several
+    assert "not a confidence interval" in several
+
+
+def test_a_name_is_shown_and_never_run(tmp_path, make_results, ledger):
+    results = make_results(splits=[("<script>x</script>", "test")])
+    text, page = page_of(tmp_path, results, ledger)
+    assert "script" not in page.tags
+    assert "&lt;script&gt;" in text
+
+
+def test_odd_grids_and_an_empty_ledger_give_a_page(tmp_path, odd_results, ledger):
+    _, page = page_of(tmp_path, odd_results, ledger.iloc[:0])
+    assert page.open == []
+    assert table_headed(page, "stage")[1:] == [["all", "0", "-", "-", "-", "-"]]
