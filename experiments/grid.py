@@ -1,7 +1,7 @@
 """The paper's grid: 3 sizes x sparse/dense x CL/KD/CL+KD under one compute budget (arXiv 2502.15526).
 
-    python experiments/grid.py                     the embedded default, on a laptop
-    python experiments/grid.py --ladder llama3 --collection DIR --gpu --workers 8 --storage s3://...
+python experiments/grid.py                     the embedded default, on a laptop
+python experiments/grid.py --ladder llama3 --collection DIR --gpu --workers 8 --storage s3://...
 """
 
 from raylab.config import Grid

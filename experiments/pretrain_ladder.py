@@ -1,6 +1,6 @@
 """Make the pico ladder that the package ships: one tokenizer, five sizes, from SciFact's abstracts.
 
-    python experiments/pretrain_ladder.py [--sizes pico-1x64,...] [--out raylab/assets/ladder]
+python experiments/pretrain_ladder.py [--sizes pico-1x64,...] [--out raylab/assets/ladder]
 """
 
 import argparse
@@ -38,10 +38,18 @@ def main() -> None:
         tokenizer = train_tokenizer((f"{p.title} {p.text}" for p in passages), VOCABULARY)
     for rung in LADDER:
         if rung.name in chosen.sizes.split(","):
-            command = f"python experiments/pretrain_ladder.py --sizes {rung.name} --steps {chosen.steps}"
+            command = (
+                f"python experiments/pretrain_ladder.py --sizes {rung.name} --steps {chosen.steps}"
+            )
             pretrain(
-                rung, tokenizer, [p.text for p in passages], Pretraining(steps=chosen.steps),
-                chosen.out / rung.name, TEXT, command, say=lambda text, name=rung.name: print(name, text, flush=True),
+                rung,
+                tokenizer,
+                [p.text for p in passages],
+                Pretraining(steps=chosen.steps),
+                chosen.out / rung.name,
+                TEXT,
+                command,
+                say=lambda text, name=rung.name: print(name, text, flush=True),
             )
 
 

@@ -125,7 +125,9 @@ class Store:
 
     def __init__(self, uri: str, cache: str | None = None):
         self.fs, root = fsspec.core.url_to_fs(uri)
-        self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.is_local = "file" in (
+            self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        )
         self.root = os.path.abspath(root) if self.is_local else root.rstrip("/")
         self.uri = self.root if self.is_local else uri.rstrip("/")
         key = hashlib.sha256(self.uri.encode()).hexdigest()[:12]
@@ -159,11 +161,15 @@ class Store:
         try:
             manifest = json.loads(self.fs.cat_file(self._join(path, "manifest.json")))
             files, attempt = manifest["files"], manifest["attempt"]
-            assert isinstance(files, dict) and isinstance(attempt, str)
+            assert isinstance(files, dict)
+            assert isinstance(attempt, str)
         except FileNotFoundError:
             return None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AssertionError):
-            log.warning("%s", DamagedArtifact(path, "manifest.json is not a manifest; it will be made again"))
+            log.warning(
+                "%s",
+                DamagedArtifact(path, "manifest.json is not a manifest; it will be made again"),
+            )
             self.discard(path)
             return None
         return Artifact(path, manifest)
@@ -177,7 +183,9 @@ class Store:
             except FileNotFoundError:
                 raise DamagedArtifact(artifact.path, f"{name} is missing") from None
             if size != facts["bytes"]:
-                raise DamagedArtifact(artifact.path, f"{name} has {size} bytes, not {facts['bytes']}")
+                raise DamagedArtifact(
+                    artifact.path, f"{name} has {size} bytes, not {facts['bytes']}"
+                )
             if checksums and self._sha256(file) != facts["sha256"]:
                 raise DamagedArtifact(artifact.path, f"{name} does not match its checksum")
 
@@ -241,7 +249,10 @@ class Store:
         try:
             yield draft
             files = {
-                str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
+                str(file.relative_to(folder)): {
+                    "bytes": file.stat().st_size,
+                    "sha256": sha256_of(file),
+                }
                 for file in sorted(folder.rglob("*"))
                 if file.is_file()
             }
@@ -267,7 +278,9 @@ class Store:
                 "raylab": __version__,
                 "meta": draft.meta,
             }
-            self.put_text(f"{address.path}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+            self.put_text(
+                f"{address.path}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True)
+            )
         except BaseException:
             if self.is_local:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -325,5 +338,3 @@ class Store:
                         self.fs.rm(f"{home}/{attempt}", recursive=True)
                         removed += 1
         return removed
-
-

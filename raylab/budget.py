@@ -42,7 +42,8 @@ class Shape:
             intermediate=config.intermediate_size,
             heads=config.num_attention_heads,
             kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            head_dim=getattr(config, "head_dim", None)
+            or config.hidden_size // config.num_attention_heads,
             vocabulary=config.vocab_size,
             tied=bool(config.tie_word_embeddings),
         )
@@ -143,7 +144,9 @@ def train_flops(
     return total
 
 
-def fine_tuning_rows(tuning: FineTuning, passages: int, query_tokens: float, passage_tokens: float) -> list[Rows]:
+def fine_tuning_rows(
+    tuning: FineTuning, passages: int, query_tokens: float, passage_tokens: float
+) -> list[Rows]:
     """The rows of one fine-tuning step: the queries, and `passages` for each of them."""
     return [
         Rows(tuning.batch_queries, query_tokens),
@@ -197,7 +200,12 @@ def solve_steps(cell: Cell, step_flops: float) -> int:
 
 
 def plan_cell(
-    cell: Cell, shape: Shape, query_tokens: float, passage_tokens: float, workers: int = 1, zero_stage: int = 1,
+    cell: Cell,
+    shape: Shape,
+    query_tokens: float,
+    passage_tokens: float,
+    workers: int = 1,
+    zero_stage: int = 1,
     weight_bytes: int = 4,
 ) -> CellPlan:
     """Solve a cell's budget into steps, given mean padded lengths in tokens."""
@@ -212,13 +220,21 @@ def plan_cell(
         tokens=steps * tokens,
         step_flops=step,
         flops=steps * step,
-        memory_bytes=memory_bytes(shape, tuning, tokens / workers, cell.head, workers, zero_stage, weight_bytes),
+        memory_bytes=memory_bytes(
+            shape, tuning, tokens / workers, cell.head, workers, zero_stage, weight_bytes
+        ),
         parameters=shape.parameters,
     )
 
 
 def memory_bytes(
-    shape: Shape, tuning: FineTuning, tokens: float, head: HeadKind, workers: int, zero_stage: int, weight_bytes: int
+    shape: Shape,
+    tuning: FineTuning,
+    tokens: float,
+    head: HeadKind,
+    workers: int,
+    zero_stage: int,
+    weight_bytes: int,
 ) -> float:
     """Estimated peak bytes a worker: weights, gradients and AdamW state (as ZeRO shards them), activations.
 

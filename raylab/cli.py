@@ -32,7 +32,11 @@ def report(storage: str = "lab") -> None:
     try:
         made = rebuild(storage)
     except FileNotFoundError:
-        raise _fail(ConfigError(f"{storage}: no {RESULTS} there; run experiments/grid.py --storage {storage}")) from None
+        raise _fail(
+            ConfigError(
+                f"{storage}: no {RESULTS} there; run experiments/grid.py --storage {storage}"
+            )
+        ) from None
     made.show(console)
     for label, path in made.paths.items():
         print(f"{label:>14}  {path}")
@@ -44,14 +48,25 @@ def status(storage: str = "lab") -> None:
     try:
         ledger = read_table(Store(storage), LEDGER)
     except FileNotFoundError:
-        raise _fail(ConfigError(f"{storage}: no {LEDGER} there; run experiments/grid.py --storage {storage}")) from None
+        raise _fail(
+            ConfigError(
+                f"{storage}: no {LEDGER} there; run experiments/grid.py --storage {storage}"
+            )
+        ) from None
     sums = ledger.groupby("stage", sort=False).agg(
-        artifacts=("name", "size"), seconds=("seconds", "sum"), flops=("flops", "sum"), size_bytes=("size_bytes", "sum")
+        artifacts=("name", "size"),
+        seconds=("seconds", "sum"),
+        flops=("flops", "sum"),
+        size_bytes=("size_bytes", "sum"),
     )
     table = Table("stage", "artifacts", "seconds", "FLOPs", "MiB")
     for row in sums.itertuples():
         table.add_row(
-            str(row.Index), str(row.artifacts), f"{row.seconds:.1f}", f"{row.flops:.3g}", f"{row.size_bytes / 2**20:.2f}"
+            str(row.Index),
+            str(row.artifacts),
+            f"{row.seconds:.1f}",
+            f"{row.flops:.3g}",
+            f"{row.size_bytes / 2**20:.2f}",
         )
     console.print(table)
 
@@ -62,7 +77,8 @@ def teach(
     out: Annotated[Path, typer.Option(help="Parquet file to write")],
     collection: str = "scifact",
     storage: str = "lab",
-    depth: int = 30,
+    depth: int = 20,
+    random: int = 12,
     actors: int = 2,
 ) -> None:
     """Mine BM25 candidates for every training query and title, and score them with a teacher."""
@@ -76,7 +92,9 @@ def teach(
         source = open_collection(collection)
         with connect(Execution(storage=storage)):
             found = store.find(collection_address(source)) or ingest(store, source)
-            teaching = Teaching(store, found, Mining(depth=depth), teacher, None, actors)
+            teaching = Teaching(
+                store, found, Mining(depth=depth, random=random), teacher, None, actors
+            )
             scores = score(teaching, mine(store, found, teaching.mining, actors))
     except (ConfigError, CollectionError) as error:
         raise _fail(error) from None

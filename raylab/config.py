@@ -79,7 +79,12 @@ class Backbone:
     def __post_init__(self) -> None:
         check(bool(self.name) and "/" not in self.name, "backbone.name", self.name, "a plain name")
         check(self.layers is None or self.layers >= 1, "backbone.layers", self.layers, "at least 1")
-        check(self.start in ("pretrained", "random"), "backbone.start", self.start, "pretrained or random")
+        check(
+            self.start in ("pretrained", "random"),
+            "backbone.start",
+            self.start,
+            "pretrained or random",
+        )
 
 
 @dataclass(frozen=True)
@@ -98,14 +103,21 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         check(self.steps >= 0, "adaptation.steps", self.steps, "0 (no MNTP) or more")
-        check(0 < self.selected_fraction < 1, "adaptation.selected_fraction", self.selected_fraction, "in (0, 1)")
+        check(
+            0 < self.selected_fraction < 1,
+            "adaptation.selected_fraction",
+            self.selected_fraction,
+            "in (0, 1)",
+        )
 
 
 @dataclass(frozen=True)
 class FineTuning:
     """Hyper-parameters of one (head, objective), shared by all sizes unless a recipe says otherwise.
 
-    `negatives` are the listed negatives a query (the objective `kd` of the paper draws 1);
+    `negatives` are the listed negatives a query (the objective `kd` of the paper draws 1), a share
+    `random_fraction` of which is drawn from all passages rather than mined; `top_k_query` and
+    `top_k_passage` prune sparse representations in training as `Encoding` does at inference (0: not);
     `pseudo_fraction` is the share of a batch whose queries are passage titles, where the
     collection has titles; `lr_reference_hidden`, when set, scales the learning rate by
     reference / hidden size.
@@ -113,6 +125,7 @@ class FineTuning:
 
     batch_queries: int = 112
     negatives: int = 16
+    random_fraction: float = 0.0
     learning_rate: float = 1e-4
     lr_reference_hidden: int | None = None
     weight_decay: float = 0.01
@@ -121,6 +134,8 @@ class FineTuning:
     temperature: float = 1.0
     lambda_query: float = 0.05
     lambda_passage: float = 0.04
+    top_k_query: int = 0
+    top_k_passage: int = 0
     kd_loss: Literal["margin_mse", "kl"] = "margin_mse"
     teacher_scale: float = 1.0
     query_length: int = 64
@@ -130,10 +145,23 @@ class FineTuning:
     checkpointing: bool = True
 
     def __post_init__(self) -> None:
-        check(self.batch_queries >= 1, "fine_tuning.batch_queries", self.batch_queries, "at least 1")
+        check(
+            self.batch_queries >= 1, "fine_tuning.batch_queries", self.batch_queries, "at least 1"
+        )
         check(self.negatives >= 1, "fine_tuning.negatives", self.negatives, "at least 1")
+        check(
+            0 <= self.random_fraction <= 1,
+            "fine_tuning.random_fraction",
+            self.random_fraction,
+            "in [0, 1]",
+        )
         check(self.temperature > 0, "fine_tuning.temperature", self.temperature, "positive")
-        check(0 <= self.pseudo_fraction <= 1, "fine_tuning.pseudo_fraction", self.pseudo_fraction, "in [0, 1]")
+        check(
+            0 <= self.pseudo_fraction <= 1,
+            "fine_tuning.pseudo_fraction",
+            self.pseudo_fraction,
+            "in [0, 1]",
+        )
         check(self.learning_rate > 0, "fine_tuning.learning_rate", self.learning_rate, "positive")
 
 
@@ -164,10 +192,14 @@ class Cell:
 
     def __post_init__(self) -> None:
         check(self.head in HEADS, "cell.head", self.head, f"one of {HEADS}")
-        check(self.objective in OBJECTIVES, "cell.objective", self.objective, f"one of {OBJECTIVES}")
+        check(
+            self.objective in OBJECTIVES, "cell.objective", self.objective, f"one of {OBJECTIVES}"
+        )
         check(
             math.isfinite(self.budget_flops) and self.budget_flops > 0,
-            "budget", self.budget_flops, "a positive number of FLOPs",
+            "budget",
+            self.budget_flops,
+            "a positive number of FLOPs",
         )
 
     @property
@@ -209,7 +241,12 @@ class Ladder:
 
     def __post_init__(self) -> None:
         names = [b.name for b in self.backbones]
-        check(len(set(names)) == len(names) and bool(names), "ladder.backbones", names, "distinct names")
+        check(
+            len(set(names)) == len(names) and bool(names),
+            "ladder.backbones",
+            names,
+            "distinct names",
+        )
         unknown = set(self.default) - set(names)
         check(not unknown, "ladder.default", sorted(unknown), f"among {names}")
 
@@ -219,7 +256,9 @@ class Ladder:
         known = {b.name: b for b in self.backbones}
         unknown = [name for name in wanted if name not in known]
         if unknown:
-            raise ConfigError(f"unknown size {unknown[0]!r}: ladder {self.name!r} has {', '.join(known)}")
+            raise ConfigError(
+                f"unknown size {unknown[0]!r}: ladder {self.name!r} has {', '.join(known)}"
+            )
         return tuple(b for b in self.backbones if b.name in wanted)
 
 

@@ -1,9 +1,9 @@
 """A shard of passages, or queries, into an embedding shard on disk.
 
-    ids.npy       bytes [N]
-    dense.npy     float16 [N, D]                                      (dense head)
-    indptr.npy int64 [N + 1], terms.npy u32, impacts.npy float16      (sparse head)
-    shape.json    {"rows", "columns"}
+ids.npy       bytes [N]
+dense.npy     float16 [N, D]                                      (dense head)
+indptr.npy int64 [N + 1], terms.npy u32, impacts.npy float16      (sparse head)
+shape.json    {"rows", "columns"}
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from raylab.data.tokens import PassageStore
 from raylab.models.retriever import Matrix, Retriever
 
 
-def encode_rows(retriever: Retriever, store: PassageStore, rows: range, batch_tokens: int) -> Matrix:
+def encode_rows(
+    retriever: Retriever, store: PassageStore, rows: range, batch_tokens: int
+) -> Matrix:
     """Representations of the store's passages `rows`, in row order."""
     limit = retriever.encoding.passage_length
     texts = [store.tokens(row, limit) for row in rows]
@@ -35,7 +37,9 @@ def write_shard(folder: Path, ids: Sequence[str], matrix: Matrix) -> None:
     values = matrix.data if sp.issparse(matrix) else matrix
     half = values.astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError(f"{folder.name}: representations hold values that are not finite in float16")
+        raise ValueError(
+            f"{folder.name}: representations hold values that are not finite in float16"
+        )
     np.save(folder / "ids.npy", np.array([i.encode() for i in ids], dtype=np.bytes_))
     if sp.issparse(matrix):
         csr = matrix.tocsr()
@@ -44,7 +48,9 @@ def write_shard(folder: Path, ids: Sequence[str], matrix: Matrix) -> None:
         np.save(folder / "impacts.npy", half)
     else:
         np.save(folder / "dense.npy", half)
-    (folder / "shape.json").write_text(json.dumps({"rows": matrix.shape[0], "columns": matrix.shape[1]}))
+    (folder / "shape.json").write_text(
+        json.dumps({"rows": matrix.shape[0], "columns": matrix.shape[1]})
+    )
 
 
 def read_shard(folder: Path) -> tuple[list[str], Matrix]:

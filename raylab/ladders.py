@@ -85,7 +85,12 @@ def pico_recipe() -> Recipe:
 
     return Recipe(
         adaptation=Adaptation(
-            steps=40, batch_blocks=16, block_length=128, learning_rate=5e-4, lora=lora, checkpointing=False
+            steps=40,
+            batch_blocks=16,
+            block_length=128,
+            learning_rate=5e-4,
+            lora=lora,
+            checkpointing=False,
         ),
         fine_tuning={(h, o): tuning(h, o) for h in HEADS for o in OBJECTIVES},
         encoding=Encoding(query_length=64, passage_length=192, top_k_query=40, top_k_passage=400),
@@ -99,7 +104,9 @@ def _pico_size(name: str) -> Backbone:
 
 PICO = Ladder(
     "pico",
-    tuple(_pico_size(n) for n in ("pico-1x64", "pico-2x96", "pico-2x128", "pico-3x192", "pico-4x256")),
+    tuple(
+        _pico_size(n) for n in ("pico-1x64", "pico-2x96", "pico-2x128", "pico-3x192", "pico-4x256")
+    ),
     pico_recipe(),
     default=("pico-1x64", "pico-2x96", "pico-2x128"),
 )
@@ -132,7 +139,9 @@ def find_ladder(name_or_file: str) -> Ladder:
         return LADDERS[name_or_file]
     path = Path(name_or_file)
     if not path.is_file():
-        raise ConfigError(f"--ladder {name_or_file!r}: it must be {', '.join(LADDERS)} or a TOML file")
+        raise ConfigError(
+            f"--ladder {name_or_file!r}: it must be {', '.join(LADDERS)} or a TOML file"
+        )
     try:
         return _from_toml(path, tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -142,9 +151,20 @@ def find_ladder(name_or_file: str) -> Ladder:
 
 
 def _from_toml(path: Path, table: dict[str, Any]) -> Ladder:
-    known = {"name", "recipe", "budget_flops", "size", "default", "adaptation", "fine_tuning", "encoding"}
+    known = {
+        "name",
+        "recipe",
+        "budget_flops",
+        "size",
+        "default",
+        "adaptation",
+        "fine_tuning",
+        "encoding",
+    }
     if unknown := set(table) - known:
-        raise ConfigError(f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}"
+        )
     recipe_name = table.get("recipe", "paper")
     if recipe_name not in _RECIPES:
         raise ConfigError(f"recipe = {recipe_name!r}: it must be one of {', '.join(_RECIPES)}")
@@ -171,18 +191,24 @@ def _size(path: Path, size: dict[str, Any]) -> Backbone:
         if key not in size:
             raise ConfigError(f"a [[size]] without {key!r}")
     beside = path.parent / size["source"]
-    return _changed("size", Backbone(size["name"], str(beside) if beside.is_dir() else size["source"]), {
-        key: value for key, value in size.items() if key not in ("name", "source")
-    })
+    return _changed(
+        "size",
+        Backbone(size["name"], str(beside) if beside.is_dir() else size["source"]),
+        {key: value for key, value in size.items() if key not in ("name", "source")},
+    )
 
 
 def _changed(where: str, config: D, changes: dict[str, Any]) -> D:
     names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     if unknown := set(changes) - names:
-        raise ConfigError(f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(names))}")
+        raise ConfigError(
+            f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(names))}"
+        )
     if "lora" in changes:
         lora = changes["lora"]
-        changes = changes | {"lora": _changed("lora", Lora(), lora) if isinstance(lora, dict) else None}
+        changes = changes | {
+            "lora": _changed("lora", Lora(), lora) if isinstance(lora, dict) else None
+        }
     try:
         return dataclasses.replace(config, **changes)  # type: ignore[type-var]
     except TypeError as error:

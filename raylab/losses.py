@@ -11,7 +11,10 @@ from torch.nn import functional as F
 
 
 def info_nce(
-    scores_QP: torch.Tensor, positive_Q: torch.Tensor, temperature: float, excluded_QP: torch.Tensor | None = None
+    scores_QP: torch.Tensor,
+    positive_Q: torch.Tensor,
+    temperature: float,
+    excluded_QP: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of each query's positive against all passages; `excluded_QP` drops false negatives."""
     logits_QP = scores_QP / temperature
@@ -29,7 +32,9 @@ def margin_mse(scores_QK: torch.Tensor, teacher_QK: torch.Tensor) -> torch.Tenso
 
 def kl_distillation(scores_QK: torch.Tensor, teacher_QK: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) of softmaxes over each query's own passages, mean over queries."""
-    return F.kl_div(scores_QK.log_softmax(1), teacher_QK.log_softmax(1), reduction="batchmean", log_target=True)
+    return F.kl_div(
+        scores_QK.log_softmax(1), teacher_QK.log_softmax(1), reduction="batchmean", log_target=True
+    )
 
 
 def hybrid(contrastive: torch.Tensor, distillation: torch.Tensor) -> torch.Tensor:

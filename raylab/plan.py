@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raylab.budget import DEVICES, CellPlan, Device, Shape, adaptation_flops, device_hours, plan_cell
+from raylab.budget import (
+    DEVICES,
+    CellPlan,
+    Device,
+    Shape,
+    adaptation_flops,
+    device_hours,
+    plan_cell,
+)
 from raylab.config import Cell, ConfigError, Execution, Grid
 from raylab.data.collections import Source, read_passages, read_queries
 from raylab.models.backbone import load_config, resolve_source
@@ -50,7 +58,14 @@ def plan_grid(grid: Grid, source: Source, execution: Execution) -> GridPlan:
             samples[tokenizer.fingerprint] = _sample_lengths(tokenizer, source)
         lengths = _padded_lengths(cell, *samples[tokenizer.fingerprint])
         plans.append(
-            plan_cell(cell, shape, *lengths, execution.workers, execution.zero_stage, 2 if execution.use_gpu else 4)
+            plan_cell(
+                cell,
+                shape,
+                *lengths,
+                execution.workers,
+                execution.zero_stage,
+                2 if execution.use_gpu else 4,
+            )
         )
         adaptations[backbone.name] = adaptation_flops(shape, grid.ladder.recipe.adaptation)
     return GridPlan(tuple(plans), adaptations)
@@ -63,19 +78,26 @@ def check_workers(cell: Cell, grid: Grid, execution: Execution) -> None:
         ("adaptation.batch_blocks", grid.ladder.recipe.adaptation.batch_blocks),
     ):
         if count % execution.workers:
-            raise ConfigError(f"--workers {execution.workers}: {name} = {count} cannot be shared evenly")
+            raise ConfigError(
+                f"--workers {execution.workers}: {name} = {count} cannot be shared evenly"
+            )
 
 
 def _sample_lengths(tokenizer, source: Source) -> tuple[list[int], list[int]]:
     """Token counts of the first training queries and passages."""
     split = "train" if "train" in source.queries else next(iter(source.queries))
-    queries = [q.text for q in itertools.islice(read_queries(source.queries[split]).values(), _SAMPLE_TEXTS)]
+    queries = [
+        q.text
+        for q in itertools.islice(read_queries(source.queries[split]).values(), _SAMPLE_TEXTS)
+    ]
     path = source.train_passages or source.passages
     passages = [f"{p.title} {p.text}" for p in itertools.islice(read_passages(path), _SAMPLE_TEXTS)]
     return [len(t) for t in tokenizer.encode(queries)], [len(t) for t in tokenizer.encode(passages)]
 
 
-def _padded_lengths(cell: Cell, queries: Sequence[int], passages: Sequence[int]) -> tuple[float, float]:
+def _padded_lengths(
+    cell: Cell, queries: Sequence[int], passages: Sequence[int]
+) -> tuple[float, float]:
     """Mean length of the longest text of a batch: what a batch is padded to."""
     tuning = cell.fine_tuning
     rng = np.random.default_rng(0)
@@ -91,7 +113,9 @@ def _padded_lengths(cell: Cell, queries: Sequence[int], passages: Sequence[int])
     )
 
 
-def plan_rows(plan: GridPlan, device: Device, price_per_hour: float, workers: int) -> list[dict[str, str]]:
+def plan_rows(
+    plan: GridPlan, device: Device, price_per_hour: float, workers: int
+) -> list[dict[str, str]]:
     """The plan as rows of text: what `--dry-run` prints."""
     rows = []
     for cell in plan.cells:
@@ -102,7 +126,8 @@ def plan_rows(plan: GridPlan, device: Device, price_per_hour: float, workers: in
                 "steps": f"{cell.steps:,}",
                 "tokens": f"{cell.tokens:.3g}",
                 "FLOPs": f"{cell.flops:.3g}",
-                "memory a worker": f"{cell.memory_bytes / 2**30:.2f} GiB" + (" (!)" if cell.memory_bytes > device.memory_bytes else ""),
+                "memory a worker": f"{cell.memory_bytes / 2**30:.2f} GiB"
+                + (" (!)" if cell.memory_bytes > device.memory_bytes else ""),
                 "device hours": f"{hours:.3g}",
                 "wall hours": f"{hours / workers:.3g}",
                 "price": f"{hours * price_per_hour:,.2f}",
@@ -112,8 +137,13 @@ def plan_rows(plan: GridPlan, device: Device, price_per_hour: float, workers: in
         hours = device_hours(flops, device)
         rows.append(
             {
-                "cell": f"mntp-{size}", "steps": "", "tokens": "", "FLOPs": f"{flops:.3g}", "memory a worker": "",
-                "device hours": f"{hours:.3g}", "wall hours": f"{hours / workers:.3g}",
+                "cell": f"mntp-{size}",
+                "steps": "",
+                "tokens": "",
+                "FLOPs": f"{flops:.3g}",
+                "memory a worker": "",
+                "device hours": f"{hours:.3g}",
+                "wall hours": f"{hours / workers:.3g}",
                 "price": f"{hours * price_per_hour:,.2f}",
             }
         )
@@ -129,5 +159,3 @@ def named_device(name: str) -> Device:
     if name not in DEVICES:
         raise ConfigError(f"--device {name!r}: it must be one of {', '.join(DEVICES)}")
     return DEVICES[name]
-
-

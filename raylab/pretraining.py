@@ -84,7 +84,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD_TOKEN], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=[PAD_TOKEN],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     raw.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD_TOKEN)
@@ -111,7 +114,11 @@ class CropTask:
         own = torch.arange(len(reps_s))
         rows = [Rows(*ids_s.shape), Rows(*ids_l.shape)]
         flops = train_flops(self.shape, rows, None, None, checkpointing=False)
-        return info_nce(reps_s @ reps_l.T, own, self.config.temperature), flops, sum(r.tokens for r in rows)
+        return (
+            info_nce(reps_s @ reps_l.T, own, self.config.temperature),
+            flops,
+            sum(r.tokens for r in rows),
+        )
 
     def _crops(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         config, short, long = self.config, [], []
@@ -120,7 +127,9 @@ class CropTask:
             order = np.random.default_rng([config.seed, epoch]).permutation(len(self.passages))
             rng = np.random.default_rng([config.seed, 1, place])
             text = self.passages[order[position]]
-            short.append(_crop(text, int(rng.integers(config.shortest_crop, config.longest_crop + 1)), rng))
+            short.append(
+                _crop(text, int(rng.integers(config.shortest_crop, config.longest_crop + 1)), rng)
+            )
             long.append(_crop(text, config.passage_crop, rng))
         return short, long
 
@@ -145,15 +154,23 @@ class PrintingReporter:
 
     def progress(self, progress: Progress) -> None:
         if progress.step % self.every == 0 or progress.step == progress.steps:
-            self.say(f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  {progress.seconds:.0f} s")
+            self.say(
+                f"step {progress.step}/{progress.steps}  loss {progress.loss:.3f}  {progress.seconds:.0f} s"
+            )
 
     def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:
         """Nothing is kept."""
 
 
 def pretrain(
-    rung: Rung, tokenizer: PreTrainedTokenizerFast, texts: list[str], config: Pretraining, folder: Path,
-    text_name: str, command: str, say: Callable[[str], None] = print,
+    rung: Rung,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    config: Pretraining,
+    folder: Path,
+    text_name: str,
+    command: str,
+    say: Callable[[str], None] = print,
 ) -> Progress:
     """Pre-train a rung on `texts` (passage bodies) and write it as a model folder with its card."""
     torch.manual_seed(config.seed)
@@ -163,16 +180,27 @@ def pretrain(
     passages = [np.asarray(ids) for ids in encoded if len(ids) >= 2 * config.longest_crop]
     model.train()
     task = CropTask(FineTuningModule(model, "dense"), shape, passages, config)
-    optimization = Optimization(config.learning_rate, 0.0, config.warmup_fraction, 1.0, zero_stage=0)
+    optimization = Optimization(
+        config.learning_rate, 0.0, config.warmup_fraction, 1.0, zero_stage=0
+    )
     started = time.process_time()
     ensure_process_group()
     _, done, _ = run(task, optimization, PrintingReporter(say), checkpoints=0)
     save_weights(model, state_to_save(model), folder)
     tokenizer.save_pretrained(str(folder))
     card = _CARD.format(
-        name=rung.name, parameters=shape.parameters, embeddings=shape.embedding_parameters, rung=asdict(rung),
-        text=text_name, passages=len(passages), tokens=done.tokens, loss=done.loss, config=json.dumps(asdict(config)),
-        seconds=time.process_time() - started, flops=done.spent_flops, command=command,
+        name=rung.name,
+        parameters=shape.parameters,
+        embeddings=shape.embedding_parameters,
+        rung=asdict(rung),
+        text=text_name,
+        passages=len(passages),
+        tokens=done.tokens,
+        loss=done.loss,
+        config=json.dumps(asdict(config)),
+        seconds=time.process_time() - started,
+        flops=done.spent_flops,
+        command=command,
     )
     (folder / "README.md").write_text(card)
     return done

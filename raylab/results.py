@@ -79,7 +79,9 @@ LEDGER_SCHEMA = pa.schema(
 RESULTS, PER_QUERY, LEDGER = "results.parquet", "per_query.parquet", "ledger.parquet"
 
 
-def write_table(store: Store, path: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pd.DataFrame:
+def write_table(
+    store: Store, path: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
+) -> pd.DataFrame:
     """Write rows at the root of the storage, atomically, and return them."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     buffer = io.BytesIO()

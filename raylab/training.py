@@ -36,7 +36,7 @@ from raylab.losses import (
     margin_mse,
 )
 from raylab.models.backbone import hidden_states, output_weight
-from raylab.models.heads import represent
+from raylab.models.heads import prune_top_k, represent
 from raylab.models.hub import state_to_save
 
 _HISTORY_POINTS = 100
@@ -96,17 +96,19 @@ class Task(Protocol):
 class FineTuningModule(nn.Module):
     """Backbone and head as one module, so that ZeRO sees every use of a parameter."""
 
-    def __init__(self, model: Any, head: HeadKind):
+    def __init__(self, model: Any, head: HeadKind, top_k: tuple[int, ...] = (0, 0)):
+        """`top_k`: of each kind of text that `forward` gets, for the sparse head; 0 keeps all terms."""
         super().__init__()
-        self.model, self.head = model, head
+        self.model, self.head, self.top_k = model, head, top_k
 
     def forward(self, *texts: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """(ids_BL, mask_BL) pairs into representations."""
         weight_VD = output_weight(self.model)
-        return tuple(
-            represent(self.head, hidden_states(self.model, ids, mask), weight_VD, mask).float()
-            for ids, mask in texts
-        )
+        all_reps = []
+        for (ids, mask), k in zip(texts, self.top_k, strict=True):
+            reps = represent(self.head, hidden_states(self.model, ids, mask), weight_VD, mask)
+            all_reps.append((prune_top_k(reps, k) if self.head == "sparse" else reps).float())
+        return tuple(all_reps)
 
 
 @dataclass
@@ -126,18 +128,27 @@ class FineTuningTask:
         device = next(self.module.parameters()).device
         tensors = [
             torch.from_numpy(array).to(device)
-            for array in (batch.query_ids_QL, batch.query_mask_QL, batch.passage_ids_PL, batch.passage_mask_PL)
+            for array in (
+                batch.query_ids_QL,
+                batch.query_mask_QL,
+                batch.passage_ids_PL,
+                batch.passage_mask_PL,
+            )
         ]
         reps_q, reps_p = engine((tensors[0], tensors[1]), (tensors[2], tensors[3]))
         reps_q, reps_p = gather_with_gradient(reps_q), gather_with_gradient(reps_p)
-        teacher = None if batch.teacher_QK is None else torch.from_numpy(batch.teacher_QK).to(device)
+        teacher = (
+            None if batch.teacher_QK is None else torch.from_numpy(batch.teacher_QK).to(device)
+        )
         excluded = torch.from_numpy(batch.excluded_QP).to(device)
         loss = objective_loss(self.cell, reps_q, reps_p, self.batches.passages, teacher, excluded)
         if self.cell.head == "sparse":
             tuning = self.cell.fine_tuning
             weight_q = flops_weight(step, self.steps, tuning.lambda_query)
             weight_p = flops_weight(step, self.steps, tuning.lambda_passage)
-            loss = loss + weight_q * flops_regularizer(reps_q) + weight_p * flops_regularizer(reps_p)
+            loss = (
+                loss + weight_q * flops_regularizer(reps_q) + weight_p * flops_regularizer(reps_p)
+            )
         rows = [
             Rows(len(draw.groups_Q), draw.query_length),
             Rows(draw.rows_QK.size, draw.passage_length),
@@ -152,7 +163,11 @@ class FineTuningTask:
 
 
 def objective_loss(
-    cell: Cell, reps_q: torch.Tensor, reps_p: torch.Tensor, passages: int, teacher_QK: torch.Tensor | None,
+    cell: Cell,
+    reps_q: torch.Tensor,
+    reps_p: torch.Tensor,
+    passages: int,
+    teacher_QK: torch.Tensor | None,
     excluded_QP: torch.Tensor,
 ) -> torch.Tensor:
     """The cell's objective over all queries [Q, D] and passages [Q K, D] of a step."""
@@ -207,7 +222,9 @@ class AdaptationTask:
     def loss(self, engine: nn.Module, step: int) -> tuple[torch.Tensor, float, float]:
         rank, world = rank_and_world()
         device = next(self.module.parameters()).device
-        ids, targets, selected = (torch.from_numpy(a).to(device) for a in self.blocks.batch(step, rank, world))
+        ids, targets, selected = (
+            torch.from_numpy(a).to(device) for a in self.blocks.batch(step, rank, world)
+        )
         total, right = engine(ids, targets, selected)
         count = selected[:, 1:].sum().float()
         if world > 1:
@@ -261,7 +278,9 @@ def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
     # Otherwise the first CPU process group compiles a shared-memory op for a minute (stack.md).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trainable = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainable, lr=config.learning_rate, weight_decay=config.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: linear_schedule(step, steps, config.warmup_fraction)
     )
@@ -288,11 +307,18 @@ def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
             "wall_clock_breakdown": False,
         },
     )
+    if config.zero_stage == 3:
+        # The head reads the embeddings outside of their own module: ZeRO-3 must gather them for it.
+        deepspeed.zero.register_external_parameter(module, output_weight(module.model))
     return engine
 
 
 def run(
-    task: Task, optimization: Optimization, reporter: Reporter, checkpoints: int, budget_flops: float | None = None
+    task: Task,
+    optimization: Optimization,
+    reporter: Reporter,
+    checkpoints: int,
+    budget_flops: float | None = None,
 ) -> tuple[Any, Progress, list[dict[str, float]]]:
     """Train to the task's last step, from the reporter's newest checkpoint.
 
@@ -313,7 +339,12 @@ def run(
     with reporter.resume() as folder:
         if folder is not None:
             _, state = engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
-            start, spent, tokens, seconds = state["step"], state["spent"], state["tokens"], state["seconds"]
+            start, spent, tokens, seconds = (
+                state["step"],
+                state["spent"],
+                state["tokens"],
+                state["seconds"],
+            )
             history, loss = state["history"], state["loss"]
             now = Progress(start, task.steps, spent, tokens, loss, seconds)
             _restore_random_state(state["random"][rank_and_world()[0] % len(state["random"])])
@@ -337,14 +368,23 @@ def run(
             history.append({"step": step + 1, "loss": loss, "spent_flops": spent})
         reporter.progress(now)
         if (step + 1) % every == 0 and step + 1 < task.steps:
-            state = {"step": step + 1, "spent": spent, "tokens": tokens, "seconds": seconds, "loss": loss,
-                     "history": history, "random": _random_states()}
+            state = {
+                "step": step + 1,
+                "spent": spent,
+                "tokens": tokens,
+                "seconds": seconds,
+                "loss": loss,
+                "history": history,
+                "random": _random_states(),
+            }
             reporter.checkpoint(lambda path, state=state: _save(engine, path, state), now)
     return engine, now, history
 
 
 def _save(engine: Any, folder: Path, state: dict[str, Any]) -> None:
-    engine.save_checkpoint(str(folder), tag="engine", client_state=state, exclude_frozen_parameters=True)
+    engine.save_checkpoint(
+        str(folder), tag="engine", client_state=state, exclude_frozen_parameters=True
+    )
     barrier()
 
 
@@ -379,6 +419,8 @@ def gathered_state(engine: Any, model: Any, zero_stage: int) -> dict[str, torch.
     if zero_stage == 3:
         import deepspeed
 
-        context = deepspeed.zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
+        context = deepspeed.zero.GatheredParameters(
+            [p for p in model.parameters() if p.requires_grad]
+        )
     with context:
         return state_to_save(model)

@@ -10,11 +10,48 @@ from transformers import LlamaForCausalLM
 
 from raylab.pretraining import Rung, train_tokenizer
 
-_WORDS = (
-    "cell protein gene tumour virus mouse patient drug dose heart liver brain bone blood growth signal receptor "
-    "mutation therapy trial risk immune vaccine insulin glucose kinase factor membrane neuron muscle lung kidney "
-    "infection antibody cancer stem tissue enzyme pathway inhibitor"
-).split()
+_WORDS = [
+    "cell",
+    "protein",
+    "gene",
+    "tumour",
+    "virus",
+    "mouse",
+    "patient",
+    "drug",
+    "dose",
+    "heart",
+    "liver",
+    "brain",
+    "bone",
+    "blood",
+    "growth",
+    "signal",
+    "receptor",
+    "mutation",
+    "therapy",
+    "trial",
+    "risk",
+    "immune",
+    "vaccine",
+    "insulin",
+    "glucose",
+    "kinase",
+    "factor",
+    "membrane",
+    "neuron",
+    "muscle",
+    "lung",
+    "kidney",
+    "infection",
+    "antibody",
+    "cancer",
+    "stem",
+    "tissue",
+    "enzyme",
+    "pathway",
+    "inhibitor",
+]
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +76,8 @@ def collection_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "qrels").mkdir(parents=True)
     rng = np.random.default_rng(0)
     passages = [
-        {"_id": f"p{i:03d}", "title": _sentence(rng, i, 4), "text": _sentence(rng, i, 40)} for i in range(120)
+        {"_id": f"p{i:03d}", "title": _sentence(rng, i, 4), "text": _sentence(rng, i, 40)}
+        for i in range(120)
     ]
     queries = [
         {"_id": f"q{i:03d}", "text": " ".join(passages[i]["text"].split()[3:9])} for i in range(80)
@@ -90,8 +128,13 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path)
     tokenizer.save_pretrained(str(folder))
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        num_labels=1, pad_token_id=0,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=1,
+        pad_token_id=0,
     )
     BertForSequenceClassification(config).save_pretrained(str(folder))
     return folder

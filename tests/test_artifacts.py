@@ -47,7 +47,7 @@ def test_a_failing_writer_leaves_nothing(store):
         (draft.path / "file").write_text("half")
         raise RuntimeError("boom")
     assert store.find(ADDRESS) is None
-    assert not [f for f in store.fs.find(store.root)]
+    assert not store.fs.find(store.root)
 
 
 def test_empty_artifacts_are_refused(store):
@@ -98,8 +98,17 @@ def test_an_attempt_without_a_manifest_does_not_count_and_is_swept(tmp_path):
 def test_fingerprints_follow_what_is_computed_and_nothing_else():
     base = fingerprint("run", {"a": 1, "b": [1, 2]}, {"x": "1"})
     assert base == fingerprint("run", {"b": [1, 2], "a": 1}, {"x": "1"})
-    assert len({base, fingerprint("run", {"a": 2, "b": [1, 2]}, {"x": "1"}), fingerprint("run", {"a": 1, "b": [1, 2]}, {"x": "2"}),
-                fingerprint("index", {"a": 1, "b": [1, 2]}, {"x": "1"})}) == 4
+    assert (
+        len(
+            {
+                base,
+                fingerprint("run", {"a": 2, "b": [1, 2]}, {"x": "1"}),
+                fingerprint("run", {"a": 1, "b": [1, 2]}, {"x": "2"}),
+                fingerprint("index", {"a": 1, "b": [1, 2]}, {"x": "1"}),
+            }
+        )
+        == 4
+    )
 
 
 def test_stores_and_errors_travel_between_processes(tmp_path):

@@ -35,7 +35,9 @@ def model():
 def counted(network, head, backward, checkpointing=False):
     if checkpointing:
         network.train()
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        network.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
     ids = torch.randint(500, (6, 40))
     mask = torch.ones(6, 40, dtype=torch.bool)
     with FlopCounterMode(display=False) as counter:
@@ -61,7 +63,9 @@ def test_encoding_cost_is_what_torch_counts(head):
 def test_training_cost_is_what_torch_counts(lora, checkpointing):
     network = add_lora(model(), lora).train()
     measured = counted(network, "dense", backward=True, checkpointing=checkpointing)
-    assert train_flops(SHAPE, [ROWS], "dense", lora, checkpointing) == pytest.approx(measured, rel=0.02)
+    assert train_flops(SHAPE, [ROWS], "dense", lora, checkpointing) == pytest.approx(
+        measured, rel=0.02
+    )
 
 
 def test_parameters_are_those_of_the_model():
@@ -76,21 +80,38 @@ def test_parameters_are_those_of_the_model():
 
 @pytest.mark.parametrize(
     ("layers", "hidden", "intermediate", "heads", "kv", "parameters"),
-    [(16, 2048, 8192, 32, 8, 973_146_112), (28, 3072, 8192, 24, 8, 2_818_747_392), (32, 4096, 14336, 32, 8, 6_979_588_096)],
+    [
+        (16, 2048, 8192, 32, 8, 973_146_112),
+        (28, 3072, 8192, 24, 8, 2_818_747_392),
+        (32, 4096, 14336, 32, 8, 6_979_588_096),
+    ],
 )
 def test_the_papers_three_models(layers, hidden, intermediate, heads, kv, parameters):
     """Non-embedding parameters of Llama-3.2-1B, 3.2-3B and 3-8B, by the library's own count on the meta device."""
     from transformers import LlamaConfig
 
     config = LlamaConfig(
-        num_hidden_layers=layers, hidden_size=hidden, intermediate_size=intermediate, num_attention_heads=heads,
-        num_key_value_heads=kv, head_dim=128 if hidden > 2048 else 64, vocab_size=128_256, tie_word_embeddings=hidden < 4096,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        head_dim=128 if hidden > 2048 else 64,
+        vocab_size=128_256,
+        tie_word_embeddings=hidden < 4096,
     )
     with torch.device("meta"):
         network = LlamaForCausalLM(config)
     own = Shape.of(config)
-    outside = {id(network.get_input_embeddings().weight), id(network.get_output_embeddings().weight)}
-    assert own.parameters == sum(p.numel() for p in network.parameters() if id(p) not in outside) == parameters
+    outside = {
+        id(network.get_input_embeddings().weight),
+        id(network.get_output_embeddings().weight),
+    }
+    assert (
+        own.parameters
+        == sum(p.numel() for p in network.parameters() if id(p) not in outside)
+        == parameters
+    )
 
 
 def cell(budget: float, objective="cl") -> Cell:
@@ -116,4 +137,6 @@ def test_margin_mse_encodes_two_passages_a_query():
 
 
 def test_hours_follow_from_peak_and_efficiency():
-    assert device_hours(DEVICES["h100"].peak_flops * 0.4 * 3600, DEVICES["h100"]) == pytest.approx(1.0)
+    assert device_hours(DEVICES["h100"].peak_flops * 0.4 * 3600, DEVICES["h100"]) == pytest.approx(
+        1.0
+    )

@@ -51,7 +51,9 @@ def test_only_jobs_import_ray(path):
     if "jobs" in path.relative_to(ROOT).parts:
         return
     rays = {m for m in imports(path) if m == "ray" or m.startswith("ray.")}
-    assert not rays, f"{path.relative_to(ROOT)} imports {rays}; only raylab/jobs and experiments may"
+    assert not rays, (
+        f"{path.relative_to(ROOT)} imports {rays}; only raylab/jobs and experiments may"
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -64,4 +66,6 @@ def test_rooms_import_only_from_rooms_above(path):
     for imported in imports(path):
         other = room(imported)
         if other is not None:
-            assert ROOMS.index(other) <= ROOMS.index(own), f"{module} imports {imported}, a room below it"
+            assert ROOMS.index(other) <= ROOMS.index(own), (
+                f"{module} imports {imported}, a room below it"
+            )

@@ -25,13 +25,19 @@ def t(array):
 
 def log_softmax(x):
     x = np.asarray(x, np.float64)
-    return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+    return (
+        x
+        - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - x.max(-1, keepdims=True)
+    )
 
 
 def test_info_nce_is_the_mean_negative_log_probability_of_the_positives():
     positive = np.array([0, 2, 4])
     expected = -log_softmax(SCORES / 0.1)[np.arange(3), positive].mean()
-    assert float(info_nce(t(SCORES), torch.from_numpy(positive), 0.1)) == pytest.approx(expected, rel=1e-5)
+    assert float(info_nce(t(SCORES), torch.from_numpy(positive), 0.1)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_info_nce_leaves_excluded_passages_out():
@@ -40,7 +46,9 @@ def test_info_nce_leaves_excluded_passages_out():
     excluded[0, 5] = True
     kept = np.delete(SCORES[0], 5)
     rows = [-log_softmax(kept)[0], *(-log_softmax(SCORES[i])[p] for i, p in ((1, 2), (2, 4)))]
-    assert float(info_nce(t(SCORES), positive, 1.0, excluded)) == pytest.approx(np.mean(rows), rel=1e-5)
+    assert float(info_nce(t(SCORES), positive, 1.0, excluded)) == pytest.approx(
+        np.mean(rows), rel=1e-5
+    )
 
 
 def test_margin_mse_compares_margins():
@@ -51,7 +59,9 @@ def test_margin_mse_compares_margins():
 
 def test_margin_mse_ignores_a_shift_of_the_teacher():
     own = t(SCORES[:, :4])
-    assert float(margin_mse(own, t(TEACHER + 7))) == pytest.approx(float(margin_mse(own, t(TEACHER))), rel=1e-4)
+    assert float(margin_mse(own, t(TEACHER + 7))) == pytest.approx(
+        float(margin_mse(own, t(TEACHER))), rel=1e-4
+    )
 
 
 def test_kl_is_that_of_teacher_to_student():

@@ -55,11 +55,19 @@ class TrainingBatches:
     """
 
     def __init__(
-        self, groups: Groups, store: PassageStore, tokenizer: Tokenizer, tuning: FineTuning, passages: int,
-        seed: int, needs_teacher: bool,
+        self,
+        groups: Groups,
+        store: PassageStore,
+        tokenizer: Tokenizer,
+        tuning: FineTuning,
+        passages: int,
+        seed: int,
+        needs_teacher: bool,
     ):
         if needs_teacher and groups.positive_scores is None:
-            raise ConfigError("this objective needs teacher scores, and the training groups have none")
+            raise ConfigError(
+                "this objective needs teacher scores, and the training groups have none"
+            )
         fewest = min((len(n) for n in groups.negatives), default=0)
         if fewest < 1:
             raise ConfigError("a training group has no negative passage; mine candidates first")
@@ -72,7 +80,9 @@ class TrainingBatches:
         self.streams = [(real, tuning.batch_queries - count), (pseudo, count)]
         for members, take in self.streams:
             if take and not len(members):
-                raise ConfigError("fine_tuning.pseudo_fraction: there is no training query besides titles")
+                raise ConfigError(
+                    "fine_tuning.pseudo_fraction: there is no training query besides titles"
+                )
         self.orders: dict[tuple[int, int], np.ndarray] = {}
         self.positives_of: dict[str, list[int]] = {}
         for query_id, row in zip(groups.query_ids, groups.positives, strict=True):
@@ -92,7 +102,9 @@ class TrainingBatches:
         if (stream, epoch) not in self.orders:
             for old in [key for key in self.orders if key[0] == stream and key[1] < epoch - 1]:
                 del self.orders[old]
-            order = np.random.default_rng([self.seed, stream, epoch]).permutation(len(self.streams[stream][0]))
+            order = np.random.default_rng([self.seed, stream, epoch]).permutation(
+                len(self.streams[stream][0])
+            )
             self.orders[stream, epoch] = order
         return self.orders[stream, epoch]
 
@@ -103,12 +115,12 @@ class TrainingBatches:
         rows, teacher = [], []
         for epoch, g in chosen:
             pool = self.groups.negatives[g]
-            rng = np.random.default_rng([self.seed, epoch, g])
-            wanted = self.passages - 1
-            picks = rng.choice(len(pool), wanted, replace=len(pool) < wanted)
+            picks = self._pick(g, np.random.default_rng([self.seed, epoch, g]))
             rows.append([self.groups.positives[g], *pool[picks]])
             if self.needs_teacher:
-                teacher.append([self.groups.positive_scores[g], *self.groups.negative_scores[g][picks]])
+                teacher.append(
+                    [self.groups.positive_scores[g], *self.groups.negative_scores[g][picks]]
+                )
         rows_QK = np.array(rows)
         body_QK = np.repeat(self.groups.body_only[groups][:, None], self.passages, axis=1)
         lengths = self.store.lengths(rows_QK, self.tuning.passage_length, body_QK)
@@ -116,16 +128,38 @@ class TrainingBatches:
             groups_Q=groups,
             rows_QK=rows_QK,
             body_QK=body_QK,
-            teacher_QK=np.array(teacher, np.float32) * self.tuning.teacher_scale if teacher else None,
+            teacher_QK=np.array(teacher, np.float32) * self.tuning.teacher_scale
+            if teacher
+            else None,
             query_length=max(max(len(self.queries[g]) for g in groups), 1),
             passage_length=int(lengths.max()),
         )
+
+    def _pick(self, group: int, rng: np.random.Generator) -> np.ndarray:
+        """Places of a group's negatives: mined ones, of which a share gives way to random ones."""
+        wanted = self.passages - 1
+        mined, total = int(self.groups.mined[group]), len(self.groups.negatives[group])
+        random = int(rng.binomial(wanted, self.tuning.random_fraction)) if mined < total else 0
+        random = wanted if not mined else random
+        hard = (
+            rng.choice(mined, wanted - random, replace=mined < wanted - random)
+            if wanted > random
+            else []
+        )
+        easy = (
+            mined + rng.choice(total - mined, random, replace=total - mined < random)
+            if random
+            else []
+        )
+        return np.concatenate([hard, easy]).astype(np.int64)
 
     def collate(self, draw: Draw, rank: int = 0, world: int = 1) -> Batch:
         """Rank's contiguous share of the queries; padding is to the longest text of the whole draw."""
         count = len(draw.groups_Q)
         if count % world:
-            raise ConfigError(f"fine_tuning.batch_queries = {count}: it must be divisible by {world} workers")
+            raise ConfigError(
+                f"fine_tuning.batch_queries = {count}: it must be divisible by {world} workers"
+            )
         own = slice(rank * count // world, (rank + 1) * count // world)
         queries = [self.queries[g] for g in draw.groups_Q[own]]
         limit = self.tuning.passage_length
@@ -135,7 +169,9 @@ class TrainingBatches:
         ]
         query_ids, query_mask = pad(queries, draw.query_length, self.tokenizer.pad_id)
         passage_ids, passage_mask = pad(passages, draw.passage_length, self.tokenizer.pad_id)
-        return Batch(query_ids, query_mask, passage_ids, passage_mask, draw.teacher_QK, self._excluded(draw))
+        return Batch(
+            query_ids, query_mask, passage_ids, passage_mask, draw.teacher_QK, self._excluded(draw)
+        )
 
     def _excluded(self, draw: Draw) -> np.ndarray:
         flat = draw.rows_QK.ravel()
@@ -178,7 +214,9 @@ class MaskedBlocks:
     adaptation: Adaptation
     seed: int
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def batch(
+        self, step: int, rank: int = 0, world: int = 1
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids int64 [B, L] as the model sees them, original ids [B, L], selected bool [B, L]).
 
         20 % of the positions are selected; of these 80 % become the mask token, 10 % a random
@@ -187,14 +225,19 @@ class MaskedBlocks:
         config = self.adaptation
         blocks = self.store.blocks(config.block_length)
         if blocks < 1:
-            raise ConfigError(f"adaptation.block_length = {config.block_length}: the collection is shorter")
+            raise ConfigError(
+                f"adaptation.block_length = {config.block_length}: the collection is shorter"
+            )
         if config.batch_blocks % world:
             raise ConfigError(
                 f"adaptation.batch_blocks = {config.batch_blocks}: it must be divisible by {world} workers"
             )
         share = config.batch_blocks // world
         originals, inputs, selections = [], [], []
-        for place in range(step * config.batch_blocks + rank * share, step * config.batch_blocks + (rank + 1) * share):
+        for place in range(
+            step * config.batch_blocks + rank * share,
+            step * config.batch_blocks + (rank + 1) * share,
+        ):
             epoch, position = divmod(place, blocks)
             order = _block_order(self.seed, epoch, blocks)
             ids = self.store.block(int(order[position]), config.block_length).astype(np.int64)

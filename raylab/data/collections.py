@@ -104,7 +104,9 @@ def open_collection(name_or_folder: str) -> Source:
         if not qrels:
             raise CollectionError(f"{folder}: no qrels; an MS MARCO folder has qrels.SPLIT.tsv")
         queries = {split: _required(folder, f"queries.{split}.tsv") for split in qrels}
-        return Source(name, collection, _either(folder, "train_passages.tsv"), queries, qrels, embedded)
+        return Source(
+            name, collection, _either(folder, "train_passages.tsv"), queries, qrels, embedded
+        )
     raise CollectionError(
         f"{folder}: neither corpus.jsonl[.gz] (BEIR layout) nor collection.tsv[.gz] (MS MARCO layout)"
     )
@@ -142,7 +144,9 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 if text:
                     yield number, text
     except (gzip.BadGzipFile, EOFError) as error:
-        raise CollectionError(f"{path}:{number + 1}: the gzip stream is damaged ({error})") from None
+        raise CollectionError(
+            f"{path}:{number + 1}: the gzip stream is damaged ({error})"
+        ) from None
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict]]:
@@ -150,7 +154,9 @@ def _objects(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise CollectionError(f"{path}:{number}: not JSON ({error.msg}); one object a line") from None
+            raise CollectionError(
+                f"{path}:{number}: not JSON ({error.msg}); one object a line"
+            ) from None
         if not isinstance(record, dict):
             raise CollectionError(f"{path}:{number}: not a JSON object; one object a line")
         yield number, record
@@ -163,10 +169,14 @@ def _string(path: Path, number: int, record: dict, key: str, default: str | None
     return value
 
 
-def _fields(path: Path, number: int, line: str, count: int, form: str, separator: str | None = "\t") -> list[str]:
+def _fields(
+    path: Path, number: int, line: str, count: int, form: str, separator: str | None = "\t"
+) -> list[str]:
     parts = line.split(separator) if separator is None or count != 2 else line.split(separator, 1)
     if len(parts) != count:
-        raise CollectionError(f"{path}:{number}: {len(parts)} fields, not {count}; a line is {form}")
+        raise CollectionError(
+            f"{path}:{number}: {len(parts)} fields, not {count}; a line is {form}"
+        )
     return parts
 
 
@@ -180,7 +190,9 @@ def read_passages(path: Path) -> Iterator[Passage]:
         for number, record in _objects(path):
             passage_id = _string(path, number, record, "_id")
             title = _string(path, number, record, "title", "")
-            yield _checked(path, Passage(number, passage_id, title, _string(path, number, record, "text")))
+            yield _checked(
+                path, Passage(number, passage_id, title, _string(path, number, record, "text"))
+            )
     else:
         for number, line in lines(path):
             passage_id, text = _fields(path, number, line, 2, "ID<tab>TEXT")
@@ -204,13 +216,16 @@ def read_queries(path: Path) -> dict[str, Query]:
     queries: dict[str, Query] = {}
     if ".jsonl" in path.name:
         records = (
-            Query(n, _string(path, n, r, "_id"), _string(path, n, r, "text")) for n, r in _objects(path)
+            Query(n, _string(path, n, r, "_id"), _string(path, n, r, "text"))
+            for n, r in _objects(path)
         )
     else:
         records = (Query(n, *_fields(path, n, line, 2, "ID<tab>TEXT")) for n, line in lines(path))
     for query in records:
         if not query.query_id.strip() or not query.text.strip():
-            raise CollectionError(f"{path}:{query.line}: query {query.query_id!r} has an empty id or text")
+            raise CollectionError(
+                f"{path}:{query.line}: query {query.query_id!r} has an empty id or text"
+            )
         if query.query_id in queries:
             first = queries[query.query_id].line
             raise CollectionError(
@@ -234,9 +249,13 @@ def read_judgements(path: Path) -> list[Judgement]:
             beir = True
             continue
         if beir:
-            query_id, passage_id, grade = _fields(path, number, line, 3, "QUERY<tab>PASSAGE<tab>GRADE")
+            query_id, passage_id, grade = _fields(
+                path, number, line, 3, "QUERY<tab>PASSAGE<tab>GRADE"
+            )
         else:
-            query_id, _, passage_id, grade = _fields(path, number, line, 4, "QUERY 0 PASSAGE GRADE", None)
+            query_id, _, passage_id, grade = _fields(
+                path, number, line, 4, "QUERY 0 PASSAGE GRADE", None
+            )
         try:
             value = float(grade)
         except ValueError:

@@ -1,13 +1,15 @@
 """Training groups: a query, its positive, mined negatives, and teacher scores where there are any.
 
-    query_id         string          body_only        bool: passages are read without their title
-    query            string          positive_score   float32 or null
-    positive         string          negative_scores  list<float32>, aligned with negatives, or null
-    negatives        list<string>
+query_id         string          body_only        bool: passages are read without their title
+query            string          positive_score   float32 or null
+positive         string          negative_scores  list<float32>, aligned with negatives, or null
+negatives        list<string>    mined            int32: so many of the first negatives were mined
+                                                  (hard), the rest were drawn at random
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,12 +29,29 @@ GROUP_SCHEMA = pa.schema(
         ("body_only", pa.bool_()),
         ("positive", pa.string()),
         ("negatives", pa.list_(pa.string())),
+        ("mined", pa.int32()),
         ("positive_score", pa.float32()),
         ("negative_scores", pa.list_(pa.float32())),
     ]
 )
-SCORE_SCHEMA = pa.schema([("query_id", pa.string()), ("passage_id", pa.string()), ("score", pa.float32())])
+# `rank` of a mined negative from 0; null for positives and for negatives drawn at random.
+SCORE_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("passage_id", pa.string()),
+        ("score", pa.float32()),
+        ("rank", pa.int32()),
+    ]
+)
 PSEUDO_PREFIX = "title:"  # query ids of pseudo-queries: a passage's title asks for its body
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Negatives of a query: mined ones, best first, then ones drawn at random."""
+
+    mined: tuple[str, ...]
+    random: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,9 @@ def asks_of_topics(topics: Topics) -> list[Ask]:
     return asks
 
 
-def asks_of_titles(passages: Iterable[tuple[str, str, str]], banned: frozenset[str] = frozenset()) -> list[Ask]:
+def asks_of_titles(
+    passages: Iterable[tuple[str, str, str]], banned: frozenset[str] = frozenset()
+) -> list[Ask]:
     """Pseudo-queries from (id, title, text): the title asks for the passage without its title."""
     return [
         Ask(f"{PSEUDO_PREFIX}{passage_id}", title, (passage_id,), body_only=True)
@@ -64,32 +85,57 @@ def asks_of_titles(passages: Iterable[tuple[str, str, str]], banned: frozenset[s
     ]
 
 
-def draw_candidates(ask: Ask, ranked: Sequence[str], texts: Mapping[str, int], depth: int) -> list[str]:
-    """The first `depth` ranked passages that are neither positives nor copies of one.
+def draw_candidates(
+    ask: Ask,
+    ranked: Sequence[str],
+    drawn: Sequence[str],
+    texts: Mapping[str, int],
+    depth: int,
+    random: int,
+) -> Candidates:
+    """The first `depth` ranked passages, filled up from `drawn`, then `random` more drawn ones.
+
+    Positives and copies of them are left out; no passage occurs twice.
 
     Args:
+        drawn: passages in random order.
         texts: passage id -> hash of its text; equal hashes are the same passage under two ids.
     """
     positives = set(ask.positives)
     copies = {texts[p] for p in positives if p in texts}
-    kept = [p for p in ranked if p and p not in positives and texts.get(p) not in copies]
-    return list(dict.fromkeys(kept))[:depth]
+
+    def usable(passages: Sequence[str]) -> list[str]:
+        return [
+            p
+            for p in dict.fromkeys(passages)
+            if p and p not in positives and texts.get(p) not in copies
+        ]
+
+    mined = usable([*ranked, *drawn] if len(usable(ranked)) < depth else ranked)[:depth]
+    left = [p for p in usable(drawn) if p not in set(mined)]
+    return Candidates(tuple(mined), tuple(left[:random]))
 
 
 def group_rows(
-    ask: Ask, negatives: Sequence[str], scores: Mapping[tuple[str, str], float] | None, depth: int | None = None
+    ask: Ask, candidates: Candidates, scores: Mapping[tuple[str, str], float] | None
 ) -> list[dict]:
     """One group for each positive of `ask`.
 
     Raises:
         CollectionError: teacher scores are given and one is missing or not finite.
     """
-    chosen = list(negatives[:depth])
+    chosen = [*candidates.mined, *candidates.random]
     rows = []
     for positive in ask.positives:
         row: dict = {
-            "query_id": ask.query_id, "query": ask.text, "body_only": ask.body_only,
-            "positive": positive, "negatives": chosen, "positive_score": None, "negative_scores": None,
+            "query_id": ask.query_id,
+            "query": ask.text,
+            "body_only": ask.body_only,
+            "positive": positive,
+            "negatives": chosen,
+            "mined": len(candidates.mined),
+            "positive_score": None,
+            "negative_scores": None,
         }
         if scores is not None:
             row["positive_score"] = _score(scores, ask.query_id, positive)
@@ -103,7 +149,9 @@ def _score(scores: Mapping[tuple[str, str], float], query_id: str, passage_id: s
     if value is None:
         raise CollectionError(f"no teacher score for query {query_id!r}, passage {passage_id!r}")
     if not math.isfinite(value):
-        raise CollectionError(f"teacher score of query {query_id!r}, passage {passage_id!r} is {value}")
+        raise CollectionError(
+            f"teacher score of query {query_id!r}, passage {passage_id!r} is {value}"
+        )
     return value
 
 
@@ -124,7 +172,11 @@ def read_published(path: Path, query_ids: Mapping[str, str]) -> list[dict]:
                 text, (positive, *negatives) = record["query"], record["docids"]
                 positive_score, *negative_scores = record["scores"]
             else:
-                text, positive, negatives = record["question"], record["pos_pid"], record["neg_pids"]
+                text, positive, negatives = (
+                    record["question"],
+                    record["pos_pid"],
+                    record["neg_pids"],
+                )
                 positive_score, negative_scores = record.get("pos_score"), record.get("neg_scores")
             if negative_scores is not None and len(negative_scores) != len(negatives):
                 raise ValueError(f"{len(negative_scores)} scores for {len(negatives)} negatives")
@@ -138,9 +190,14 @@ def read_published(path: Path, query_ids: Mapping[str, str]) -> list[dict]:
             ) from None
         rows.append(
             {
-                "query_id": query_ids.get(text, text), "query": text, "body_only": False,
-                "positive": str(positive), "negatives": [str(p) for p in negatives],
-                "positive_score": positive_score, "negative_scores": negative_scores,
+                "query_id": query_ids.get(text, text),
+                "query": text,
+                "body_only": False,
+                "positive": str(positive),
+                "negatives": [str(p) for p in negatives],
+                "mined": len(negatives),
+                "positive_score": positive_score,
+                "negative_scores": negative_scores,
             }
         )
     return rows
@@ -155,6 +212,7 @@ class Groups:
     body_only: np.ndarray  # bool [G]
     positives: np.ndarray  # int64 [G]
     negatives: list[np.ndarray]  # int64, ragged
+    mined: np.ndarray  # int64 [G]: so many of the first negatives are mined, the rest random
     positive_scores: np.ndarray | None  # float32 [G]
     negative_scores: list[np.ndarray] | None
 
@@ -172,16 +230,21 @@ def read_groups(folder: Path, rows_of) -> Groups:
     bounds = negatives.offsets.to_numpy()
     flat = rows_of(negatives.values.to_pylist())
     scores, neg_scores = None, None
-    if len(table) and table["positive_score"].null_count == 0 and table["negative_scores"].null_count == 0:
+    if (
+        len(table)
+        and table["positive_score"].null_count == 0
+        and table["negative_scores"].null_count == 0
+    ):
         scores = table["positive_score"].to_numpy()
         flat_scores = table["negative_scores"].combine_chunks().values.to_numpy()
-        neg_scores = [flat_scores[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        neg_scores = [flat_scores[a:b] for a, b in itertools.pairwise(bounds)]
     return Groups(
         query_ids=table["query_id"].to_pylist(),
         queries=table["query"].to_pylist(),
         body_only=table["body_only"].to_numpy(zero_copy_only=False),
         positives=rows_of(table["positive"].to_pylist()),
-        negatives=[flat[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)],
+        negatives=[flat[a:b] for a, b in itertools.pairwise(bounds)],
+        mined=table["mined"].to_numpy().astype(np.int64),
         positive_scores=scores,
         negative_scores=neg_scores,
     )

@@ -31,12 +31,16 @@ class Tokenizer:
 
     def __init__(self, source: str, gguf_file: str | None = None):
         try:
-            self._hf = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf_file} if gguf_file else {}))
+            self._hf = AutoTokenizer.from_pretrained(
+                source, **({"gguf_file": gguf_file} if gguf_file else {})
+            )
         except (OSError, ValueError) as error:
             raise ConfigError(f"no tokenizer at {source!r}: {error}") from None
         mask = self._hf.convert_tokens_to_ids(MASK_TOKEN)
         if mask is None or mask == self._hf.unk_token_id:
-            raise ConfigError(f"tokenizer {source!r} has no token {MASK_TOKEN!r}, which MNTP masks with")
+            raise ConfigError(
+                f"tokenizer {source!r} has no token {MASK_TOKEN!r}, which MNTP masks with"
+            )
         self.source = source
         self.mask_id = int(mask)
         pad = self._hf.pad_token_id if self._hf.pad_token_id is not None else self._hf.eos_token_id

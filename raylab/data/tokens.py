@@ -1,9 +1,9 @@
 """The passage store: tokens of every passage in memory-mapped files, any passage in O(1).
 
-    tokens.bin    all tokens, u16 or u32, passages in id order
-    offsets.npy   int64 [N + 1]
-    titles.npy    u16 [N]: how many of a passage's tokens are its title
-    ids.npy       bytes [N], sorted
+tokens.bin    all tokens, u16 or u32, passages in id order
+offsets.npy   int64 [N + 1]
+titles.npy    u16 [N]: how many of a passage's tokens are its title
+ids.npy       bytes [N], sorted
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from raylab.data.collections import CollectionError
 
 
 def write_store(
-    folder: Path, shards: Iterable[tuple[Sequence[str], Sequence[np.ndarray], Sequence[int]]], dtype: type
+    folder: Path,
+    shards: Iterable[tuple[Sequence[str], Sequence[np.ndarray], Sequence[int]]],
+    dtype: type,
 ) -> int:
     """Write a store from shards of (ids, token arrays, title token counts) in ascending id order.
 
@@ -35,7 +37,9 @@ def write_store(
         for shard_ids, tokens, title_lengths in shards:
             for passage_id in shard_ids:
                 if last is not None and passage_id <= last:
-                    raise CollectionError(f"duplicate or unsorted passage id {passage_id!r} after {last!r}")
+                    raise CollectionError(
+                        f"duplicate or unsorted passage id {passage_id!r} after {last!r}"
+                    )
                 last = passage_id
             np.concatenate(tokens).astype(dtype).tofile(file)
             lengths.append(np.array([len(t) for t in tokens], dtype=np.int64))
@@ -77,13 +81,17 @@ class PassageStore:
         rows = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
         wrong = np.flatnonzero(self.ids[rows] != wanted)
         if len(wrong):
-            raise CollectionError(f"unknown passage {passage_ids[wrong[0]]!r}: it is not in the collection")
+            raise CollectionError(
+                f"unknown passage {passage_ids[wrong[0]]!r}: it is not in the collection"
+            )
         return rows
 
     def passage_ids(self, rows: slice | np.ndarray) -> list[str]:
         return [i.decode() for i in self.ids[rows]]
 
-    def lengths(self, rows: np.ndarray, limit: int, body_only: np.ndarray | bool = False) -> np.ndarray:
+    def lengths(
+        self, rows: np.ndarray, limit: int, body_only: np.ndarray | bool = False
+    ) -> np.ndarray:
         """Token counts [len(rows)] after cutting to `limit`, at least 1."""
         total = self.offsets[rows + 1] - self.offsets[rows]
         skipped = np.where(body_only, self.titles[rows], 0)

@@ -80,7 +80,11 @@ def root_cause(error: BaseException) -> BaseException:
     """The innermost error that a remote function raised."""
     while True:
         failures = getattr(error, "worker_failures", None)  # of a Ray Train worker group, by rank
-        inner = next(iter(failures.values())) if failures else getattr(error, "cause", None) or error.__cause__
+        inner = (
+            next(iter(failures.values()))
+            if failures
+            else getattr(error, "cause", None) or error.__cause__
+        )
         if not isinstance(inner, BaseException) or inner is error:
             return error
         error = inner

@@ -27,26 +27,63 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     what = options.add_argument_group("what is computed")
-    what.add_argument("--ladder", default=grid.ladder.name, help=f"{', '.join(LADDERS)} or a TOML FILE")
-    what.add_argument("--sizes", default=",".join(grid.sizes), help="sizes of the ladder, comma-separated; empty: its default")
-    what.add_argument("--collection", default=grid.collection, help="scifact, or a folder in BEIR or MS MARCO layout")
-    what.add_argument("--cells", default=grid.cells_filter, help="filter, such as 'sparse-*-cl'; several by commas")
-    what.add_argument("--budget", type=float, default=grid.budget_flops, help="FLOPs a cell; none: the ladder's")
-    what.add_argument("--total-budget", type=float, default=grid.total_budget_flops, help="FLOPs of the whole grid")
-    what.add_argument("--seeds", default=",".join(map(str, grid.seeds)), help="a count, or seeds by commas such as 0,1,2")
-    what.add_argument("--teacher", default=grid.teacher, help="model folder, hub id, package:NAME/FOLDER, or scores.parquet")
+    what.add_argument(
+        "--ladder", default=grid.ladder.name, help=f"{', '.join(LADDERS)} or a TOML FILE"
+    )
+    what.add_argument(
+        "--sizes",
+        default=",".join(grid.sizes),
+        help="sizes of the ladder, comma-separated; empty: its default",
+    )
+    what.add_argument(
+        "--collection",
+        default=grid.collection,
+        help="scifact, or a folder in BEIR or MS MARCO layout",
+    )
+    what.add_argument(
+        "--cells",
+        default=grid.cells_filter,
+        help="filter, such as 'sparse-*-cl'; several by commas",
+    )
+    what.add_argument(
+        "--budget", type=float, default=grid.budget_flops, help="FLOPs a cell; none: the ladder's"
+    )
+    what.add_argument(
+        "--total-budget",
+        type=float,
+        default=grid.total_budget_flops,
+        help="FLOPs of the whole grid",
+    )
+    what.add_argument(
+        "--seeds",
+        default=",".join(map(str, grid.seeds)),
+        help="a count, or seeds by commas such as 0,1,2",
+    )
+    what.add_argument(
+        "--teacher",
+        default=grid.teacher,
+        help="model folder, hub id, package:NAME/FOLDER, or scores.parquet",
+    )
     how = options.add_argument_group("where and how it runs (never changes a result)")
     how.add_argument("--storage", default="lab", help="a local folder or any fsspec address")
     how.add_argument("--models", default=None, help="folder with local copies of hub models")
     how.add_argument("--workers", type=int, default=1, help="train workers a cell")
-    how.add_argument("--zero", type=int, default=1, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage")
+    how.add_argument(
+        "--zero", type=int, default=1, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage"
+    )
     how.add_argument("--concurrent", type=int, default=2, help="cells trained at once")
     how.add_argument("--encoders", type=int, default=2, help="encoding actors")
     how.add_argument("--gpu", action="store_true", help="one GPU a worker, bf16")
-    how.add_argument("--plain", action="store_true", default=None, help="plain lines instead of a live display")
+    how.add_argument(
+        "--plain", action="store_true", default=None, help="plain lines instead of a live display"
+    )
     plan = options.add_argument_group("plan")
-    plan.add_argument("--dry-run", action="store_true", help="print the plan of every cell and stop")
-    plan.add_argument("--device", default=None, help="what to plan for: cpu-core, a100-80gb, h100, h200")
+    plan.add_argument(
+        "--dry-run", action="store_true", help="print the plan of every cell and stop"
+    )
+    plan.add_argument(
+        "--device", default=None, help="what to plan for: cpu-core, a100-80gb, h100, h200"
+    )
     plan.add_argument("--gpu-hour-rate", type=float, default=2.0, help="price of one device hour")
     return options
 
@@ -89,18 +126,26 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(",") if part)
     except ValueError:
-        raise ConfigError(f"--seeds {text!r}: it must be a count or whole numbers by commas") from None
+        raise ConfigError(
+            f"--seeds {text!r}: it must be a count or whole numbers by commas"
+        ) from None
     if len(numbers) == 1 and "," not in text and numbers[0] > 0:
         return tuple(range(numbers[0]))
     return numbers
 
 
-def show_plan(grid: Grid, execution: Execution, options: argparse.Namespace, console: Console) -> None:
+def show_plan(
+    grid: Grid, execution: Execution, options: argparse.Namespace, console: Console
+) -> None:
     """Print the plan of every cell."""
-    device = named_device(options.device or ("cpu-core" if grid.ladder.name == "pico" else "a100-80gb"))
+    device = named_device(
+        options.device or ("cpu-core" if grid.ladder.name == "pico" else "a100-80gb")
+    )
     plan = plan_grid(grid, open_collection(grid.collection), execution)
     rows = plan_rows(plan, device, options.gpu_hour_rate, execution.workers)
-    table = Table(title=f"{len(plan.cells)} cells on {device.name} at {device.efficiency:.0%} of {device.peak_flops:.3g} FLOP/s")
+    table = Table(
+        title=f"{len(plan.cells)} cells on {device.name} at {device.efficiency:.0%} of {device.peak_flops:.3g} FLOP/s"
+    )
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=True)
     for row in rows:

@@ -51,17 +51,28 @@ class EncodeTask:
 
 
 def passage_task(subject: Subject, encoding: Encoding, tokens: Artifact, rows: range) -> EncodeTask:
-    address = _address(subject, encoding, tokens, {"rows": [rows.start, rows.stop]}, f"{rows.start:09d}")
+    address = _address(
+        subject, encoding, tokens, {"rows": [rows.start, rows.stop]}, f"{rows.start:09d}"
+    )
     return EncodeTask(address, subject, encoding, tokens, PASSAGES, rows)
 
 
-def query_task(subject: Subject, encoding: Encoding, collection: Artifact, split: str) -> EncodeTask:
+def query_task(
+    subject: Subject, encoding: Encoding, collection: Artifact, split: str
+) -> EncodeTask:
     address = _address(subject, encoding, collection, {"queries": split}, split)
     return EncodeTask(address, subject, encoding, collection, split, None)
 
 
-def _address(subject: Subject, encoding: Encoding, source: Artifact, what: dict, suffix: str) -> Address:
-    who = {"backbone": identity(subject.backbone), "head": subject.head, "encoding": identity(encoding), **what}
+def _address(
+    subject: Subject, encoding: Encoding, source: Artifact, what: dict, suffix: str
+) -> Address:
+    who = {
+        "backbone": identity(subject.backbone),
+        "head": subject.head,
+        "encoding": identity(encoding),
+        **what,
+    }
     inputs = {"weights": subject.weights, "source": source.fingerprint}
     return Address(EMBEDDINGS, f"{subject.name}-{suffix}", who, inputs)
 
@@ -84,7 +95,14 @@ class Encoder:
             store = PassageStore(folder / task.part)
             ids = store.passage_ids(slice(task.rows.start, task.rows.stop))
             matrix = encode_rows(retriever, store, task.rows, batch_tokens)
-            rows = Rows(len(ids), float(store.lengths(np.arange(task.rows.start, task.rows.stop), task.encoding.passage_length).mean()))
+            rows = Rows(
+                len(ids),
+                float(
+                    store.lengths(
+                        np.arange(task.rows.start, task.rows.stop), task.encoding.passage_length
+                    ).mean()
+                ),
+            )
         else:
             topics = load_topics(folder)[task.part]
             ids = list(topics.queries)
@@ -94,7 +112,9 @@ class Encoder:
         with self.store.draft(task.address) as draft:
             write_shard(draft.path, ids, matrix)
             draft.meta.update(
-                rows=len(ids), head=retriever.head, flops=encode_flops(shape, rows, retriever.head),
+                rows=len(ids),
+                head=retriever.head,
+                flops=encode_flops(shape, rows, retriever.head),
                 parameters=shape.parameters,
             )
         return collapse(matrix) if task.rows is not None and task.rows.start == 0 else None
@@ -107,7 +127,9 @@ class Encoder:
             if subject.checkpoint is not None:
                 retriever = Retriever.load(self.store.local(subject.checkpoint), models_dir)
             else:
-                retriever = Retriever.untrained(subject.backbone, subject.head, task.encoding, models_dir)
+                retriever = Retriever.untrained(
+                    subject.backbone, subject.head, task.encoding, models_dir
+                )
             if self.execution.use_gpu:
                 retriever.model.to("cuda", torch.bfloat16)
             self.loaded = (key, retriever)
@@ -115,7 +137,10 @@ class Encoder:
 
 
 def encode_all(
-    store: Store, execution: Execution, tasks: Sequence[EncodeTask], finished: Callable[[EncodeTask, str | None], None]
+    store: Store,
+    execution: Execution,
+    tasks: Sequence[EncodeTask],
+    finished: Callable[[EncodeTask, str | None], None],
 ) -> None:
     """Run all tasks over a pool of actors, tasks of one checkpoint in a row on one actor where possible.
 

@@ -13,13 +13,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from raylab.artifacts import Store
 from raylab.config import Execution
 from raylab.jobs.cluster import arrow_filesystem, root_cause, unwrapped
-from raylab.jobs.train import AdaptationJob, CellJob, adaptation_worker, fine_tuning_worker, train
+from raylab.jobs.train import AdaptationJob, CellJob, train
 
 
 @ray.remote(num_cpus=0, max_retries=3)
 def adapt(job: AdaptationJob) -> str:
     """One size's MNTP, as a Ray Train run of its own."""
-    train(adaptation_worker, job)
+    train(job)
     return job.run_name
 
 
@@ -58,16 +58,22 @@ class _Finished(tune.Callback):
     def __init__(self, finished: Callable[[str], None]):
         self.finished = finished
 
+    def __getstate__(self) -> dict:
+        return {}  # Tune pickles its callbacks for `restore`, which is not used here; a display cannot be
+
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.finished(trial.config["cell"])
 
 
 def _trial(config: dict[str, Any], jobs: dict[str, CellJob]) -> None:
-    train(fine_tuning_worker, jobs[config["cell"]], callbacks=[TuneReportCallback()])
+    train(jobs[config["cell"]], callbacks=[TuneReportCallback()])
 
 
 def fine_tune_all(
-    store: Store, execution: Execution, jobs: Sequence[CellJob], total_flops: float | None,
+    store: Store,
+    execution: Execution,
+    jobs: Sequence[CellJob],
+    total_flops: float | None,
     finished: Callable[[str], None],
 ) -> None:
     """Train all cells, in the given order, at most `concurrent_trials` at a time.

@@ -25,14 +25,21 @@ import pyarrow.parquet as pq
 from raylab import report
 from raylab.artifacts import Artifact, DamagedArtifact, Store
 from raylab.budget import Shape
-from raylab.config import Backbone, Cell, ConfigError, Execution, Grid, HeadKind
+from raylab.config import Backbone, Cell, ConfigError, Execution, Grid
 from raylab.data.collections import EMBEDDED, TRAIN, CollectionError, Source, open_collection
 from raylab.encoding import shards
 from raylab.evaluation.intervals import mean_interval
 from raylab.jobs.cluster import connect
 from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
 from raylab.jobs.fine_tune import adapt_all, fine_tune_all
-from raylab.jobs.ingest import PASSAGES, collection_address, ingest, tokenise, tokens_address, training_part
+from raylab.jobs.ingest import (
+    PASSAGES,
+    collection_address,
+    ingest,
+    tokenise,
+    tokens_address,
+    training_part,
+)
 from raylab.jobs.monitor import Monitor
 from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
 from raylab.jobs.teach import SHIPPED, Mining, Teaching, make_groups
@@ -54,8 +61,17 @@ from raylab.results import (
 log = logging.getLogger("raylab")
 BM25 = "BM25"
 _STAGES = (
-    "collection", "tokens", "candidates", "scores", "groups", "backbone", "retriever", "embeddings",
-    "index", "run", "measures",
+    "collection",
+    "tokens",
+    "candidates",
+    "scores",
+    "groups",
+    "backbone",
+    "retriever",
+    "embeddings",
+    "index",
+    "run",
+    "measures",
 )
 _DAMAGE_ROUNDS = 3
 
@@ -90,7 +106,9 @@ def run_grid(grid: Grid, execution: Execution, plain: bool | None = None) -> Out
                 except DamagedArtifact as damage:
                     log.warning("%s; it will be made again", damage)
                     store.discard(damage.path)
-        raise RuntimeError(f"{store.uri}: artifacts were damaged again and again; check the storage")
+        raise RuntimeError(
+            f"{store.uri}: artifacts were damaged again and again; check the storage"
+        )
 
 
 def choose_teacher(grid: Grid, source: Source) -> str | None:
@@ -124,7 +142,9 @@ def _sole_driver(store: Store) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"--storage {store.uri}: another raylab driver is at work there") from None
+            raise ConfigError(
+                f"--storage {store.uri}: another raylab driver is at work there"
+            ) from None
         removed = store.sweep(_STAGES)
         if removed:
             log.warning("removed %d unfinished artifact(s) that a killed process left", removed)
@@ -149,8 +169,14 @@ class _Walk:
     """One walk along the chain."""
 
     def __init__(
-        self, grid: Grid, execution: Execution, source: Source, teacher: str | None, store: Store,
-        monitor: Monitor, stack: contextlib.ExitStack,
+        self,
+        grid: Grid,
+        execution: Execution,
+        source: Source,
+        teacher: str | None,
+        store: Store,
+        monitor: Monitor,
+        stack: contextlib.ExitStack,
     ):
         self.grid, self.execution, self.source, self.teacher = grid, execution, source, teacher
         self.store, self.monitor, self.stack = store, monitor, stack
@@ -178,7 +204,14 @@ class _Walk:
         passages, queries = self._encode(subjects, collection, tokens)
         indexes = self._index(passages)
         evaluations = self._evaluate(subjects, collection, queries, indexes)
-        used = [collection, *tokens.values(), groups, *adapted.values(), *trained.values(), *queries.values()]
+        used = [
+            collection,
+            *tokens.values(),
+            groups,
+            *adapted.values(),
+            *trained.values(),
+            *queries.values(),
+        ]
         used += [a for own in (*passages.values(), *indexes.values()) for a in own]
         return self._report(subjects, trained, evaluations, used)
 
@@ -190,7 +223,9 @@ class _Walk:
             self.ray()
             self.monitor.enter("ingest", 1)
             collection = ingest(self.store, self.source)
-            self.monitor.advance(f"{collection.meta['passages']} passages, splits {collection.meta['splits']}")
+            self.monitor.advance(
+                f"{collection.meta['passages']} passages, splits {collection.meta['splits']}"
+            )
         tokens: dict[str, Artifact] = {}  # by size; sizes of one tokenizer share a store
         for backbone in self.backbones:
             tokenizer = load_tokenizer(backbone, self.execution.models_dir)
@@ -218,7 +253,9 @@ class _Walk:
             self.ray()
             self.monitor.enter("teach", 1)
             groups = make_groups(teaching)
-            self.monitor.advance(f"{groups.meta['groups']} groups, {groups.meta['pseudo']} of them pseudo-queries")
+            self.monitor.advance(
+                f"{groups.meta['groups']} groups, {groups.meta['pseudo']} of them pseudo-queries"
+            )
         return groups
 
     # -------------------------------------------------------------- training
@@ -226,7 +263,8 @@ class _Walk:
     def _adapt(self, tokens: dict[str, Artifact]) -> dict[str, Artifact]:
         adaptation = self.grid.ladder.recipe.adaptation
         addresses = {
-            b.name: adaptation_address(b, self.weights[b], adaptation, tokens[b.name]) for b in self.backbones
+            b.name: adaptation_address(b, self.weights[b], adaptation, tokens[b.name])
+            for b in self.backbones
         }
         adapted = {name: self.store.find(address) for name, address in addresses.items()}
         missing = [b for b in self.backbones if adapted[b.name] is None]
@@ -235,22 +273,41 @@ class _Walk:
             self.monitor.enter("adapt", len(adapted), len(adapted) - len(missing))
             jobs = [
                 AdaptationJob(
-                    addresses[b.name], b, adaptation, tokens[b.name], self.store, self.execution, self.monitor.board
+                    addresses[b.name],
+                    b,
+                    adaptation,
+                    tokens[b.name],
+                    self.store,
+                    self.execution,
+                    self.monitor.board,
                 )
                 for b in reversed(missing)
             ]
             adapt_all(jobs, self.execution.concurrent_trials, self.monitor.advance)
             adapted = {name: self.store.find(address) for name, address in addresses.items()}
-        return {name: _present(artifact, addresses[name].path) for name, artifact in adapted.items()}
+        return {
+            name: _present(artifact, addresses[name].path) for name, artifact in adapted.items()
+        }
 
     def _fine_tune(
-        self, collection: Artifact, tokens: dict[str, Artifact], groups: Artifact, adapted: dict[str, Artifact]
+        self,
+        collection: Artifact,
+        tokens: dict[str, Artifact],
+        groups: Artifact,
+        adapted: dict[str, Artifact],
     ) -> dict[Cell, Artifact]:
         jobs = {
             cell: CellJob(
                 cell_address(cell, adapted[cell.backbone.name], tokens[cell.backbone.name], groups),
-                cell, self.grid.ladder.recipe.encoding, adapted[cell.backbone.name], tokens[cell.backbone.name],
-                groups, training_part(collection), self.store, self.execution, self.monitor.board,
+                cell,
+                self.grid.ladder.recipe.encoding,
+                adapted[cell.backbone.name],
+                tokens[cell.backbone.name],
+                groups,
+                training_part(collection),
+                self.store,
+                self.execution,
+                self.monitor.board,
             )
             for cell in self.cells
         }
@@ -264,7 +321,11 @@ class _Walk:
             self.ray()
             monitor.enter("fine-tune", len(self.cells), monitor.cells_done)
             board = {cell: dataclasses.replace(jobs[cell], board=monitor.board) for cell in chosen}
-            left = None if self.grid.total_budget_flops is None else self.grid.total_budget_flops - monitor.spent_flops
+            left = (
+                None
+                if self.grid.total_budget_flops is None
+                else self.grid.total_budget_flops - monitor.spent_flops
+            )
             by_name = {cell.run_name: cell for cell in chosen}
 
             def finished(name: str) -> None:
@@ -272,7 +333,9 @@ class _Walk:
                 if artifact is not None:
                     monitor.cells_done += 1
                     monitor.spent_flops += artifact.meta["spent_flops"]
-                    monitor.advance(f"{name}: {artifact.meta['steps']} steps, loss {artifact.meta['loss']:.4g}")
+                    monitor.advance(
+                        f"{name}: {artifact.meta['steps']} steps, loss {artifact.meta['loss']:.4g}"
+                    )
 
             fine_tune_all(self.store, self.execution, list(board.values()), left, finished)
             trained = {cell: self.store.find(job.address) for cell, job in jobs.items()}
@@ -299,7 +362,9 @@ class _Walk:
             name = f"untrained-{head}-{backbone.name}"
             subjects[Subject(name, head, backbone, self.weights[backbone], None)] = None
         for cell, artifact in trained.items():
-            subject = Subject(cell.run_name, cell.head, cell.backbone, artifact.fingerprint, artifact)
+            subject = Subject(
+                cell.run_name, cell.head, cell.backbone, artifact.fingerprint, artifact
+            )
             subjects[subject] = cell
         return subjects
 
@@ -307,7 +372,10 @@ class _Walk:
         return [split for split in collection.meta["splits"] if split != TRAIN]
 
     def _encode(
-        self, subjects: dict[Subject, Cell | None], collection: Artifact, tokens: dict[str, Artifact]
+        self,
+        subjects: dict[Subject, Cell | None],
+        collection: Artifact,
+        tokens: dict[str, Artifact],
     ) -> tuple[dict[str, list[Artifact]], dict[tuple[str, str], Artifact]]:
         encoding = self.grid.ladder.recipe.encoding
         passages: dict[str, list[EncodeTask]] = {}
@@ -344,29 +412,46 @@ class _Walk:
     def _index(self, passages: dict[str, list[Artifact]]) -> dict[str, list[Artifact]]:
         addresses = {name: [index_address(a) for a in own] for name, own in passages.items()}
         found = {a.path: self.store.find(a) for own in addresses.values() for a in own}
-        missing = [a for own in passages.values() for a in own if found[index_address(a).path] is None]
+        missing = [
+            a for own in passages.values() for a in own if found[index_address(a).path] is None
+        ]
         if missing:
             self.ray()
             self.monitor.enter("index", len(found), len(found) - len(missing))
             calls = [(build_index, (self.store, shard)) for shard in missing]
             run_all(calls, self._tasks_at_once(), self.monitor.advance)
-            found = {path: self.store.find(a) for own in addresses.values() for a in own for path in (a.path,)}
-        return {name: [_present(found[a.path], a.path) for a in own] for name, own in addresses.items()}
+            found = {
+                path: self.store.find(a)
+                for own in addresses.values()
+                for a in own
+                for path in (a.path,)
+            }
+        return {
+            name: [_present(found[a.path], a.path) for a in own] for name, own in addresses.items()
+        }
 
     def _evaluate(
-        self, subjects: dict[Subject, Cell | None], collection: Artifact,
-        queries: dict[tuple[str, str], Artifact], indexes: dict[str, list[Artifact]],
+        self,
+        subjects: dict[Subject, Cell | None],
+        collection: Artifact,
+        queries: dict[tuple[str, str], Artifact],
+        indexes: dict[str, list[Artifact]],
     ) -> dict[tuple[str, str], tuple[Artifact, Artifact]]:
         """(run, measures) by (system, split)."""
         evaluations = {
             (subject.name, split): Evaluation(
-                subject.name, collection, split, queries[subject.name, split], tuple(indexes[subject.name])
+                subject.name,
+                collection,
+                split,
+                queries[subject.name, split],
+                tuple(indexes[subject.name]),
             )
             for subject in subjects
             for split in self._splits(collection)
         }
         evaluations |= {
-            (BM25, split): Evaluation(BM25, collection, split, None, ()) for split in self._splits(collection)
+            (BM25, split): Evaluation(BM25, collection, split, None, ())
+            for split in self._splits(collection)
         }
         missing = [e for e in evaluations.values() if self._measured(e) is None]
         if missing:
@@ -393,8 +478,11 @@ class _Walk:
     # ---------------------------------------------------------------- results
 
     def _report(
-        self, subjects: dict[Subject, Cell | None], trained: dict[Cell, Artifact],
-        evaluations: dict[tuple[str, str], tuple[Artifact, Artifact]], used: list[Artifact],
+        self,
+        subjects: dict[Subject, Cell | None],
+        trained: dict[Cell, Artifact],
+        evaluations: dict[tuple[str, str], tuple[Artifact, Artifact]],
+        used: list[Artifact],
     ) -> Outcome:
         by_name = {subject.name: (subject, cell) for subject, cell in subjects.items()}
         rows: list[dict[str, Any]] = []
@@ -407,12 +495,25 @@ class _Walk:
             for measure, own in table.groupby("measure", sort=False):
                 value, low, high = mean_interval(own["value"].to_numpy())
                 rows.append(
-                    facts | where
-                    | {"measure": measure, "value": value, "ci_low": low, "ci_high": high, "queries": len(own)}
+                    facts
+                    | where
+                    | {
+                        "measure": measure,
+                        "value": value,
+                        "ci_low": low,
+                        "ci_high": high,
+                        "queries": len(own),
+                    }
                 )
             for record in table.to_dict("records"):
                 per_query.append(
-                    {"fingerprint": run.fingerprint, "system": facts["system"], "seed": facts["seed"], **where, **record}
+                    {
+                        "fingerprint": run.fingerprint,
+                        "system": facts["system"],
+                        "seed": facts["seed"],
+                        **where,
+                        **record,
+                    }
                 )
         used = used + [a for pair in evaluations.values() for a in pair]
         unique = {artifact.path: artifact for artifact in used}
@@ -424,28 +525,46 @@ class _Walk:
         return Outcome(results, pages, not self.worked, left_out)
 
     def _facts(
-        self, subject: Subject | None, cell: Cell | None, trained: dict[Cell, Artifact], run: Artifact
+        self,
+        subject: Subject | None,
+        cell: Cell | None,
+        trained: dict[Cell, Artifact],
+        run: Artifact,
     ) -> dict[str, Any]:
         facts: dict[str, Any] = dict.fromkeys(RESULTS_SCHEMA.names)
         if subject is None:
             return facts | {"kind": "baseline", "system": BM25, "fingerprint": run.fingerprint}
-        facts |= {"size": subject.backbone.name, "head": subject.head, "parameters": self._parameters(subject.backbone)}
+        facts |= {
+            "size": subject.backbone.name,
+            "head": subject.head,
+            "parameters": self._parameters(subject.backbone),
+        }
         if cell is None:
-            return facts | {"kind": "untrained", "system": subject.name, "fingerprint": run.fingerprint}
+            return facts | {
+                "kind": "untrained",
+                "system": subject.name,
+                "fingerprint": run.fingerprint,
+            }
         meta = trained[cell].meta
         return facts | {
-            "kind": "trained", "system": cell.name, "objective": cell.objective, "seed": cell.seed,
-            "budget_flops": cell.budget_flops, "spent_flops": meta["spent_flops"], "steps": meta["steps"],
-            "seconds": meta["train_seconds"], "fingerprint": trained[cell].fingerprint,
+            "kind": "trained",
+            "system": cell.name,
+            "objective": cell.objective,
+            "seed": cell.seed,
+            "budget_flops": cell.budget_flops,
+            "spent_flops": meta["spent_flops"],
+            "steps": meta["steps"],
+            "seconds": meta["train_seconds"],
+            "fingerprint": trained[cell].fingerprint,
         }
 
     def _parameters(self, backbone: Backbone) -> int:
-        return Shape.of(load_config(backbone, resolve_source(backbone, self.execution.models_dir))).parameters
+        return Shape.of(
+            load_config(backbone, resolve_source(backbone, self.execution.models_dir))
+        ).parameters
 
 
 def _present(artifact: Artifact | None, path: str) -> Artifact:
     if artifact is None:
         raise DamagedArtifact(path, "it is not there after its stage ended")
     return artifact
-
-

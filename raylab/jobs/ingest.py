@@ -1,8 +1,8 @@
 """Ingest on Ray Data: raw files -> validated Parquet shards -> the tokenised passage store.
 
-    collection artifact   passages/*.parquet (and train_passages/), sorted by id;
-                          topics.parquet, qrels.parquet
-    tokens artifact       passages/ (and train_passages/): a passage store each
+collection artifact   passages/*.parquet (and train_passages/), sorted by id;
+                      topics.parquet, qrels.parquet
+tokens artifact       passages/ (and train_passages/): a passage store each
 """
 
 from __future__ import annotations
@@ -56,11 +56,15 @@ def ingest(store: Store, source: Source) -> Artifact:
         CollectionError: the first fault, by file and line; nothing is left behind.
     """
     address = collection_address(source)
-    topics = read_topics(source)  # small files first: most faults are found before Ray moves a passage
+    topics = read_topics(
+        source
+    )  # small files first: most faults are found before Ray moves a passage
     with store.draft(address) as draft:
         counts = {PASSAGES: _ingest_passages(store, draft, source.passages, PASSAGES)}
         if source.train_passages:
-            counts[TRAIN_PASSAGES] = _ingest_passages(store, draft, source.train_passages, TRAIN_PASSAGES)
+            counts[TRAIN_PASSAGES] = _ingest_passages(
+                store, draft, source.train_passages, TRAIN_PASSAGES
+            )
         _check_judged(store, draft, source)
         _write_topics(draft.path, topics)
         draft.meta.update(
@@ -75,7 +79,11 @@ def ingest(store: Store, source: Source) -> Artifact:
 
 
 def _ingest_passages(store: Store, draft: Draft, path: Path, part: str) -> int:
-    dataset = ray.data.from_items([{"path": str(path)}]).map_batches(_parse, batch_size=1).sort("passage_id")
+    dataset = (
+        ray.data.from_items([{"path": str(path)}])
+        .map_batches(_parse, batch_size=1)
+        .sort("passage_id")
+    )
     unwrapped(dataset.write_parquet, f"{draft.target}/{part}", filesystem=arrow_filesystem(store))
     table = _column_table(store, draft, part, ["passage_id", "line"])
     ids, numbers = table["passage_id"], table["line"]
@@ -107,7 +115,9 @@ def _parse(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
 
 
 def _typed(columns: dict[str, list]) -> dict[str, Any]:
-    texts = {name: np.array(columns[name], dtype=object) for name in ("passage_id", "title", "text")}
+    texts = {
+        name: np.array(columns[name], dtype=object) for name in ("passage_id", "title", "text")
+    }
     return texts | {"line": np.array(columns["line"], dtype=np.int64)}
 
 
@@ -119,9 +129,15 @@ def _column_table(store: Store, draft: Draft, part: str, columns: list[str]) -> 
 
 def _check_judged(store: Store, draft: Draft, source: Source) -> None:
     """Every judgement must name a passage that is there; training ones may name training passages."""
-    known = {PASSAGES: _column_table(store, draft, PASSAGES, ["passage_id"])["passage_id"].combine_chunks()}
+    known = {
+        PASSAGES: _column_table(store, draft, PASSAGES, ["passage_id"])[
+            "passage_id"
+        ].combine_chunks()
+    }
     if source.train_passages:
-        known[TRAIN] = _column_table(store, draft, TRAIN_PASSAGES, ["passage_id"])["passage_id"].combine_chunks()
+        known[TRAIN] = _column_table(store, draft, TRAIN_PASSAGES, ["passage_id"])[
+            "passage_id"
+        ].combine_chunks()
     for split, path in source.qrels.items():
         judgements = read_judgements(path)
         wanted = pa.array([j.passage_id for j in judgements])
@@ -138,15 +154,32 @@ def _check_judged(store: Store, draft: Draft, source: Source) -> None:
 def _write_topics(folder: Path, topics: dict[str, Topics]) -> None:
     queries = [(t.split, q, text) for t in topics.values() for q, text in t.queries.items()]
     grades = [
-        (t.split, q, p, grade) for t in topics.values() for q, judged in t.qrels.items() for p, grade in judged.items()
+        (t.split, q, p, grade)
+        for t in topics.values()
+        for q, judged in t.qrels.items()
+        for p, grade in judged.items()
     ]
     pq.write_table(
-        pa.table(dict(zip(("split", "query_id", "text"), map(list, zip(*queries, strict=True)), strict=True))),
+        pa.table(
+            dict(
+                zip(
+                    ("split", "query_id", "text"),
+                    map(list, zip(*queries, strict=True)),
+                    strict=True,
+                )
+            )
+        ),
         folder / "topics.parquet",
     )
     pq.write_table(
         pa.table(
-            dict(zip(("split", "query_id", "passage_id", "grade"), map(list, zip(*grades, strict=True)), strict=True))
+            dict(
+                zip(
+                    ("split", "query_id", "passage_id", "grade"),
+                    map(list, zip(*grades, strict=True)),
+                    strict=True,
+                )
+            )
         ),
         folder / "qrels.parquet",
     )
@@ -156,7 +189,9 @@ def load_topics(folder: Path) -> dict[str, Topics]:
     """The topics of a collection artifact, by split."""
     topics: dict[str, Topics] = {}
     for row in pq.read_table(folder / "topics.parquet").to_pylist():
-        topics.setdefault(row["split"], Topics(row["split"], {}, {})).queries[row["query_id"]] = row["text"]
+        topics.setdefault(row["split"], Topics(row["split"], {}, {})).queries[row["query_id"]] = (
+            row["text"]
+        )
     for row in pq.read_table(folder / "qrels.parquet").to_pylist():
         topics[row["split"]].qrels.setdefault(row["query_id"], {})[row["passage_id"]] = row["grade"]
     return topics
@@ -188,7 +223,10 @@ class _Tokenise:
         tokenizer = _tokenizer(self.backbone, self.models_dir)
         titles = [str(t).strip() for t in batch["title"]]
         heads = tokenizer.encode(titles, STORE_LIMIT)
-        bodies = [f" {text}" if title else str(text) for title, text in zip(titles, batch["text"], strict=True)]
+        bodies = [
+            f" {text}" if title else str(text)
+            for title, text in zip(titles, batch["text"], strict=True)
+        ]
         tails = tokenizer.encode(bodies, STORE_LIMIT)
         tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
         return {
@@ -209,10 +247,14 @@ def _tokenizer(backbone: Backbone, models_dir: str | None) -> Tokenizer:
 
 def tokens_address(collection: Artifact, tokenizer: Tokenizer) -> Address:
     identity = {"tokenizer": tokenizer.fingerprint, "limit": STORE_LIMIT}
-    return Address("tokens", collection.manifest["name"], identity, {"collection": collection.fingerprint})
+    return Address(
+        "tokens", collection.manifest["name"], identity, {"collection": collection.fingerprint}
+    )
 
 
-def tokenise(store: Store, collection: Artifact, backbone: Backbone, models_dir: str | None) -> Artifact:
+def tokenise(
+    store: Store, collection: Artifact, backbone: Backbone, models_dir: str | None
+) -> Artifact:
     """Commit the passage store(s) of a collection under a backbone's tokenizer."""
     tokenizer = load_tokenizer(backbone, models_dir)
     address = tokens_address(collection, tokenizer)
@@ -227,7 +269,10 @@ def tokenise(store: Store, collection: Artifact, backbone: Backbone, models_dir:
                 _Tokenise(backbone, models_dir), batch_size=1_024, zero_copy_batch=False
             )
             draft.meta[part] = unwrapped(
-                write_store, draft.path / part, _token_shards(dataset, tokenizer.dtype), tokenizer.dtype
+                write_store,
+                draft.path / part,
+                _token_shards(dataset, tokenizer.dtype),
+                tokenizer.dtype,
             )
         statistics = {**draft.meta, "vocabulary": tokenizer.vocabulary}
         (draft.path / "statistics.json").write_text(json.dumps(statistics, indent=1))
@@ -237,7 +282,9 @@ def tokenise(store: Store, collection: Artifact, backbone: Backbone, models_dir:
     return artifact
 
 
-def _token_shards(dataset: ray.data.Dataset, dtype: type) -> Iterator[tuple[list[str], list[np.ndarray], list[int]]]:
+def _token_shards(
+    dataset: ray.data.Dataset, dtype: type
+) -> Iterator[tuple[list[str], list[np.ndarray], list[int]]]:
     for batch in dataset.iter_batches(batch_size=4_096, batch_format="numpy"):
         tokens = [np.frombuffer(t, dtype=dtype) for t in batch["tokens"]]
         yield [str(i) for i in batch["passage_id"]], tokens, batch["title_tokens"].tolist()

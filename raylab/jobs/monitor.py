@@ -87,7 +87,9 @@ class Monitor:
     def watching(self) -> Iterator[None]:
         """Show progress while the block runs."""
         self.board = Board.remote()
-        thread = threading.Thread(target=self._plain_loop if self.plain else self._live_loop, daemon=True)
+        thread = threading.Thread(
+            target=self._plain_loop if self.plain else self._live_loop, daemon=True
+        )
         thread.start()
         try:
             yield
@@ -107,12 +109,21 @@ class Monitor:
 
     def summary(self, running: list[Beat]) -> str:
         """One line: stage, cells, budget spent, time left."""
-        spent = self.spent_flops + sum(b.spent_flops for b in running if not b.run.startswith("mntp"))
-        parts = [f"{self.stage} {self.done}/{self.total}", f"cells {self.cells_done}/{self.cells_total}"]
+        spent = self.spent_flops + sum(
+            b.spent_flops for b in running if not b.run.startswith("mntp")
+        )
+        parts = [
+            f"{self.stage} {self.done}/{self.total}",
+            f"cells {self.cells_done}/{self.cells_total}",
+        ]
         if self.budget_flops:
             parts.append(f"budget {spent / self.budget_flops:.0%} of {self.budget_flops:.2g} FLOPs")
         left = self._time_left(spent)
-        parts.append(f"training left {_clock(left)}" if left is not None else f"elapsed {_clock(time.time() - self.started)}")
+        parts.append(
+            f"training left {_clock(left)}"
+            if left is not None
+            else f"elapsed {_clock(time.time() - self.started)}"
+        )
         return " | ".join(parts)
 
     def _time_left(self, spent: float) -> float | None:
@@ -135,12 +146,22 @@ class Monitor:
                 live.update(self._render(self._running()))
 
     def _render(self, running: list[Beat]) -> Group:
-        bars = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+        )
         bars.add_task("cells", total=max(self.cells_total, 1), completed=self.cells_done)
         bars.add_task(self.stage, total=max(self.total, 1), completed=self.done)
         table = Table("run", "step", "of", "FLOPs", "loss", box=None)
         for beat in running:
-            table.add_row(beat.run, str(beat.step), str(beat.steps), f"{beat.spent_flops:.2e}", f"{beat.loss:.3f}")
+            table.add_row(
+                beat.run,
+                str(beat.step),
+                str(beat.steps),
+                f"{beat.spent_flops:.2e}",
+                f"{beat.loss:.3f}",
+            )
         return Group(bars, table, self.summary(running))
 
 

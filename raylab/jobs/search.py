@@ -1,8 +1,8 @@
 """Index and search on Ray tasks: embedding shards -> index shards -> top-k a shard -> one run file.
 
-    index artifact      one shard: faiss (dense) or postings (sparse)
-    run artifact        run.trec.gz of one subject on one split
-    measures artifact   measures.parquet: value of each measure for each query
+index artifact      one shard: faiss (dense) or postings (sparse)
+run artifact        run.trec.gz of one subject on one split
+measures artifact   measures.parquet: value of each measure for each query
 """
 
 from __future__ import annotations
@@ -70,11 +70,18 @@ class Evaluation:
         inputs["collection"] = self.collection.fingerprint
         if self.queries is not None:
             inputs["queries"] = self.queries.fingerprint
-        return Address(RUN, f"{self.name}-{self.split}", {"split": self.split, "system": self.name, **depth}, inputs)
+        return Address(
+            RUN,
+            f"{self.name}-{self.split}",
+            {"split": self.split, "system": self.name, **depth},
+            inputs,
+        )
 
     def measures_address(self, run: Artifact) -> Address:
         return Address(
-            MEASURES, f"{self.name}-{self.split}", {"protocol": asdict(self.protocol), "split": self.split},
+            MEASURES,
+            f"{self.name}-{self.split}",
+            {"protocol": asdict(self.protocol), "split": self.split},
             {"run": run.fingerprint, "collection": self.collection.fingerprint},
         )
 
@@ -85,7 +92,11 @@ def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
     address = evaluation.run_address
     run = store.find(address)
     if run is None:
-        found = _search_bm25(store, evaluation) if evaluation.queries is None else _search(store, evaluation)
+        found = (
+            _search_bm25(store, evaluation)
+            if evaluation.queries is None
+            else _search(store, evaluation)
+        )
         query_ids, ids, scores = found
         with store.draft(address) as draft:
             ranked = Run.from_topk(query_ids, ids, scores)

@@ -1,14 +1,14 @@
 """Teach on Ray Data: mine candidates with BM25, score them with a real teacher, make training groups.
 
-    candidates artifact   (query_id, passage_ids)         an actor pool of BM25 searchers
-    scores artifact       (query_id, passage_id, score)   an actor pool of teachers
-    groups artifact       training groups (raylab.data.teacher)
+candidates artifact   (query_id, mined, random)             an actor pool of BM25 searchers
+scores artifact       (query_id, passage_id, score, rank)   an actor pool of teachers
+groups artifact       training groups (raylab.data.teacher)
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from raylab.data.teacher import (
     GROUP_SCHEMA,
     SCORE_SCHEMA,
     Ask,
+    Candidates,
     asks_of_titles,
     asks_of_topics,
     draw_candidates,
@@ -35,7 +36,7 @@ from raylab.data.teacher import (
 from raylab.index.bm25 import BM25Index
 from raylab.jobs.cluster import unwrapped
 from raylab.jobs.ingest import load_passages, load_topics, training_part
-from raylab.models.teachers import Teacher, teacher_fingerprint
+from raylab.models.teachers import MAX_TOKENS, Teacher, teacher_fingerprint
 
 SHIPPED = "shipped"  # the scores that come with an embedded collection
 SHIPPED_SCORES = "teacher.parquet"
@@ -46,9 +47,13 @@ _GROUP_ROWS = 16_384
 
 @dataclass(frozen=True)
 class Mining:
-    """How candidates are found: BM25's first `depth` passages, without positives and their copies."""
+    """How candidates are found: BM25's first `depth` passages, and `random` ones drawn from all.
 
-    depth: int = 30
+    Positives and their copies are never among them.
+    """
+
+    depth: int = 20
+    random: int = 12
     pseudo_queries: bool = True
 
 
@@ -72,7 +77,9 @@ class Texts:
         return cls(ids, texts, titles, bodies)
 
 
-def training_asks(folder: Path, part: str, mining: Mining, splits: tuple[str, ...] = (TRAIN,)) -> list[Ask]:
+def training_asks(
+    folder: Path, part: str, mining: Mining, splits: tuple[str, ...] = (TRAIN,)
+) -> list[Ask]:
     """The splits' queries whose positives are among the training passages, then the titles as pseudo-queries.
 
     Raises:
@@ -80,7 +87,9 @@ def training_asks(folder: Path, part: str, mining: Mining, splits: tuple[str, ..
     """
     topics = load_topics(folder)
     if TRAIN not in topics:
-        raise CollectionError(f"the collection has no {TRAIN!r} split to train on; it has {', '.join(topics)}")
+        raise CollectionError(
+            f"the collection has no {TRAIN!r} split to train on; it has {', '.join(topics)}"
+        )
     texts = Texts.load(folder, part)
     known = set(texts.ids)
     asks = []
@@ -90,13 +99,20 @@ def training_asks(folder: Path, part: str, mining: Mining, splits: tuple[str, ..
             if positives:
                 asks.append(Ask(ask.query_id, ask.text, positives))
     if not asks:
-        raise CollectionError("no training query has a relevant passage among the training passages")
+        raise CollectionError(
+            "no training query has a relevant passage among the training passages"
+        )
     if mining.pseudo_queries:
         asks += asks_of_titles(zip(texts.ids, texts.titles, texts.bodies, strict=True))
     return asks
 
 
 # -------------------------------------------------------------------------------- candidates
+
+
+_CANDIDATES = pa.schema(
+    [("query_id", pa.string()), ("mined", pa.list_(pa.string())), ("random", pa.list_(pa.string()))]
+)
 
 
 class _Miner:
@@ -109,7 +125,7 @@ class _Miner:
         pairs = zip(texts.ids, texts.bodies, strict=True)
         self.hashes = {i: int(hashlib.sha256(t.encode()).hexdigest()[:15], 16) for i, t in pairs}
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         queries = [str(q) for q in batch["query"]]
         positives = [tuple(str(p) for p in row) for row in batch["positives"]]
         # Room for the positives and their copies, which are dropped.
@@ -117,28 +133,34 @@ class _Miner:
         names = [str(i) for i in batch["query_id"]]
         candidates = [
             draw_candidates(
-                Ask(name, query, own), [*map(str, ranked), *self._random(name)], self.hashes, self.mining.depth
+                Ask(name, query, own),
+                [str(p) for p in ranked],
+                self._random(name),
+                self.hashes,
+                self.mining.depth,
+                self.mining.random,
             )
             for name, query, own, ranked in zip(names, queries, positives, found, strict=True)
         ]
-        return {"query_id": batch["query_id"], "passage_ids": _objects(candidates)}
-
+        columns = [names, [list(c.mined) for c in candidates], [list(c.random) for c in candidates]]
+        return pa.table(columns, schema=_CANDIDATES)
 
     def _random(self, query_id: str) -> list[str]:
-        """Passages drawn by a hash of the query's id: they fill up where BM25 finds fewer than `depth`."""
+        """Passages in an order drawn by a hash of the query's id."""
         seed = int(hashlib.sha256(query_id.encode()).hexdigest()[:15], 16)
-        picks = np.random.default_rng(seed).integers(len(self.ids), size=2 * self.mining.depth)
-        return list(dict.fromkeys(self.ids[i] for i in picks))
-
-
-def _objects(rows: Sequence[Any]) -> np.ndarray:
-    array = np.empty(len(rows), dtype=object)
-    array[:] = [list(r) for r in rows]
-    return array
+        count = 2 * (self.mining.depth + self.mining.random)
+        return [
+            self.ids[i] for i in np.random.default_rng(seed).integers(len(self.ids), size=count)
+        ]
 
 
 def candidates_address(collection: Artifact, mining: Mining) -> Address:
-    return Address("candidates", collection.manifest["name"], vars(mining), {"collection": collection.fingerprint})
+    return Address(
+        "candidates",
+        collection.manifest["name"],
+        vars(mining),
+        {"collection": collection.fingerprint},
+    )
 
 
 def mine(store: Store, collection: Artifact, mining: Mining, actors: int) -> Artifact:
@@ -154,7 +176,9 @@ def mine(store: Store, collection: Artifact, mining: Mining, actors: int) -> Art
     folder = store.local(collection)
     asks = training_asks(folder, part, mining, _TAUGHT)
     with store.draft(address) as draft:
-        rows = [{"query_id": a.query_id, "query": a.text, "positives": list(a.positives)} for a in asks]
+        rows = [
+            {"query_id": a.query_id, "query": a.text, "positives": list(a.positives)} for a in asks
+        ]
         dataset = ray.data.from_items(rows, override_num_blocks=4 * actors).map_batches(
             _Miner,
             fn_constructor_args=(str(folder), part, mining),
@@ -163,10 +187,12 @@ def mine(store: Store, collection: Artifact, mining: Mining, actors: int) -> Art
             num_cpus=1,
         )
         batches = unwrapped(lambda: list(dataset.iter_batches(batch_format="pyarrow")))
-        table = pa.concat_tables(batches).sort_by("query_id").combine_chunks()
-        bare = table.filter(pc.equal(pc.list_value_length(table["passage_ids"]), 0))
+        table = pa.concat_tables(batches).sort_by("query_id")
+        bare = table.filter(pc.equal(pc.list_value_length(table["mined"]), 0))
         if len(bare):
-            raise CollectionError(f"query {bare['query_id'][0].as_py()!r}: the collection has no other passage")
+            raise CollectionError(
+                f"query {bare['query_id'][0].as_py()!r}: the collection has no other passage"
+            )
         pq.write_table(table, draft.path / "candidates.parquet")
         draft.meta["queries"] = len(table)
     return _committed(store, address)
@@ -182,12 +208,18 @@ class _Scorer:
         self.teacher = Teacher(source, models_dir)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        scores = self.teacher.score([str(q) for q in batch["query"]], [str(p) for p in batch["passage"]])
-        return {"query_id": batch["query_id"], "passage_id": batch["passage_id"], "score": scores}
+        scores = self.teacher.score(
+            [str(q) for q in batch["query"]], [str(p) for p in batch["passage"]]
+        )
+        return {name: batch[name] for name in ("query_id", "passage_id", "rank")} | {
+            "score": scores
+        }
 
 
-def scores_address(collection: Artifact, candidates: str, teacher: str, models_dir: str | None) -> Address:
-    identity = {"teacher": teacher_fingerprint(teacher, models_dir)}
+def scores_address(
+    collection: Artifact, candidates: str, teacher: str, models_dir: str | None
+) -> Address:
+    identity = {"teacher": teacher_fingerprint(teacher, models_dir), "max_tokens": MAX_TOKENS}
     return Address("scores", collection.manifest["name"], identity, {"candidates": candidates})
 
 
@@ -207,7 +239,9 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
     folder, part = store.local(collection), training_part(collection)
     with store.draft(address) as draft:
         # In passage order an actor meets a passage once, and passages are what costs a bi-encoder.
-        ordered = sorted(_pairs(folder, part, store.local(candidates), mining), key=lambda p: p["passage_id"])
+        ordered = sorted(
+            _pairs(folder, part, store.local(candidates), mining), key=lambda p: p["passage_id"]
+        )
         pairs = ray.data.from_items(ordered, override_num_blocks=16 * actors)
         scored = pairs.map_batches(
             _Scorer,
@@ -217,34 +251,51 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
             num_cpus=1,
         )
         tables = unwrapped(lambda: list(scored.iter_batches(batch_format="pyarrow")))
-        table = pa.concat_tables(tables).cast(SCORE_SCHEMA).sort_by([("query_id", "ascending"), ("passage_id", "ascending")])
+        table = pa.concat_tables([t.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA) for t in tables])
+        table = table.sort_by([("query_id", "ascending"), ("passage_id", "ascending")])
+        ranks = pc.if_else(pc.less(table["rank"], 0), pa.scalar(None, pa.int32()), table["rank"])
+        table = table.set_column(3, SCORE_SCHEMA.field("rank"), ranks)
         _check_finite(table)
         metadata = {"teacher": teacher, "command": f"raylab teach --teacher {teacher}"}
-        pq.write_table(table.replace_schema_metadata(metadata), draft.path / "scores.parquet", compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            draft.path / "scores.parquet",
+            compression="zstd",
+        )
         draft.meta.update(pairs=len(table), teacher=teacher)
     return _committed(store, address)
 
 
-def _pairs(folder: Path, part: str, candidates: Path, mining: Mining) -> Iterator[dict[str, str]]:
+def _pairs(folder: Path, part: str, candidates: Path, mining: Mining) -> Iterator[dict[str, Any]]:
     texts = Texts.load(folder, part)
     full = dict(zip(texts.ids, texts.texts, strict=True))
     body = dict(zip(texts.ids, texts.bodies, strict=True))
-    mined = pq.read_table(candidates / "candidates.parquet").to_pylist()
-    negatives = {row["query_id"]: row["passage_ids"] for row in mined}
+    found = _read_candidates(candidates)
     for ask in training_asks(folder, part, mining, _TAUGHT):
-        read = body if ask.body_only else full
-        for passage_id in (*ask.positives, *negatives[ask.query_id]):
+        read, own = body if ask.body_only else full, found[ask.query_id]
+        ranked = [*((p, -1) for p in ask.positives), *((p, -1) for p in own.random)]
+        for passage_id, rank in [*ranked, *((p, r) for r, p in enumerate(own.mined))]:
             yield {
-                "query_id": ask.query_id, "query": ask.text, "passage_id": passage_id,
+                "query_id": ask.query_id,
+                "query": ask.text,
+                "passage_id": passage_id,
+                "rank": rank,
                 "passage": read[passage_id] or full[passage_id],
             }
+
+
+def _read_candidates(folder: Path) -> dict[str, Candidates]:
+    rows = pq.read_table(folder / "candidates.parquet").to_pylist()
+    return {row["query_id"]: Candidates(tuple(row["mined"]), tuple(row["random"])) for row in rows}
 
 
 def _check_finite(table: pa.Table) -> None:
     finite = pc.is_finite(table["score"]).to_numpy(zero_copy_only=False)
     if not finite.all():
         row = table.slice(int(np.flatnonzero(~finite)[0]), 1).to_pylist()[0]
-        raise CollectionError(f"teacher score of query {row['query_id']!r}, passage {row['passage_id']!r} is {row['score']}")
+        raise CollectionError(
+            f"teacher score of query {row['query_id']!r}, passage {row['passage_id']!r} is {row['score']}"
+        )
 
 
 # ------------------------------------------------------------------------------------ groups
@@ -276,7 +327,9 @@ class Teaching:
         if self.teacher == SHIPPED:
             if self.assets is None or not (self.assets / SHIPPED_SCORES).exists():
                 name = self.collection.manifest["name"]
-                raise ConfigError(f"collection {name!r} ships no teacher scores; give --teacher MODEL")
+                raise ConfigError(
+                    f"collection {name!r} ships no teacher scores; give --teacher MODEL"
+                )
             return self.assets / SHIPPED_SCORES
         if self.teacher is not None and self.teacher.endswith(".parquet"):
             if not Path(self.teacher).exists():
@@ -294,7 +347,9 @@ class Teaching:
             candidates = candidates_address(self.collection, self.mining)
             inputs["candidates"] = candidates.fingerprint
             if self.teacher is not None:
-                made = scores_address(self.collection, candidates.fingerprint, self.teacher, self.models_dir)
+                made = scores_address(
+                    self.collection, candidates.fingerprint, self.teacher, self.models_dir
+                )
                 inputs["scores"] = made.fingerprint
         return Address("groups", self.collection.manifest["name"], vars(self.mining), inputs)
 
@@ -314,16 +369,25 @@ def make_groups(teaching: Teaching) -> Artifact:
             scores_file = store.local(scored) / "scores.parquet"
     asks = training_asks(store.local(collection), training_part(collection), teaching.mining)
     scores = _read_scores(scores_file) if scores_file else None
-    negatives = _ranked_candidates(store, asks, candidates, scores)
+    if candidates is not None:
+        found = _read_candidates(store.local(candidates))
+    else:
+        assert scores is not None
+        found = _scored_candidates(asks, scores)
+    values = {key: score for key, (score, _) in scores.items()} if scores is not None else None
     address = teaching.address()
     with store.draft(address) as draft:
-        grouper = _Grouper(ray.put(negatives), ray.put(scores) if scores else None, teaching.mining.depth)
-        dataset = ray.data.from_items(asks, override_num_blocks=4).map_batches(grouper, batch_size=1_024)
+        grouper = _Grouper(ray.put(found), ray.put(values) if values is not None else None)
+        dataset = ray.data.from_items(asks, override_num_blocks=4).map_batches(
+            grouper, batch_size=1_024
+        )
         tables = unwrapped(lambda: list(dataset.iter_batches(batch_format="pyarrow")))
         table = pa.concat_tables([t.cast(GROUP_SCHEMA) for t in tables])
         table = table.sort_by([("query_id", "ascending"), ("positive", "ascending")])
         for number, start in enumerate(range(0, len(table), _GROUP_ROWS)):
-            pq.write_table(table.slice(start, _GROUP_ROWS), draft.path / f"groups-{number:05d}.parquet")
+            pq.write_table(
+                table.slice(start, _GROUP_ROWS), draft.path / f"groups-{number:05d}.parquet"
+            )
         pseudo = int(pc.sum(table["body_only"]).as_py())
         draft.meta.update(groups=len(table), pseudo=pseudo, teacher=teaching.teacher)
     return _committed(store, address)
@@ -333,44 +397,60 @@ def make_groups(teaching: Teaching) -> Artifact:
 class _Grouper:
     """Ray Data function: asks -> groups."""
 
-    negatives: ray.ObjectRef
+    candidates: ray.ObjectRef
     scores: ray.ObjectRef | None
-    depth: int
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        negatives = ray.get(self.negatives)
+        found = ray.get(self.candidates)
         scores = ray.get(self.scores) if self.scores else None
-        rows = [row for ask in batch["item"] for row in group_rows(ask, negatives[ask.query_id], scores, self.depth)]
+        rows = [
+            row for ask in batch["item"] for row in group_rows(ask, found[ask.query_id], scores)
+        ]
         return pa.Table.from_pylist(rows, schema=GROUP_SCHEMA)
 
 
-def _read_scores(path: Path) -> dict[tuple[str, str], float]:
+def _read_scores(path: Path) -> dict[tuple[str, str], tuple[float, int | None]]:
+    """(score, rank) by (query, passage); a file without ranks gives None for all."""
+    required = SCORE_SCHEMA.names[:3]
     try:
-        table = pq.read_table(path, columns=SCORE_SCHEMA.names).cast(SCORE_SCHEMA)
+        table = pq.read_table(path)
+        ranks = table["rank"].to_pylist() if "rank" in table.column_names else [None] * len(table)
+        table = table.select(required).cast(
+            pa.schema([SCORE_SCHEMA.field(name) for name in required])
+        )
     except (pa.ArrowInvalid, KeyError) as error:
-        raise CollectionError(f"{path}: not a table of {', '.join(SCORE_SCHEMA.names)} ({error})") from None
+        raise CollectionError(f"{path}: not a table of {', '.join(required)} ({error})") from None
     _check_finite(table)
     keys = zip(table["query_id"].to_pylist(), table["passage_id"].to_pylist(), strict=True)
-    return dict(zip(keys, table["score"].to_pylist(), strict=True))
+    return dict(zip(keys, zip(table["score"].to_pylist(), ranks, strict=True), strict=True))
 
 
-def _ranked_candidates(
-    store: Store, asks: list[Ask], candidates: Artifact | None, scores: dict[tuple[str, str], float] | None
-) -> dict[str, list[str]]:
-    """Negatives by query: as mined, or the scored passages in id order when only scores are given."""
-    if candidates is not None:
-        mined = pq.read_table(store.local(candidates) / "candidates.parquet").to_pylist()
-        return {row["query_id"]: row["passage_ids"] for row in mined}
-    assert scores is not None
+def _scored_candidates(
+    asks: list[Ask], scores: dict[tuple[str, str], tuple[float, int | None]]
+) -> dict[str, Candidates]:
+    """Negatives by query, from a file of scores: ranked ones are mined, the others random.
+
+    Without any rank the scored passages are all taken as mined, best score first.
+    """
     positives = {ask.query_id: set(ask.positives) for ask in asks}
-    found: dict[str, list[str]] = {ask.query_id: [] for ask in asks}
-    for query_id, passage_id in scores:
-        if query_id in found and passage_id not in positives[query_id]:
-            found[query_id].append(passage_id)
-    bare = next((q for q, passages in found.items() if not passages), None)
-    if bare is not None:
-        raise CollectionError(f"the teacher scores hold no negative passage for training query {bare!r}")
-    return {q: sorted(passages) for q, passages in found.items()}
+    ranked: dict[str, list[tuple[float, str]]] = {q: [] for q in positives}
+    others: dict[str, list[tuple[float, str]]] = {q: [] for q in positives}
+    for (query_id, passage_id), (score, rank) in scores.items():
+        if query_id in positives and passage_id not in positives[query_id]:
+            if rank is None:
+                others[query_id].append((-score, passage_id))
+            else:
+                ranked[query_id].append((rank, passage_id))
+    found = {}
+    for query_id in positives:
+        mined = tuple(p for _, p in sorted(ranked[query_id]))
+        rest = tuple(p for _, p in sorted(others[query_id]))
+        if not mined and not rest:
+            raise CollectionError(
+                f"the teacher scores hold no negative passage for training query {query_id!r}"
+            )
+        found[query_id] = Candidates(mined, rest) if mined else Candidates(rest)
+    return found
 
 
 def _committed(store: Store, address: Address) -> Artifact:

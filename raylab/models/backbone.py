@@ -61,7 +61,11 @@ def weights_fingerprint(backbone: Backbone, models_dir: str | None = None) -> st
     folder = Path(source)
     if not folder.is_dir():
         return hashlib.sha256(source.encode()).hexdigest()
-    kinds = ("config.json",) if backbone.start == "random" else ("config.json", "*.safetensors", "*.gguf")
+    kinds = (
+        ("config.json",)
+        if backbone.start == "random"
+        else ("config.json", "*.safetensors", "*.gguf")
+    )
     files = sorted(p for kind in kinds for p in folder.glob(kind))
     return hashlib.sha256("".join(p.name + sha256_of(p) for p in files).encode()).hexdigest()
 
@@ -135,12 +139,20 @@ def probe_bidirectional(model: Any) -> None:
     mask = torch.ones_like(ids)
     first = hidden_states(model, ids, mask)[0, 0]
     if torch.equal(first, hidden_states(model, changed, mask)[0, 0]):
-        raise ConfigError(f"{type(model).__name__} stays causal: its last token does not reach its first state")
+        raise ConfigError(
+            f"{type(model).__name__} stays causal: its last token does not reach its first state"
+        )
     padding = torch.randint(vocabulary, (1, 5), generator=generator).to(device)
-    padded = hidden_states(model, torch.cat([ids, padding], 1), torch.cat([mask, torch.zeros_like(padding)], 1))
+    padded = hidden_states(
+        model, torch.cat([ids, padding], 1), torch.cat([mask, torch.zeros_like(padding)], 1)
+    )
     tolerance = 1e-4 if first.dtype == torch.float32 else 5e-2
-    if not torch.allclose(padded[0, 0], first, atol=tolerance * float(first.abs().max().clamp(min=1))):
-        raise ConfigError(f"{type(model).__name__} lets padding leak into the states of real tokens")
+    if not torch.allclose(
+        padded[0, 0], first, atol=tolerance * float(first.abs().max().clamp(min=1))
+    ):
+        raise ConfigError(
+            f"{type(model).__name__} lets padding leak into the states of real tokens"
+        )
 
 
 def hidden_states(model: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
@@ -193,4 +205,6 @@ def set_lora_dropout(model: Any, probability: float) -> None:
     for name, module in model.named_modules():
         if ".lora_dropout." in name and isinstance(module, (torch.nn.Dropout, torch.nn.Identity)):
             parent = model.get_submodule(name.rpartition(".")[0])
-            parent[name.rpartition(".")[2]] = torch.nn.Dropout(probability) if probability else torch.nn.Identity()
+            parent[name.rpartition(".")[2]] = (
+                torch.nn.Dropout(probability) if probability else torch.nn.Identity()
+            )

@@ -29,8 +29,16 @@ def represent(
 
 
 def prune_top_k(reps_BV: torch.Tensor, k: int) -> torch.Tensor:
-    """Keep the k largest entries of every row (the lowest term first among equals), zero the rest; 0 keeps all."""
+    """Keep the k largest entries of every row (the lowest term first among equals), zero the rest.
+
+    0 keeps all. The gradient flows through what is kept.
+    """
     if k <= 0 or k >= reps_BV.shape[1]:
         return reps_BV
-    order = torch.argsort(reps_BV, dim=1, descending=True, stable=True)[:, :k]
-    return torch.zeros_like(reps_BV).scatter_(1, order, reps_BV.gather(1, order))
+    with torch.no_grad():
+        smallest_B1 = reps_BV.topk(k, dim=1, sorted=True).values[:, -1:]
+        above_BV = reps_BV > smallest_B1
+        equal_BV = reps_BV == smallest_B1
+        room_B1 = k - above_BV.sum(1, keepdim=True)
+        kept_BV = above_BV | (equal_BV & (equal_BV.cumsum(1) <= room_B1))
+    return reps_BV * kept_BV

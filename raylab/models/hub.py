@@ -1,8 +1,8 @@
 """Save and load what training makes: an adapter (peft) or a full model, beside its contract.
 
-    retriever.json                  head, backbone, lengths, tokenizer fingerprint, provenance
-    adapter_config.json, adapter_model.safetensors     (LoRA)
-    config.json, model.safetensors                     (full fine-tuning)
+retriever.json                  head, backbone, lengths, tokenizer fingerprint, provenance
+adapter_config.json, adapter_model.safetensors     (LoRA)
+config.json, model.safetensors                     (full fine-tuning)
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ def state_to_save(model: Any) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     state = model.state_dict()
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in tied}
+    return {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if name not in tied
+    }
 
 
 def save_weights(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -70,7 +74,9 @@ def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
     """
     if (folder / "adapter_config.json").exists():
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    missing, unexpected = model.load_state_dict(
+        load_file(folder / "model.safetensors"), strict=False
+    )
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     if unexpected or set(missing) - tied:
         raise ConfigError(

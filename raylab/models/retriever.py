@@ -30,7 +30,12 @@ class Retriever:
     """Encodes queries and passages; float32 [N, D] for dense, scipy CSR [N, V] for sparse."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, head: HeadKind, encoding: Encoding):
-        self.model, self.tokenizer, self.head, self.encoding = model.eval(), tokenizer, head, encoding
+        self.model, self.tokenizer, self.head, self.encoding = (
+            model.eval(),
+            tokenizer,
+            head,
+            encoding,
+        )
 
     @classmethod
     def load(cls, folder: str | Path, models_dir: str | None = None) -> Retriever:
@@ -43,8 +48,12 @@ class Retriever:
         facts = load_contract(folder)
         model, tokenizer = load_base(Backbone(**facts["backbone"]), models_dir)
         if tokenizer.fingerprint != facts["tokenizer"]:
-            raise ConfigError(f"{folder}: trained with another tokenizer than that of {tokenizer.source!r}")
-        return cls(load_weights(model, folder), tokenizer, facts["head"], Encoding(**facts["encoding"]))
+            raise ConfigError(
+                f"{folder}: trained with another tokenizer than that of {tokenizer.source!r}"
+            )
+        return cls(
+            load_weights(model, folder), tokenizer, facts["head"], Encoding(**facts["encoding"])
+        )
 
     @classmethod
     def untrained(
@@ -65,7 +74,9 @@ class Retriever:
         return self.encode_tokens(tokens, self.encoding.top_k_passage, batch_tokens)
 
     @torch.inference_mode()
-    def encode_tokens(self, texts: Sequence[np.ndarray], top_k: int, batch_tokens: int = 16_384) -> Matrix:
+    def encode_tokens(
+        self, texts: Sequence[np.ndarray], top_k: int, batch_tokens: int = 16_384
+    ) -> Matrix:
         """Representations of tokenised texts, in input order, batched by length under a token budget."""
         device = output_weight(self.model).device
         parts: list[Matrix] = []
@@ -128,7 +139,9 @@ def collapse(matrix: Matrix) -> str | None:
         sample = sample.toarray()
     units = sample / np.maximum(np.linalg.norm(sample, axis=1, keepdims=True), 1e-12)
     if len(units) > 1:
-        cosine = float((np.square(units.sum(0)).sum() - len(units)) / (len(units) * (len(units) - 1)))
+        cosine = float(
+            (np.square(units.sum(0)).sum() - len(units)) / (len(units) * (len(units) - 1))
+        )
         if cosine > 0.98:
             return f"representations are nearly equal (mean cosine {cosine:.3f}): they collapsed"
     return None

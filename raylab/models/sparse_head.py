@@ -45,12 +45,18 @@ def sparse_reps(
 class _SparseReps(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden_BLD: torch.Tensor, weight_VD: torch.Tensor, mask_BL: torch.Tensor, scale: float
+        ctx: Any,
+        hidden_BLD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        mask_BL: torch.Tensor,
+        scale: float,
     ) -> torch.Tensor:
         B, L, D = hidden_BLD.shape
         V = len(weight_VD)
         maxima_BV = hidden_BLD.new_empty(B, V)
-        positions_BV = torch.empty(B, V, dtype=torch.int16 if L < 2**15 else torch.int32, device=hidden_BLD.device)
+        positions_BV = torch.empty(
+            B, V, dtype=torch.int16 if L < 2**15 else torch.int32, device=hidden_BLD.device
+        )
         padded_BL1 = ~mask_BL.unsqueeze(-1)
         step = max(1, _CHUNK_BYTES // (B * L * hidden_BLD.element_size()))
         flat_TD = hidden_BLD.reshape(B * L, D)
@@ -91,6 +97,10 @@ def _scatter_product(
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     # CSR products take fp32 on every device; half types are accumulated in it too.
     matrix = torch.sparse_csr_tensor(
-        starts, columns[order], values[order].float(), size=(count, len(dense)), check_invariants=False
+        starts,
+        columns[order],
+        values[order].float(),
+        size=(count, len(dense)),
+        check_invariants=False,
     )
     return (matrix @ dense.float()).to(dense.dtype)

@@ -20,7 +20,7 @@ from raylab.data.batches import pad
 from raylab.models.backbone import resolve_source
 from raylab.models.retriever import length_batches
 
-_MAX_TOKENS = 256
+MAX_TOKENS = 160  # of a pair (cross-encoder) or a text (bi-encoder)
 
 
 def teacher_fingerprint(source: str, models_dir: str | None = None) -> str:
@@ -61,7 +61,9 @@ class Teacher:
             self.model = self.model.half().cuda()
         self._embeddings: dict[str, np.ndarray] = {}
 
-    def score(self, queries: Sequence[str], passages: Sequence[str], batch_tokens: int = 8_192) -> np.ndarray:
+    def score(
+        self, queries: Sequence[str], passages: Sequence[str], batch_tokens: int = 8_192
+    ) -> np.ndarray:
         """float32 [N]: relevance logit (cross-encoder) or cosine (bi-encoder) of each pair."""
         if self.is_cross_encoder:
             return self._cross(queries, passages, batch_tokens)
@@ -70,9 +72,11 @@ class Teacher:
         return np.array([self._embeddings[q] @ self._embeddings[p] for q, p in pairs], np.float32)
 
     @torch.inference_mode()
-    def _cross(self, queries: Sequence[str], passages: Sequence[str], batch_tokens: int) -> np.ndarray:
+    def _cross(
+        self, queries: Sequence[str], passages: Sequence[str], batch_tokens: int
+    ) -> np.ndarray:
         encoded = self.tokenizer(
-            list(queries), list(passages), truncation="only_second", max_length=_MAX_TOKENS
+            list(queries), list(passages), truncation="only_second", max_length=MAX_TOKENS
         )
         scores = np.empty(len(queries), np.float32)
         for batch in length_batches([len(ids) for ids in encoded["input_ids"]], batch_tokens):
@@ -87,7 +91,7 @@ class Teacher:
         fresh = [t for t in texts if t not in self._embeddings]
         if not fresh:
             return
-        encoded = self.tokenizer(fresh, truncation=True, max_length=_MAX_TOKENS)["input_ids"]
+        encoded = self.tokenizer(fresh, truncation=True, max_length=MAX_TOKENS)["input_ids"]
         arrays = [np.asarray(ids) for ids in encoded]
         pad_id = self.tokenizer.pad_token_id or 0
         for batch in length_batches([len(a) for a in arrays], batch_tokens):

@@ -18,7 +18,7 @@ def tokenizer(model_folder) -> Tokenizer:
     return Tokenizer(str(model_folder))
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path) -> PassageStore:
     rng = np.random.default_rng(0)
     tokens = [rng.integers(1, 300, rng.integers(3, 40)) for _ in IDS]
@@ -30,7 +30,7 @@ def store(tmp_path) -> PassageStore:
     return opened
 
 
-@pytest.fixture()
+@pytest.fixture
 def groups(store) -> Groups:
     rng = np.random.default_rng(1)
     positives = np.arange(20)
@@ -40,13 +40,17 @@ def groups(store) -> Groups:
         body_only=np.arange(20) >= 10,
         positives=positives,
         negatives=[rng.permutation(np.setdiff1d(np.arange(30), [p]))[:6] for p in positives],
+        mined=np.full(20, 4),
         positive_scores=rng.normal(size=20).astype(np.float32),
         negative_scores=[rng.normal(size=6).astype(np.float32) for _ in positives],
     )
 
 
 def batches(groups, store, tokenizer, **changes) -> TrainingBatches:
-    tuning = FineTuning(**{"batch_queries": 8, "negatives": 3, "pseudo_fraction": 0.5, "teacher_scale": 2.0} | changes)
+    tuning = FineTuning(
+        **{"batch_queries": 8, "negatives": 3, "pseudo_fraction": 0.5, "teacher_scale": 2.0}
+        | changes
+    )
     return TrainingBatches(groups, store, tokenizer, tuning, 4, seed=3, needs_teacher=True)
 
 
@@ -54,7 +58,10 @@ def test_the_store_gives_back_every_passage(store):
     for row, truth in enumerate(store.truth):
         assert store.tokens(row, 1000).tolist() == truth.tolist()
         assert store.tokens(row, 5).tolist() == truth[:5].tolist()
-        assert store.tokens(row, 1000, body_only=True).tolist() == truth[min(2, len(truth) - 1) :].tolist()
+        assert (
+            store.tokens(row, 1000, body_only=True).tolist()
+            == truth[min(2, len(truth) - 1) :].tolist()
+        )
     rows = np.arange(30)
     assert store.lengths(rows, 12).tolist() == [min(len(t), 12) for t in store.truth]
     assert store.rows(["p07", "p29"]).tolist() == [7, 29]
@@ -92,14 +99,19 @@ def test_workers_share_one_batch(groups, store, tokenizer):
     for world in (2, 4):
         parts = [made.collate(draw, rank, world) for rank in range(world)]
         for name in ("query_ids_QL", "query_mask_QL", "passage_ids_PL", "passage_mask_PL"):
-            assert np.array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name))
+            assert np.array_equal(
+                np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name)
+            )
     with pytest.raises(ConfigError, match="divisible by 3 workers"):
         made.collate(draw, 0, 3)
 
 
 def test_an_epoch_sees_every_group_once_and_negatives_are_drawn_again(groups, store, tokenizer):
     made = batches(groups, store, tokenizer, batch_queries=4, pseudo_fraction=0.5)
-    epochs = [np.concatenate([made.draw(step).groups_Q for step in range(e * 5, e * 5 + 5)]) for e in (0, 1)]
+    epochs = [
+        np.concatenate([made.draw(step).groups_Q for step in range(e * 5, e * 5 + 5)])
+        for e in (0, 1)
+    ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(20))
     drawn = {}
     for step in range(10):
@@ -125,7 +137,11 @@ def test_other_positives_of_a_query_are_no_negatives(groups, store, tokenizer):
     excluded = made.collate(draw).excluded_QP
     flat = draw.rows_QK.ravel()
     for q, group in enumerate(draw.groups_Q):
-        own = {p for i, p in zip(groups.query_ids, groups.positives, strict=True) if i == groups.query_ids[group]}
+        own = {
+            p
+            for i, p in zip(groups.query_ids, groups.positives, strict=True)
+            if i == groups.query_ids[group]
+        }
         for column, row in enumerate(flat):
             assert excluded[q, column] == (row in own and column != q * 4)
 

@@ -24,23 +24,37 @@ def write(path, text: str | bytes):
 
 
 def test_beir_passages(tmp_path):
-    path = write(tmp_path / "corpus.jsonl.gz", '{"_id": "0", "title": "T", "text": "é x"}\n\n{"_id": "a", "text": "y"}\n')
+    path = write(
+        tmp_path / "corpus.jsonl.gz",
+        '{"_id": "0", "title": "T", "text": "é x"}\n\n{"_id": "a", "text": "y"}\n',
+    )
     assert [tuple(p) for p in read_passages(path)] == [(1, "0", "T", "é x"), (3, "a", "", "y")]
 
 
 def test_msmarco_passages_may_hold_tabs_and_quotes(tmp_path):
     path = write(tmp_path / "collection.tsv", '7\tsay "hi"\tthere\n8\tx\n')
-    assert [tuple(p) for p in read_passages(path)] == [(1, "7", "", 'say "hi"\tthere'), (2, "8", "", "x")]
+    assert [tuple(p) for p in read_passages(path)] == [
+        (1, "7", "", 'say "hi"\tthere'),
+        (2, "8", "", "x"),
+    ]
 
 
 FAULTS = [
-    ("corpus.jsonl", '{"_id": "1", "text": "a"}\n{"_id": "2", "text": ', r"corpus\.jsonl:2: not JSON"),
+    (
+        "corpus.jsonl",
+        '{"_id": "1", "text": "a"}\n{"_id": "2", "text": ',
+        r"corpus\.jsonl:2: not JSON",
+    ),
     ("corpus.jsonl", "[1]\n", r":1: not a JSON object"),
     ("corpus.jsonl", '{"_id": 1, "text": "a"}\n', r":1: '_id' is 1; it must be a string"),
     ("corpus.jsonl", '{"_id": "1"}\n', r":1: 'text' is None; it must be a string"),
     ("corpus.jsonl", '{"_id": "1", "title": " ", "text": ""}\n', r":1: passage '1' has no text"),
     ("corpus.jsonl", '{"_id": "", "text": "a"}\n', r":1: the passage id is empty"),
-    ("collection.tsv", "1\ta\nno tab here\n", r"collection\.tsv:2: 1 fields, not 2; a line is ID<tab>TEXT"),
+    (
+        "collection.tsv",
+        "1\ta\nno tab here\n",
+        r"collection\.tsv:2: 1 fields, not 2; a line is ID<tab>TEXT",
+    ),
     ("collection.tsv", b"1\ta\n2\t\xff\xfe\n", r":2: byte 3 is not UTF-8"),
 ]
 
@@ -91,7 +105,10 @@ def test_a_judgement_of_an_unknown_query_names_its_line(tmp_path):
     write(tmp_path / "collection.tsv", "p\ttext\n")
     write(tmp_path / "queries.dev.tsv", "q\ttext\n")
     write(tmp_path / "qrels.dev.tsv", "q 0 p 1\nx 0 p 1\n")
-    with pytest.raises(CollectionError, match=r"qrels\.dev\.tsv:2: unknown query 'x'; it must be in queries\.dev\.tsv"):
+    with pytest.raises(
+        CollectionError,
+        match=r"qrels\.dev\.tsv:2: unknown query 'x'; it must be in queries\.dev\.tsv",
+    ):
         read_topics(open_collection(str(tmp_path)))
 
 
@@ -105,7 +122,9 @@ def test_missing_collections_and_files(tmp_path):
         open_collection(str(tmp_path))
 
 
-def test_validation_is_carved_out_of_training_queries_only_where_there_is_none(collection_folder, tmp_path):
+def test_validation_is_carved_out_of_training_queries_only_where_there_is_none(
+    collection_folder, tmp_path
+):
     topics = read_topics(open_collection(str(collection_folder)))
     assert set(topics) == {"train", "test", "valid"}
     assert not set(topics["train"].queries) & set(topics["valid"].queries)
@@ -126,7 +145,9 @@ def test_scifact_equals_the_copy_beside_the_project(shared_data):
     def content(source):
         return list(read_passages(source.passages)), read_topics(source)
 
-    assert content(open_collection("scifact")) == content(open_collection(str(shared_data / "beir" / "scifact")))
+    assert content(open_collection("scifact")) == content(
+        open_collection(str(shared_data / "beir" / "scifact"))
+    )
 
 
 def test_the_msmarco_slice_reads_whole(shared_data):
@@ -136,5 +157,9 @@ def test_the_msmarco_slice_reads_whole(shared_data):
     assert source.train_passages is not None
     assert sum(1 for _ in read_passages(source.train_passages)) == 4_665
     topics = read_topics(source)
-    assert (len(topics["dl19"].queries), len(topics["dev"].queries), len(topics["train"].queries)) == (43, 2287, 4693)
+    assert (
+        len(topics["dl19"].queries),
+        len(topics["dev"].queries),
+        len(topics["train"].queries),
+    ) == (43, 2287, 4693)
     assert json.dumps(sorted(topics)) == '["dev", "dl19", "train"]'

