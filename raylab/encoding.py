@@ -35,7 +35,8 @@ def write_shard(folder: Path, ids: Sequence[str], matrix: Matrix) -> None:
         ValueError: a representation that is not finite, or does not fit float16.
     """
     values = matrix.data if sp.issparse(matrix) else matrix
-    half = values.astype(np.float16)
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
     if not np.isfinite(half).all():
         raise ValueError(
             f"{folder.name}: representations hold values that are not finite in float16"

@@ -23,7 +23,8 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from raylab.config import (
     HEADS,
@@ -165,13 +166,13 @@ def _from_toml(path: Path, table: dict[str, Any]) -> Ladder:
         raise ConfigError(
             f"unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}"
         )
-    recipe_name = table.get("recipe", "paper")
+    recipe_name = _typed("recipe", table.get("recipe", "paper"), str)
     if recipe_name not in _RECIPES:
         raise ConfigError(f"recipe = {recipe_name!r}: it must be one of {', '.join(_RECIPES)}")
     recipe = _RECIPES[recipe_name]()
     recipe = dataclasses.replace(
         recipe,
-        budget_flops=float(table.get("budget_flops", recipe.budget_flops)),
+        budget_flops=_typed("budget_flops", table.get("budget_flops", recipe.budget_flops), float),
         adaptation=_changed("adaptation", recipe.adaptation, table.get("adaptation", {})),
         encoding=_changed("encoding", recipe.encoding, table.get("encoding", {})),
         fine_tuning={
@@ -180,36 +181,74 @@ def _from_toml(path: Path, table: dict[str, Any]) -> Ladder:
         },
     )
     sizes = table.get("size")
-    if not isinstance(sizes, list) or not sizes:
+    if not isinstance(sizes, list) or not sizes or not all(isinstance(s, dict) for s in sizes):
         raise ConfigError("no [[size]]; a ladder has at least one")
     backbones = tuple(_size(path, size) for size in sizes)
-    return Ladder(table.get("name", path.stem), backbones, recipe, tuple(table.get("default", ())))
+    name = _typed("name", table.get("name", path.stem), str)
+    default = _typed("default", table.get("default", ()), tuple[str, ...])
+    return Ladder(name, backbones, recipe, default)
 
 
 def _size(path: Path, size: dict[str, Any]) -> Backbone:
     for key in ("name", "source"):
         if key not in size:
             raise ConfigError(f"a [[size]] without {key!r}")
-    beside = path.parent / size["source"]
+    name, source = (_typed(f"size.{key}", size[key], str) for key in ("name", "source"))
+    beside = path.parent / source
     return _changed(
         "size",
-        Backbone(size["name"], str(beside) if beside.is_dir() else size["source"]),
+        Backbone(name, str(beside) if beside.is_dir() else source),
         {key: value for key, value in size.items() if key not in ("name", "source")},
     )
 
 
-def _changed(where: str, config: D, changes: dict[str, Any]) -> D:
-    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
-    if unknown := set(changes) - names:
+def _changed(where: str, config: D, changes: Any) -> D:
+    if not isinstance(changes, dict):
+        raise ConfigError(f"{where} = {changes!r}: it must be a table")
+    hints = get_type_hints(type(config))
+    if unknown := set(changes) - set(hints):
         raise ConfigError(
-            f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(names))}"
+            f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(hints))}"
         )
-    if "lora" in changes:
-        lora = changes["lora"]
-        changes = changes | {
-            "lora": _changed("lora", Lora(), lora) if isinstance(lora, dict) else None
-        }
-    try:
-        return dataclasses.replace(config, **changes)  # type: ignore[type-var]
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from None
+    values = {
+        key: _lora(where, config, value)
+        if key == "lora"
+        else _typed(f"{where}.{key}", value, hints[key])
+        for key, value in changes.items()
+    }
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def _lora(where: str, config: Any, value: Any) -> Lora | None:
+    """A table changes the recipe's own adapter; false asks for full fine-tuning."""
+    if value is False:
+        return None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}.lora = {value!r}: it must be a table, or false for none")
+    return _changed("lora", config.lora or Lora(), value)
+
+
+def _typed(where: str, value: Any, hint: Any) -> Any:
+    """The value, a TOML list as a tuple, a whole number as the fraction that the field holds.
+
+    Raises:
+        ConfigError: a value of another type than the field's.
+    """
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(value, hint):
+        right = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+        raise ConfigError(f"{where} = {value!r}: it must be {right}")
+    return float(value) if hint is float else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kind = get_origin(hint)
+    if kind is Literal:
+        return value in get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, part) for part in get_args(hint))
+    if kind is tuple:
+        return isinstance(value, tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)

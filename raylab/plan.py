@@ -15,6 +15,7 @@ from raylab.budget import (
     Shape,
     adaptation_flops,
     device_hours,
+    passages_per_query,
     plan_cell,
 )
 from raylab.config import Cell, ConfigError, Execution, Grid
@@ -101,7 +102,7 @@ def _padded_lengths(
     """Mean length of the longest text of a batch: what a batch is padded to."""
     tuning = cell.fine_tuning
     rng = np.random.default_rng(0)
-    listed = tuning.batch_queries * (1 + tuning.negatives)
+    listed = tuning.batch_queries * passages_per_query(cell)
 
     def longest(lengths: Sequence[int], count: int, limit: int) -> float:
         cut = np.minimum(lengths, limit)

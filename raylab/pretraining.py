@@ -1,8 +1,14 @@
-"""Making a small ladder: tokenizer, configurations, and unsupervised contrastive pre-training.
+"""Making a small ladder: tokenizer, configurations, and unsupervised pre-training.
 
-Two random crops of one passage are a positive pair, the crops of the other passages its negatives
-(Contriever, 2112.09118). MNTP from scratch leaves the states of such small models in a narrow cone,
-where neither head can rank; this does not (docs/log.md). No query, title or judgement is seen.
+The loss is the sum of three, each over random crops of passages:
+
+* contrastive: two crops of one passage are a positive pair, the crops of the others its negatives
+  (Contriever, 2112.09118);
+* MNTP: the masked tokens of a crop, each from the state before it;
+* with half the weight, the same for a tenth of its visible tokens.
+
+MNTP alone, from scratch, leaves the states of such small models in a narrow cone where neither head
+can rank; contrast alone teaches the LM head nothing (docs/log.md). No query, title or judgement is seen.
 """
 
 from __future__ import annotations
@@ -21,12 +27,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from raylab.budget import Rows, Shape, train_flops
-from raylab.data.batches import pad
+from raylab.budget import Rows, Shape, head_forward_flops, train_flops
+from raylab.data.batches import mask_tokens, pad
+from raylab.data.tokenizer import MASK_TOKEN
 from raylab.distributed import ensure_process_group
 from raylab.losses import info_nce
 from raylab.models.hub import save_weights, state_to_save
-from raylab.training import FineTuningModule, Optimization, Progress, run
+from raylab.training import FineTuningModule, MaskedModule, Optimization, Progress, run
 
 PAD_TOKEN = "<pad>"
 
@@ -65,11 +72,14 @@ class Rung:
 class Pretraining:
     """Hyper-parameters, shared by all sizes."""
 
-    steps: int = 450
+    steps: int = 300
     batch: int = 48
     shortest_crop: int = 12  # tokens of the query-like crop: uniform from here ...
     longest_crop: int = 32  # ... to here
     passage_crop: int = 64
+    masked_fraction: float = 0.2
+    visible_fraction: float = 0.1
+    visible_weight: float = 0.5
     learning_rate: float = 1e-3
     warmup_fraction: float = 0.04
     temperature: float = 0.05
@@ -93,32 +103,71 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD_TOKEN)
 
 
+class PretrainingModule(nn.Module):
+    """The three losses of a batch of crops."""
+
+    def __init__(self, model: LlamaForCausalLM, config: Pretraining):
+        super().__init__()
+        self.config = config
+        self.crops = FineTuningModule(model, "dense")
+        self.masked = MaskedModule(model)
+
+    def forward(
+        self,
+        short: tuple[torch.Tensor, torch.Tensor],
+        long: tuple[torch.Tensor, torch.Tensor],
+        inputs_BL: torch.Tensor,
+        selected_BL: torch.Tensor,
+        visible_BL: torch.Tensor,
+    ) -> torch.Tensor:
+        """Loss of (ids, mask) crops; `inputs_BL` is the long crop with its masks."""
+        reps_s, reps_l = self.crops(short, long)
+        own = torch.arange(len(reps_s))
+        loss = info_nce(reps_s @ reps_l.T, own, self.config.temperature)
+        for weight, positions_BL in ((1.0, selected_BL), (self.config.visible_weight, visible_BL)):
+            total, _ = self.masked(inputs_BL, long[0], positions_BL)
+            loss = loss + weight * total / positions_BL[:, 1:].sum().clamp(min=1)
+        return loss
+
+
 @dataclass
 class CropTask:
-    """Contrastive pre-training on random crops (`raylab.training.Task`)."""
+    """Pre-training on random crops (`raylab.training.Task`)."""
 
-    module: FineTuningModule
+    module: PretrainingModule
     shape: Shape
     passages: list[np.ndarray]
     config: Pretraining
+    mask_id: int
 
     @property
     def steps(self) -> int:
         return self.config.steps
 
     def loss(self, engine: nn.Module, step: int) -> tuple[torch.Tensor, float, float]:
+        config = self.config
         short, long = self._crops(step)
-        ids_s, mask_s = (torch.from_numpy(a) for a in pad(short, max(map(len, short)), 0))
-        ids_l, mask_l = (torch.from_numpy(a) for a in pad(long, max(map(len, long)), 0))
-        reps_s, reps_l = engine((ids_s, mask_s), (ids_l, mask_l))
-        own = torch.arange(len(reps_s))
-        rows = [Rows(*ids_s.shape), Rows(*ids_l.shape)]
+        crops = [
+            tuple(torch.from_numpy(a) for a in pad(texts, max(map(len, texts)), 0))
+            for texts in (short, long)
+        ]
+        rng = np.random.default_rng([config.seed, 2, step])
+        ids_BL = crops[1][0].numpy()
+        selected = rng.random(ids_BL.shape) < config.masked_fraction
+        selected[:, 0] = False
+        visible = ~selected & (rng.random(ids_BL.shape) < config.visible_fraction)
+        inputs = mask_tokens(ids_BL, selected, self.mask_id, self.shape.vocabulary, rng)
+        loss = engine(*crops, *(torch.from_numpy(a) for a in (inputs, selected, visible)))
+        rows = [
+            Rows(*crops[0][0].shape),
+            Rows(*ids_BL.shape),
+            Rows(*ids_BL.shape),
+            Rows(*ids_BL.shape),
+        ]
         flops = train_flops(self.shape, rows, None, None, checkpointing=False)
-        return (
-            info_nce(reps_s @ reps_l.T, own, self.config.temperature),
-            flops,
-            sum(r.tokens for r in rows),
-        )
+        predicted = Rows(float(selected.sum() + visible.sum()), 1)
+        flops += 3 * head_forward_flops(self.shape, predicted, "sparse")
+        return loss, flops, float(crops[0][0].numel() + ids_BL.size)
 
     def _crops(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         config, short, long = self.config, [], []
@@ -127,9 +176,8 @@ class CropTask:
             order = np.random.default_rng([config.seed, epoch]).permutation(len(self.passages))
             rng = np.random.default_rng([config.seed, 1, place])
             text = self.passages[order[position]]
-            short.append(
-                _crop(text, int(rng.integers(config.shortest_crop, config.longest_crop + 1)), rng)
-            )
+            length = int(rng.integers(config.shortest_crop, config.longest_crop + 1))
+            short.append(_crop(text, length, rng))
             long.append(_crop(text, config.passage_crop, rng))
         return short, long
 
@@ -177,9 +225,15 @@ def pretrain(
     model = LlamaForCausalLM(rung.config(len(tokenizer)))
     shape = Shape.of(model.config)
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    passages = [np.asarray(ids) for ids in encoded if len(ids) >= 2 * config.longest_crop]
+    passages = [np.asarray(ids) for ids in encoded if len(ids) >= config.passage_crop]
     model.train()
-    task = CropTask(FineTuningModule(model, "dense"), shape, passages, config)
+    task = CropTask(
+        PretrainingModule(model, config),
+        shape,
+        passages,
+        config,
+        tokenizer.convert_tokens_to_ids(MASK_TOKEN),
+    )
     optimization = Optimization(
         config.learning_rate, 0.0, config.warmup_fraction, 1.0, zero_stage=0
     )
@@ -213,13 +267,13 @@ tags: [raylab, retrieval, bidirectional]
 ---
 # {name}
 
-A bidirectional Llama of {parameters:,} non-embedding parameters (and {embeddings:,} tied embedding parameters), one rung
-of raylab's pico ladder: {rung}.
+A bidirectional Llama of {parameters:,} non-embedding parameters (and {embeddings:,} of tied embeddings),
+one rung of raylab's pico ladder: {rung}.
 
 | | |
 |---|---|
 | text | {text}: {passages:,} abstracts, without titles; no query or judgement |
-| objective | InfoNCE over two random crops of a passage (2112.09118), dense head |
+| objective | InfoNCE over two random crops of a passage (2112.09118), plus MNTP |
 | recipe | `{config}` |
 | tokens | {tokens:.3g} (with padding) |
 | last batch's loss | {loss:.3f} |

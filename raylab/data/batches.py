@@ -205,6 +205,18 @@ def _block_order(seed: int, epoch: int, blocks: int) -> np.ndarray:
     return np.random.default_rng([seed, 7, epoch]).permutation(blocks)
 
 
+def mask_tokens(
+    ids: np.ndarray, selected: np.ndarray, mask_id: int, vocabulary: int, rng: np.random.Generator
+) -> np.ndarray:
+    """`ids` with, of its selected tokens, 80 % masked, 10 % replaced at random and 10 % kept (BERT)."""
+    fate = rng.random(ids.shape)
+    masked = ids.copy()
+    masked[selected & (fate < 0.8)] = mask_id
+    replaced = selected & (fate >= 0.8) & (fate < 0.9)
+    masked[replaced] = rng.integers(0, vocabulary, replaced.sum())
+    return masked
+
+
 @dataclass(frozen=True)
 class MaskedBlocks:
     """MNTP batches: masked token blocks and the positions whose tokens are to be predicted."""
@@ -244,11 +256,9 @@ class MaskedBlocks:
             rng = np.random.default_rng([self.seed, 11, place])
             selected = rng.random(len(ids)) < config.selected_fraction
             selected[0] = False
-            fate = rng.random(len(ids))
-            masked = ids.copy()
-            masked[selected & (fate < 0.8)] = self.tokenizer.mask_id
-            replaced = selected & (fate >= 0.8) & (fate < 0.9)
-            masked[replaced] = rng.integers(0, self.tokenizer.vocabulary, replaced.sum())
+            masked = mask_tokens(
+                ids, selected, self.tokenizer.mask_id, self.tokenizer.vocabulary, rng
+            )
             originals.append(ids)
             inputs.append(masked)
             selections.append(selected)

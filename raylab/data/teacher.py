@@ -168,6 +168,11 @@ def read_published(path: Path, query_ids: Mapping[str, str]) -> list[dict]:
     for number, line in lines(path):
         try:
             record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+            for key in ("docids", "scores", "neg_pids", "neg_scores"):
+                if not isinstance(record.get(key) or [], list):
+                    raise ValueError(f"{key!r} is not a list")
             if "docids" in record:
                 text, (positive, *negatives) = record["query"], record["docids"]
                 positive_score, *negative_scores = record["scores"]
@@ -178,6 +183,12 @@ def read_published(path: Path, query_ids: Mapping[str, str]) -> list[dict]:
                     record["neg_pids"],
                 )
                 positive_score, negative_scores = record.get("pos_score"), record.get("neg_scores")
+            if not isinstance(text, str):
+                raise ValueError("the query is not a string")
+            if not all(type(p) in (str, int) for p in (positive, *negatives)):
+                raise ValueError("a passage id is neither a string nor a whole number")
+            if (positive_score is None) != (negative_scores is None):
+                raise ValueError("the positive is scored and the negatives are not, or vice versa")
             if negative_scores is not None and len(negative_scores) != len(negatives):
                 raise ValueError(f"{len(negative_scores)} scores for {len(negatives)} negatives")
             values = [] if positive_score is None else [positive_score, *negative_scores]

@@ -176,7 +176,8 @@ def run_experiment(description: str, grid: Grid, arguments: Sequence[str] | None
 
         outcome = run_grid(grid, execution, options.plain)
     except (ConfigError, CollectionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        # The libraries' own explanations run over several lines.
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_BAD_INPUT
     outcome.report.show(console)
     for label, path in outcome.report.paths.items():

@@ -37,7 +37,7 @@ def run(arguments: list[str], cwd: Path, expect: int = 0, **environment: str) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
     assert done.returncode == expect, done.stdout[-4000:]

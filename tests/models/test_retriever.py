@@ -1,0 +1,215 @@
+"""Encoding does not depend on batching, pruning keeps the largest terms, collapse is noticed, contracts hold."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from raylab.artifacts import DamagedArtifact
+from raylab.config import Backbone, ConfigError, Encoding, Lora
+from raylab.models.backbone import add_lora
+from raylab.models.hub import load_base, save_weights, state_to_save
+from raylab.models.retriever import Retriever, collapse, length_batches
+from raylab.pretraining import train_tokenizer
+
+WORDS = (
+    "cell protein gene tumour virus mouse patient drug dose heart liver brain bone blood".split()
+)
+_RNG = np.random.default_rng(3)
+TEXTS = [" ".join(_RNG.choice(WORDS, n)) for n in (3, 17, 1, 9, 9, 30, 2, 24, 5, 12)]
+
+
+@pytest.fixture
+def backbone(model_folder) -> Backbone:
+    return Backbone("tiny", str(model_folder))
+
+
+def dense(matrix) -> np.ndarray:
+    return matrix.toarray() if sp.issparse(matrix) else matrix
+
+
+# ------------------------------------------------------------------------------------ batches
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), max_size=50),
+    batch_tokens=st.integers(1, 200),
+)
+def test_batches_keep_the_token_budget_and_hold_every_text_once(lengths, batch_tokens):
+    batches = length_batches(lengths, batch_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    padded = [len(batch) * max(1, *(lengths[i] for i in batch)) for batch in batches]
+    for batch, tokens in zip(batches, padded, strict=True):
+        assert tokens <= batch_tokens or len(batch) == 1  # a text longer than the budget goes alone
+    longest = [max(lengths[i] for i in batch) for batch in batches]
+    assert longest == sorted(longest)  # texts of like length pad little
+    # None is closed early: the next text would not have fitted.
+    for batch, following in zip(batches, batches[1:], strict=False):
+        assert (len(batch) + 1) * max(1, lengths[following[0]]) > batch_tokens
+
+
+# ----------------------------------------------------------------------------------- encoding
+
+
+def naive(model_folder, head: str, text: str, limit: int) -> np.ndarray:
+    """One text through the stock model with paper.md's formulas, in float64, without padding."""
+    tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
+    model = AutoModelForCausalLM.from_pretrained(str(model_folder), is_causal=False).double().eval()
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][:, :limit]
+    with torch.no_grad():
+        states = model(ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
+        if head == "dense":
+            return (states / states.norm(dim=1, keepdim=True)).mean(0).numpy()
+        logits = states @ model.lm_head.weight.T * states.shape[1] ** -0.25
+        return torch.log1p(torch.relu(logits.max(0).values)).numpy()
+
+
+@pytest.mark.parametrize("head", ["sparse", "dense"])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_representations_are_those_of_each_text_alone_in_input_order(
+    backbone, model_folder, head, batch_tokens
+):
+    encoding = Encoding(query_length=8, passage_length=20, top_k_query=0, top_k_passage=0)
+    retriever = Retriever.untrained(backbone, head, encoding)
+    passages = retriever.encode_passages(TEXTS, batch_tokens)
+    queries = retriever.encode_queries(TEXTS, batch_tokens)
+    assert sp.issparse(passages) == (head == "sparse")
+    assert passages.dtype == np.float32
+    for matrix, limit in ((passages, 20), (queries, 8)):
+        expected = np.stack([naive(model_folder, head, text, limit) for text in TEXTS])
+        np.testing.assert_allclose(dense(matrix), expected, atol=1e-6)
+    assert not np.allclose(dense(passages), dense(queries))  # the limits do cut
+
+
+@pytest.mark.parametrize("head", ["sparse", "dense"])
+def test_a_text_without_tokens_hurts_no_other(backbone, head):
+    retriever = Retriever.untrained(backbone, head, Encoding())
+    alone, among = (
+        retriever.encode_passages(["cell gene"]),
+        retriever.encode_passages(["", "cell gene"]),
+    )
+    assert np.isfinite(dense(among)).all()
+    np.testing.assert_allclose(dense(among)[1], dense(alone)[0], atol=1e-6)
+
+
+def test_pruning_keeps_the_largest_terms_at_their_values(backbone):
+    """40 terms a query and 400 a passage in the paper's setting (SPLARE); here 4 and 9."""
+    full = Retriever.untrained(
+        backbone, "sparse", Encoding(top_k_query=0, top_k_passage=0)
+    ).encode_queries(TEXTS)
+    pruned = Retriever.untrained(backbone, "sparse", Encoding(top_k_query=4, top_k_passage=9))
+    for matrix, kept in ((pruned.encode_queries(TEXTS), 4), (pruned.encode_passages(TEXTS), 9)):
+        assert np.diff(matrix.indptr).tolist() == [kept] * len(TEXTS)  # all have more than that
+        for row, reference in zip(matrix.toarray(), full.toarray(), strict=True):
+            largest = sorted(range(len(reference)), key=lambda term: -reference[term])[:kept]
+            assert set(np.flatnonzero(row)) == set(largest)
+            np.testing.assert_allclose(row[largest], reference[largest], atol=1e-6)
+
+
+def test_the_default_keeps_40_and_400_terms(backbone):
+    retriever = Retriever.untrained(backbone, "sparse", Encoding())
+    full = Retriever.untrained(backbone, "sparse", Encoding(top_k_query=0, top_k_passage=0))
+    active = np.diff(full.encode_passages(TEXTS).indptr)
+    assert active.min() > 40
+    assert set(np.diff(retriever.encode_queries(TEXTS).indptr)) == {40}
+    assert (
+        np.diff(retriever.encode_passages(TEXTS).indptr).tolist()
+        == np.minimum(active, 400).tolist()
+    )
+
+
+# ----------------------------------------------------------------------------------- collapse
+
+
+def test_equal_representations_are_noticed():
+    rng = np.random.default_rng(0)
+    cone = np.ones(64) + 0.05 * rng.normal(size=(50, 64))
+    assert "collapsed" in collapse(cone.astype(np.float32))
+    assert "collapsed" in collapse(sp.csr_matrix(np.pad(cone, ((0, 0), (0, 100)))))
+
+
+def test_healthy_representations_give_no_warning():
+    rng = np.random.default_rng(0)
+    assert collapse(rng.normal(size=(50, 64)).astype(np.float32)) is None
+    assert collapse(sp.random(50, 400, density=0.1, format="csr", rng=rng)) is None
+    assert collapse(rng.normal(size=(1, 8)).astype(np.float32)) is None  # one text equals itself
+
+
+def test_the_mean_cosine_is_over_pairs_of_different_texts():
+    """Two orthogonal texts have mean cosine 0, though each equals itself; 0.99 for all pairs warns."""
+    pair = np.array([[1.0, 0.0], [0.99, np.sqrt(1 - 0.99**2)]], np.float32)
+    assert "0.990" in collapse(pair)
+    assert collapse(np.array([[1.0, 0.0], [0.97, np.sqrt(1 - 0.97**2)]], np.float32)) is None
+
+
+def test_a_vocabulary_nearly_all_active_is_noticed():
+    rng = np.random.default_rng(0)
+    warning = collapse(sp.random(20, 300, density=0.75, format="csr", rng=rng))
+    assert "75% of the vocabulary is active" in warning
+    assert "Top-K" in warning
+
+
+def test_a_silenced_head_is_noticed():
+    assert "silenced" in collapse(sp.csr_matrix((5, 300)))
+
+
+# ----------------------------------------------------------------------------------- contract
+
+
+@pytest.fixture
+def checkpoint(backbone, tmp_path):
+    """A sparse retriever whose adapter was moved away from its start, as training would write it."""
+    model, tokenizer = load_base(backbone, None)
+    model = add_lora(model, Lora(rank=4, dropout=0.0))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    encoding = Encoding(query_length=5, passage_length=11, top_k_query=3, top_k_passage=7)
+    retriever = Retriever(model, tokenizer, "sparse", encoding)
+    save_weights(model, state_to_save(model), tmp_path / "saved")
+    retriever.save_contract(tmp_path / "saved", backbone, cell="sparse-tiny-cl", seed=3)
+    return tmp_path / "saved", retriever
+
+
+def test_a_saved_retriever_comes_back_with_head_lengths_and_pruning(checkpoint, backbone):
+    folder, retriever = checkpoint
+    again = Retriever.load(folder)
+    assert (again.head, again.encoding) == (retriever.head, retriever.encoding)
+    before, after = (dense(r.encode_passages(TEXTS)) for r in (retriever, again))
+    np.testing.assert_allclose(after, before, atol=1e-6)
+    untrained = Retriever.untrained(backbone, "sparse", retriever.encoding)
+    assert not np.allclose(dense(untrained.encode_passages(TEXTS)), before, atol=1e-3)
+
+
+def test_the_contract_is_plain_json_with_its_provenance(checkpoint):
+    facts = json.loads((checkpoint[0] / "retriever.json").read_text())
+    assert facts["head"] == "sparse"
+    assert facts["encoding"]["passage_length"] == 11
+    assert facts["backbone"]["name"] == "tiny"
+    assert (facts["cell"], facts["seed"]) == ("sparse-tiny-cl", 3)
+
+
+def test_another_tokenizer_is_refused(checkpoint, tmp_path):
+    """The same weights under other tokens would encode nonsense without any error."""
+    folder, _ = checkpoint
+    facts = json.loads((folder / "retriever.json").read_text())
+    moved = tmp_path / "moved"
+    model = AutoModelForCausalLM.from_pretrained(facts["backbone"]["source"])
+    model.save_pretrained(str(moved))
+    train_tokenizer([" ".join(reversed(WORDS))] * 9, 300).save_pretrained(str(moved))
+    facts["backbone"]["source"] = str(moved)
+    (folder / "retriever.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="trained with another tokenizer"):
+        Retriever.load(folder)
+
+
+def test_a_folder_without_a_contract_is_no_retriever(model_folder):
+    with pytest.raises(DamagedArtifact, match=r"retriever\.json is missing"):
+        Retriever.load(model_folder)

@@ -1,0 +1,76 @@
+"""Embedding shards: what is written is what is read, to half precision; nothing broken is written."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from raylab.config import Backbone, Encoding
+from raylab.data.tokens import PassageStore, write_store
+from raylab.encoding import encode_rows, read_shard, shards, write_shard
+from raylab.models.retriever import Retriever
+
+IDS = ["a", "doc-22", "ünïcode"]
+HALF = 2**-11  # relative rounding error of float16
+
+
+def test_dense_shards_come_back_to_half_precision(tmp_path):
+    matrix = np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32)
+    write_shard(tmp_path, IDS, matrix)
+    ids, again = read_shard(tmp_path)
+    assert ids == IDS
+    assert again.dtype == np.float32
+    np.testing.assert_allclose(again, matrix, rtol=HALF)
+    assert not np.array_equal(again, matrix)  # half the bytes, not all of the digits
+
+
+def test_sparse_shards_come_back_with_empty_rows_and_wide_vocabularies(tmp_path):
+    """Llama 3's vocabulary does not fit 16 bits; a passage may have no term left."""
+    rows, columns = [0, 0, 2, 2], [0, 128_255, 70_000, 65_536]
+    values = np.array([0.123, 2.5, 1e-3, 3.3], np.float32)
+    matrix = sp.csr_matrix((values, (rows, columns)), shape=(3, 128_256))
+    write_shard(tmp_path, IDS, matrix)
+    ids, again = read_shard(tmp_path)
+    assert ids == IDS
+    assert again.shape == (3, 128_256)
+    assert again.dtype == np.float32
+    for row, column, value in zip(rows, columns, values, strict=True):
+        assert again[row, column] == pytest.approx(value, rel=HALF)
+    assert again.nnz == 4
+    assert again[1].nnz == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 70_000.0])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_values_that_half_precision_cannot_hold_are_refused_and_nothing_is_written(
+    tmp_path, kind, value
+):
+    matrix = np.ones((2, 4), np.float32)
+    matrix[1, 2] = value
+    with pytest.raises(ValueError, match=f"{tmp_path.name}: .* not finite in float16"):
+        write_shard(tmp_path, ["a", "b"], sp.csr_matrix(matrix) if kind == "sparse" else matrix)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 25])
+@pytest.mark.parametrize("size", [1, 5, 10])
+def test_shards_hold_every_row_once_in_order(count, size):
+    ranges = shards(count, size)
+    assert [row for part in ranges for row in part] == list(range(count))
+    assert all(1 <= len(part) <= size for part in ranges)
+    assert all(len(part) == size for part in ranges[:-1])
+
+
+@pytest.mark.parametrize("head", ["sparse", "dense"])
+def test_rows_of_the_store_are_encoded_as_their_cut_texts(tmp_path, model_folder, head):
+    """A shard's row is what encoding its passage alone gives: right row, right limit, title included."""
+    texts = ["cell protein", "virus mouse heart liver brain bone", "drug dose gene " * 5]
+    encoding = Encoding(passage_length=6, top_k_passage=5)
+    retriever = Retriever.untrained(Backbone("tiny", str(model_folder)), head, encoding)
+    tokens = retriever.tokenizer.encode(texts)
+    write_store(tmp_path / "store", [(["a", "b", "c"], tokens, [1, 1, 1])], np.uint16)
+    matrix = encode_rows(retriever, PassageStore(tmp_path / "store"), range(1, 3), 8)
+    assert matrix.shape[0] == 2
+    for row, text in enumerate(texts[1:]):
+        alone = retriever.encode_passages([text])
+        one, other = (m.toarray()[0] if sp.issparse(m) else m[0] for m in (alone, matrix[[row]]))
+        np.testing.assert_allclose(other, one, atol=1e-6)
