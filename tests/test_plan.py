@@ -119,7 +119,7 @@ def test_a_budget_below_one_step_is_refused_with_what_would_do(grid, source):
     with pytest.raises(ConfigError, match=r"budget 1e\+03 FLOPs is too small for sparse-tiny-cl"):
         plan_grid(dataclasses.replace(grid, budget_flops=1e3), source, Execution())
     cheapest = min(c.step_flops for c in plan_grid(grid, source, Execution()).cells)
-    with pytest.raises(ConfigError, match="one step costs .* give --budget at least that"):
+    with pytest.raises(ConfigError, match=r"one step costs .* give --budget at least that"):
         plan_grid(dataclasses.replace(grid, budget_flops=cheapest * 0.99), source, Execution())
 
 

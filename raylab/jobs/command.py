@@ -15,6 +15,7 @@ from rich.table import Table
 from raylab.config import ConfigError, Execution, Grid
 from raylab.data.collections import CollectionError, open_collection
 from raylab.ladders import LADDERS, find_ladder
+from raylab.models.teachers import check_teacher
 from raylab.plan import named_device, plan_grid, plan_rows
 
 EXIT_BAD_INPUT = 2
@@ -172,6 +173,8 @@ def run_experiment(description: str, grid: Grid, arguments: Sequence[str] | None
         if options.dry_run:
             show_plan(grid, execution, options, console)
             return 0
+        if grid.teacher is not None:
+            check_teacher(grid.teacher, execution.models_dir)
         from raylab.jobs.grid import run_grid  # here, since Ray takes seconds to import
 
         outcome = run_grid(grid, execution, options.plain)

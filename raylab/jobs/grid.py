@@ -356,16 +356,16 @@ class _Walk:
 
     # ------------------------------------------------------------ evaluation
 
-    def _subjects(self, trained: dict[Cell, Artifact]) -> dict[Subject, Cell | None]:
-        subjects: dict[Subject, Cell | None] = {}
+    def _subjects(self, trained: dict[Cell, Artifact]) -> list[tuple[Subject, Cell | None]]:
+        subjects: list[tuple[Subject, Cell | None]] = []
         for backbone, head in dict.fromkeys((c.backbone, c.head) for c in self.cells):
             name = f"untrained-{head}-{backbone.name}"
-            subjects[Subject(name, head, backbone, self.weights[backbone], None)] = None
+            subjects.append((Subject(name, head, backbone, self.weights[backbone], None), None))
         for cell, artifact in trained.items():
             subject = Subject(
                 cell.run_name, cell.head, cell.backbone, artifact.fingerprint, artifact
             )
-            subjects[subject] = cell
+            subjects.append((subject, cell))
         return subjects
 
     def _splits(self, collection: Artifact) -> list[str]:
@@ -373,14 +373,14 @@ class _Walk:
 
     def _encode(
         self,
-        subjects: dict[Subject, Cell | None],
+        subjects: list[tuple[Subject, Cell | None]],
         collection: Artifact,
         tokens: dict[str, Artifact],
     ) -> tuple[dict[str, list[Artifact]], dict[tuple[str, str], Artifact]]:
         encoding = self.grid.ladder.recipe.encoding
         passages: dict[str, list[EncodeTask]] = {}
         queries: dict[tuple[str, str], EncodeTask] = {}
-        for subject in subjects:
+        for subject, _ in subjects:
             own = tokens[subject.backbone.name]
             rows = shards(own.meta[PASSAGES], self.execution.shard_passages)
             passages[subject.name] = [passage_task(subject, encoding, own, r) for r in rows]
@@ -432,7 +432,7 @@ class _Walk:
 
     def _evaluate(
         self,
-        subjects: dict[Subject, Cell | None],
+        subjects: list[tuple[Subject, Cell | None]],
         collection: Artifact,
         queries: dict[tuple[str, str], Artifact],
         indexes: dict[str, list[Artifact]],
@@ -446,7 +446,7 @@ class _Walk:
                 queries[subject.name, split],
                 tuple(indexes[subject.name]),
             )
-            for subject in subjects
+            for subject, _ in subjects
             for split in self._splits(collection)
         }
         evaluations |= {
@@ -479,12 +479,12 @@ class _Walk:
 
     def _report(
         self,
-        subjects: dict[Subject, Cell | None],
+        subjects: list[tuple[Subject, Cell | None]],
         trained: dict[Cell, Artifact],
         evaluations: dict[tuple[str, str], tuple[Artifact, Artifact]],
         used: list[Artifact],
     ) -> Outcome:
-        by_name = {subject.name: (subject, cell) for subject, cell in subjects.items()}
+        by_name = {subject.name: (subject, cell) for subject, cell in subjects}
         rows: list[dict[str, Any]] = []
         per_query: list[dict[str, Any]] = []
         for (system, split), (run, measures) in evaluations.items():

@@ -36,6 +36,28 @@ def teacher_fingerprint(source: str, models_dir: str | None = None) -> str:
     return hashlib.sha256("".join(p.name + sha256_of(p) for p in files).encode()).hexdigest()
 
 
+def check_teacher(source: str, models_dir: str | None = None) -> None:
+    """Find a teacher (a model, or a Parquet file of scores) before anything is done that needs it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if source.endswith(".parquet"):
+        if not Path(source).is_file():
+            raise ConfigError(f"--teacher {source}: no such file")
+        return
+    path = Path(resolve_source(Backbone("teacher", source), models_dir))
+    if path.is_dir() and not any(p.suffix in (".safetensors", ".bin") for p in path.iterdir()):
+        raise ConfigError(f"--teacher {source}: the folder holds no weights (*.safetensors, *.bin)")
+    try:
+        AutoConfig.from_pretrained(str(path) if path.is_dir() else source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--teacher {source}: it must be a model folder, a hub id, package:NAME/FOLDER "
+            f"or a Parquet file of scores ({error})"
+        ) from None
+
+
 class Teacher:
     """Scores pairs of texts.
 
@@ -51,12 +73,12 @@ class Teacher:
         try:
             config = AutoConfig.from_pretrained(path)
             self.tokenizer = AutoTokenizer.from_pretrained(path)
+            architectures = config.architectures or []
+            self.is_cross_encoder = any("SequenceClassification" in a for a in architectures)
+            kind = AutoModelForSequenceClassification if self.is_cross_encoder else AutoModel
+            self.model = kind.from_pretrained(path).eval()
         except (OSError, ValueError) as error:
             raise ConfigError(f"teacher: no model at {source!r} ({error})") from None
-        architectures = config.architectures or []
-        self.is_cross_encoder = any("SequenceClassification" in a for a in architectures)
-        kind = AutoModelForSequenceClassification if self.is_cross_encoder else AutoModel
-        self.model = kind.from_pretrained(path).eval()
         if torch.cuda.is_available():
             self.model = self.model.half().cuda()
         self._embeddings: dict[str, np.ndarray] = {}
@@ -75,8 +97,9 @@ class Teacher:
     def _cross(
         self, queries: Sequence[str], passages: Sequence[str], batch_tokens: int
     ) -> np.ndarray:
+        # Cuts the passage while it is the longer one; "only_second" fails on a query that fills the window.
         encoded = self.tokenizer(
-            list(queries), list(passages), truncation="only_second", max_length=MAX_TOKENS
+            list(queries), list(passages), truncation="longest_first", max_length=MAX_TOKENS
         )
         scores = np.empty(len(queries), np.float32)
         for batch in length_batches([len(ids) for ids in encoded["input_ids"]], batch_tokens):

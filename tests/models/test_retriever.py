@@ -1,5 +1,6 @@
 """Encoding does not depend on batching, pruning keeps the largest terms, collapse is noticed, contracts hold."""
 
+import itertools
 import json
 
 import numpy as np
@@ -17,9 +18,22 @@ from raylab.models.hub import load_base, save_weights, state_to_save
 from raylab.models.retriever import Retriever, collapse, length_batches
 from raylab.pretraining import train_tokenizer
 
-WORDS = (
-    "cell protein gene tumour virus mouse patient drug dose heart liver brain bone blood".split()
-)
+WORDS = [
+    "cell",
+    "protein",
+    "gene",
+    "tumour",
+    "virus",
+    "mouse",
+    "patient",
+    "drug",
+    "dose",
+    "heart",
+    "liver",
+    "brain",
+    "bone",
+    "blood",
+]
 _RNG = np.random.default_rng(3)
 TEXTS = [" ".join(_RNG.choice(WORDS, n)) for n in (3, 17, 1, 9, 9, 30, 2, 24, 5, 12)]
 
@@ -49,17 +63,23 @@ def test_batches_keep_the_token_budget_and_hold_every_text_once(lengths, batch_t
     longest = [max(lengths[i] for i in batch) for batch in batches]
     assert longest == sorted(longest)  # texts of like length pad little
     # None is closed early: the next text would not have fitted.
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert (len(batch) + 1) * max(1, lengths[following[0]]) > batch_tokens
 
 
 # ----------------------------------------------------------------------------------- encoding
 
 
-def naive(model_folder, head: str, text: str, limit: int) -> np.ndarray:
-    """One text through the stock model with paper.md's formulas, in float64, without padding."""
-    tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
-    model = AutoModelForCausalLM.from_pretrained(str(model_folder), is_causal=False).double().eval()
+@pytest.fixture(scope="module")
+def stock(model_folder):
+    """The library's own tokenizer and bidirectional model, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(str(model_folder), is_causal=False)
+    return AutoTokenizer.from_pretrained(str(model_folder)), model.double().eval()
+
+
+def naive(stock, head: str, text: str, limit: int) -> np.ndarray:
+    """One text through the stock model with paper.md's formulas, without padding."""
+    tokenizer, model = stock
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][:, :limit]
     with torch.no_grad():
         states = model(ids, output_hidden_states=True, use_cache=False).hidden_states[-1][0]
@@ -72,7 +92,7 @@ def naive(model_folder, head: str, text: str, limit: int) -> np.ndarray:
 @pytest.mark.parametrize("head", ["sparse", "dense"])
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 def test_representations_are_those_of_each_text_alone_in_input_order(
-    backbone, model_folder, head, batch_tokens
+    backbone, stock, head, batch_tokens
 ):
     encoding = Encoding(query_length=8, passage_length=20, top_k_query=0, top_k_passage=0)
     retriever = Retriever.untrained(backbone, head, encoding)
@@ -81,7 +101,7 @@ def test_representations_are_those_of_each_text_alone_in_input_order(
     assert sp.issparse(passages) == (head == "sparse")
     assert passages.dtype == np.float32
     for matrix, limit in ((passages, 20), (queries, 8)):
-        expected = np.stack([naive(model_folder, head, text, limit) for text in TEXTS])
+        expected = np.stack([naive(stock, head, text, limit) for text in TEXTS])
         np.testing.assert_allclose(dense(matrix), expected, atol=1e-6)
     assert not np.allclose(dense(passages), dense(queries))  # the limits do cut
 

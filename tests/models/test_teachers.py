@@ -14,11 +14,24 @@ from transformers import (
 )
 
 from raylab.config import ConfigError
-from raylab.models.teachers import MAX_TOKENS, Teacher, teacher_fingerprint
+from raylab.models.teachers import MAX_TOKENS, Teacher, check_teacher, teacher_fingerprint
 
-WORDS = (
-    "cell protein gene tumour virus mouse patient drug dose heart liver brain bone blood".split()
-)
+WORDS = [
+    "cell",
+    "protein",
+    "gene",
+    "tumour",
+    "virus",
+    "mouse",
+    "patient",
+    "drug",
+    "dose",
+    "heart",
+    "liver",
+    "brain",
+    "bone",
+    "blood",
+]
 _RNG = np.random.default_rng(5)
 QUERIES = [" ".join(_RNG.choice(WORDS, n)) for n in (3, 1, 6, 6, 12, 2)]
 # The last one is longer than a teacher reads.
@@ -109,6 +122,19 @@ def test_a_folder_without_weights_is_no_teacher(tmp_path, teacher_folder):
     shutil.copytree(teacher_folder, tmp_path / "t", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(ConfigError, match="teacher: no model at "):
         Teacher(str(tmp_path / "t"))
+
+
+def test_a_teacher_is_looked_for_before_anything_else(tmp_path, teacher_folder):
+    """Scoring comes late: what is missing must be found out before passages are moved."""
+    check_teacher(str(teacher_folder))
+    shutil.copytree(teacher_folder, tmp_path / "models" / "BERT")
+    check_teacher("org/BERT", str(tmp_path / "models"))
+    (tmp_path / "scores.parquet").write_bytes(b"")
+    check_teacher(str(tmp_path / "scores.parquet"))
+    (tmp_path / "empty").mkdir()
+    for missing in ("nowhere", "nowhere.parquet", "empty"):
+        with pytest.raises(ConfigError, match=f"--teacher {tmp_path / missing}: "):
+            check_teacher(str(tmp_path / missing))
 
 
 def test_the_fingerprint_is_of_the_model_not_of_its_place(tmp_path, teacher_folder):
