@@ -1,14 +1,13 @@
 """Making a small ladder: tokenizer, configurations, and unsupervised pre-training.
 
-The loss is the sum of three, each over random crops of passages:
+The loss is a weighted sum over random crops of passages:
 
-* contrastive: two crops of one passage are a positive pair, the crops of the others its negatives
-  (Contriever, 2112.09118);
-* MNTP: the masked tokens of a crop, each from the state before it;
-* with half the weight, the same for a tenth of its visible tokens.
+* contrastive, under both heads: two crops of one passage are a positive pair, the crops of the
+  others its negatives (Contriever, 2112.09118);
+* MNTP: the masked tokens of a crop, each from the state before it, and a tenth of its visible ones.
 
-MNTP alone, from scratch, leaves the states of such small models in a narrow cone where neither head
-can rank; contrast alone teaches the LM head nothing (docs/log.md). No query, title or judgement is seen.
+MNTP alone, or with much weight, leaves the states of such small models in a narrow cone where neither
+head can rank (docs/log.md). No query, title or judgement is seen.
 """
 
 from __future__ import annotations
@@ -25,15 +24,18 @@ import torch
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
+from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raylab.budget import Rows, Shape, head_forward_flops, train_flops
 from raylab.data.batches import mask_tokens, pad
 from raylab.data.tokenizer import MASK_TOKEN
 from raylab.distributed import ensure_process_group
-from raylab.losses import info_nce
+from raylab.losses import flops_regularizer, info_nce
+from raylab.models.backbone import hidden_states, output_weight
+from raylab.models.heads import dense_reps, represent
 from raylab.models.hub import save_weights, state_to_save
-from raylab.training import FineTuningModule, MaskedModule, Optimization, Progress, run
+from raylab.training import Optimization, Progress, run
 
 PAD_TOKEN = "<pad>"
 
@@ -79,10 +81,14 @@ class Pretraining:
     passage_crop: int = 64
     masked_fraction: float = 0.2
     visible_fraction: float = 0.1
-    visible_weight: float = 0.5
+    dense_weight: float = 1.0
+    sparse_weight: float = 1.0
+    flops_weight: float = 3e-4  # of the sparse head's regulariser
+    mntp_weight: float = 0.1
+    visible_weight: float = 0.5  # of the visible tokens, beside the masked ones
     learning_rate: float = 1e-3
     warmup_fraction: float = 0.04
-    temperature: float = 0.05
+    temperature: float = 0.05  # of the dense head; the sparse one has 1
     seed: int = 0
 
 
@@ -104,13 +110,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 class PretrainingModule(nn.Module):
-    """The three losses of a batch of crops."""
+    """The losses of a batch of crops."""
 
     def __init__(self, model: LlamaForCausalLM, config: Pretraining):
         super().__init__()
-        self.config = config
-        self.crops = FineTuningModule(model, "dense")
-        self.masked = MaskedModule(model)
+        self.model, self.config = model, config
 
     def forward(
         self,
@@ -121,12 +125,44 @@ class PretrainingModule(nn.Module):
         visible_BL: torch.Tensor,
     ) -> torch.Tensor:
         """Loss of (ids, mask) crops; `inputs_BL` is the long crop with its masks."""
-        reps_s, reps_l = self.crops(short, long)
-        own = torch.arange(len(reps_s))
-        loss = info_nce(reps_s @ reps_l.T, own, self.config.temperature)
-        for weight, positions_BL in ((1.0, selected_BL), (self.config.visible_weight, visible_BL)):
-            total, _ = self.masked(inputs_BL, long[0], positions_BL)
-            loss = loss + weight * total / positions_BL[:, 1:].sum().clamp(min=1)
+        loss = self.contrast(short, long)
+        if self.config.mntp_weight:
+            masked = self.next_tokens(inputs_BL, long[0], selected_BL, visible_BL)
+            loss = loss + self.config.mntp_weight * masked
+        return loss
+
+    def next_tokens(
+        self,
+        inputs_BL: torch.Tensor,
+        targets_BL: torch.Tensor,
+        selected_BL: torch.Tensor,
+        visible_BL: torch.Tensor,
+    ) -> torch.Tensor:
+        """MNTP of the masked tokens, plus its weighted like of the visible ones."""
+        masked_BL, shown_BL = selected_BL[:, 1:], visible_BL[:, 1:]
+        chosen_BL = masked_BL | shown_BL
+        hidden_BLD = hidden_states(self.model, inputs_BL, torch.ones_like(inputs_BL))
+        logits_NV = hidden_BLD[:, :-1][chosen_BL] @ output_weight(self.model).T
+        losses_N = F.cross_entropy(logits_NV, targets_BL[:, 1:][chosen_BL], reduction="none")
+        share_BL = masked_BL / masked_BL.sum().clamp(min=1)
+        share_BL = share_BL + self.config.visible_weight * shown_BL / shown_BL.sum().clamp(min=1)
+        return (losses_N * share_BL[chosen_BL]).sum()
+
+    def contrast(
+        self, short: tuple[torch.Tensor, torch.Tensor], long: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """InfoNCE of the short crops against the long ones, under both heads."""
+        config, weight_VD = self.config, output_weight(self.model)
+        own = torch.arange(len(short[0]))
+        hidden_s, hidden_l = (hidden_states(self.model, *crops) for crops in (short, long))
+        dense_s, dense_l = dense_reps(hidden_s, short[1]), dense_reps(hidden_l, long[1])
+        loss = config.dense_weight * info_nce(dense_s @ dense_l.T, own, config.temperature)
+        if config.sparse_weight:
+            sparse_s = represent("sparse", hidden_s, weight_VD, short[1])
+            sparse_l = represent("sparse", hidden_l, weight_VD, long[1])
+            density = flops_regularizer(sparse_s) + flops_regularizer(sparse_l)
+            loss = loss + config.sparse_weight * info_nce(sparse_s @ sparse_l.T, own, 1.0)
+            loss = loss + config.flops_weight * density
         return loss
 
 
@@ -158,13 +194,10 @@ class CropTask:
         visible = ~selected & (rng.random(ids_BL.shape) < config.visible_fraction)
         inputs = mask_tokens(ids_BL, selected, self.mask_id, self.shape.vocabulary, rng)
         loss = engine(*crops, *(torch.from_numpy(a) for a in (inputs, selected, visible)))
-        rows = [
-            Rows(*crops[0][0].shape),
-            Rows(*ids_BL.shape),
-            Rows(*ids_BL.shape),
-            Rows(*ids_BL.shape),
-        ]
-        flops = train_flops(self.shape, rows, None, None, checkpointing=False)
+        crop_rows = [Rows(*crops[0][0].shape), Rows(*ids_BL.shape)]
+        head = "sparse" if config.sparse_weight else None
+        flops = train_flops(self.shape, crop_rows, head, None, checkpointing=False)
+        flops += train_flops(self.shape, [Rows(*ids_BL.shape)], None, None, checkpointing=False)
         predicted = Rows(float(selected.sum() + visible.sum()), 1)
         flops += 3 * head_forward_flops(self.shape, predicted, "sparse")
         return loss, flops, float(crops[0][0].numel() + ids_BL.size)

@@ -93,7 +93,9 @@ def test_llama3_fine_tunes_as_the_paper_did(head, size, objective, queries):
     assert (lora.rank, lora.alpha, lora.dropout) == (16, 32, 0.1)
     assert set(lora.targets) == SEVEN_PROJECTIONS
     assert not lora.train_embeddings
-    # Nothing of the laboratory's own: no titles as queries, no random negatives, scores as they are.
+    # Nothing of the laboratory's own: no titles as queries, no random negatives, no pruning in
+    # training, scores as they are.
+    assert (tuning.top_k_query, tuning.top_k_passage) == (0, 0)
     assert (tuning.pseudo_fraction, tuning.random_fraction, tuning.teacher_scale) == (0.0, 0.0, 1.0)
 
 

@@ -78,12 +78,15 @@ def naive_padded_lengths(folder, model_folder, queries: int, passages: int) -> t
     )
 
 
-@pytest.mark.parametrize(("objective", "passages_a_query"), [("cl", 3), ("kd", 2), ("cl+kd", 3)])
+@pytest.mark.parametrize(
+    ("objective", "kd_loss", "passages_a_query"),
+    [("cl", "kl", 3), ("kd", "margin_mse", 2), ("kd", "kl", 3), ("cl+kd", "margin_mse", 3)],
+)
 def test_tokens_are_those_of_batches_padded_to_their_longest_text(
-    grid, source, collection_folder, model_folder, objective, passages_a_query
+    grid, source, collection_folder, model_folder, objective, kd_loss, passages_a_query
 ):
     """8 queries, each with its positive and 2 negatives (MarginMSE: 1), none longer than the limits."""
-    own = with_tuning(grid, query_length=1_000, passage_length=1_000)
+    own = with_tuning(grid, query_length=1_000, passage_length=1_000, kd_loss=kd_loss)
     plan = plan_grid(dataclasses.replace(own, objectives=(objective,)), source, Execution())
     listed = 8 * passages_a_query
     query, passage = naive_padded_lengths(collection_folder, model_folder, 8, listed)
@@ -100,7 +103,9 @@ def test_kd_pads_to_the_longest_of_the_passages_it_reads(grid, source, tmp_path,
     long = json.loads(lines[0])
     long["text"] = " ".join([long["text"]] * 5)  # one passage in 120 is five times as long
     (folder / "corpus.jsonl").write_text("\n".join([json.dumps(long), *lines[1:]]) + "\n")
-    own = with_tuning(grid, negatives=64, query_length=1_000, passage_length=1_000)
+    own = with_tuning(
+        grid, negatives=64, query_length=1_000, passage_length=1_000, kd_loss="margin_mse"
+    )
     kd = dataclasses.replace(own, objectives=("kd",), heads=("dense",))
     one = dataclasses.replace(kd, ladder=with_tuning(kd, negatives=1).ladder)
     skewed = open_collection(str(folder))

@@ -18,6 +18,7 @@ from raylab.config import Execution
 
 log = logging.getLogger("raylab")
 T = TypeVar("T")
+_RETRY_ADVICE = "\nFailed to apply UDF "
 
 # One thread a worker: several single-threaded workers beat one that shares the cores (performance.md).
 _WORKER_ENVIRONMENT = {
@@ -59,7 +60,9 @@ def connect(execution: Execution) -> Iterator[None]:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
-    for name in ("ray.data", "ray.tune", "ray.train"):
+    # Ray Data logs every failure with its stack, then raises it: the driver says it once, in one line.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
@@ -73,7 +76,11 @@ def unwrapped(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     try:
         return call(*args, **kwargs)
     except RayTaskError as error:
-        raise root_cause(error) from None
+        cause = root_cause(error)
+        if cause.args and isinstance(cause.args[0], str):
+            # Ray Data appends advice on retries to the message of whatever a function raised.
+            cause.args = (cause.args[0].split(_RETRY_ADVICE)[0], *cause.args[1:])
+        raise cause from None
 
 
 def root_cause(error: BaseException) -> BaseException:

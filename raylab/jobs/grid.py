@@ -151,18 +151,19 @@ def _sole_driver(store: Store) -> Iterator[None]:
         try:
             yield
         except (ConfigError, CollectionError):
-            if fresh:
-                path.unlink()
-                with contextlib.suppress(OSError):
-                    _remove_empty(Path(store.root))
+            path.unlink()
+            _remove_empty(Path(store.root), keep=not fresh)
             raise
 
 
-def _remove_empty(folder: Path) -> None:
+def _remove_empty(folder: Path, keep: bool) -> None:
+    """Remove the empty folders below `folder`, and itself when nothing is left and `keep` is false."""
     for child in folder.iterdir():
         if child.is_dir():
-            _remove_empty(child)
-    folder.rmdir()
+            _remove_empty(child, keep=False)
+    if not keep:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class _Walk:
