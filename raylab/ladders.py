@@ -91,7 +91,12 @@ def pico_recipe() -> Recipe:
 
     return Recipe(
         adaptation=Adaptation(
-            steps=30, batch_blocks=32, block_length=64, learning_rate=3e-4, lora=lora, checkpointing=False
+            steps=30,
+            batch_blocks=32,
+            block_length=64,
+            learning_rate=3e-4,
+            lora=lora,
+            checkpointing=False,
         ),
         fine_tuning={(h, o): tuning(h, o) for h in HEADS for o in OBJECTIVES},
         encoding=Encoding(query_length=64, passage_length=128, top_k_query=40, top_k_passage=400),

@@ -43,9 +43,13 @@ def test_written_artifacts_are_found_and_read(store):
 
 
 def test_a_failing_writer_leaves_nothing(store):
-    with pytest.raises(RuntimeError, match="boom"), store.draft(ADDRESS) as draft:
-        (draft.path / "file").write_text("half")
-        raise RuntimeError("boom")
+    def write_half() -> None:
+        with store.draft(ADDRESS) as draft:
+            (draft.path / "file").write_text("half")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        write_half()
     assert store.find(ADDRESS) is None
     assert not store.fs.find(store.root)
 

@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,7 +144,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     ) from None
                 if text:
                     yield number, text
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise CollectionError(
             f"{path}:{number + 1}: the gzip stream is damaged ({error})"
         ) from None
@@ -272,6 +273,18 @@ def read_judgements(path: Path) -> list[Judgement]:
     if not judgements:
         raise CollectionError(f"{path}: no judgement; a line is QUERY 0 PASSAGE GRADE")
     return judgements
+
+
+def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+    """Grades by query and passage id.
+
+    Raises:
+        CollectionError: as `read_judgements`.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for judgement in read_judgements(path):
+        qrels.setdefault(judgement.query_id, {})[judgement.passage_id] = judgement.grade
+    return qrels
 
 
 @dataclass(frozen=True)

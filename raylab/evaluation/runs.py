@@ -1,4 +1,4 @@
-"""Runs and qrels in memory and as TREC and BEIR files.
+"""Runs in memory and as TREC files.
 
 A ``Run`` has no ties: its scores strictly decrease, as float32, within each query. Every tool that
 sorts by score, trec_eval included (which breaks ties by descending passage id), then sees the same
@@ -9,7 +9,6 @@ import gzip
 import io
 import os
 import uuid
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from typing import Literal
 
 import numpy as np
 
+from raylab.data.collections import lines
+
 Qrels = dict[str, dict[str, int]]
 """Query id -> passage id -> grade."""
 
 TieRule = Literal["id ascending", "id descending"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_BEIR_HEADER = ["query-id", "corpus-id", "score"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +62,10 @@ class Ranking(Sequence):
                 f"passage {str(ids[place])!r} has score {scores[place]}; "
                 "a score is a finite float32 number"
             )
-        if ties == "id ascending":
-            order = np.lexsort((ids, -values))
-        else:
-            order = np.lexsort((ids, values))[::-1]
+        by_id = np.argsort(ids, kind="stable")
+        if ties == "id descending":
+            by_id = by_id[::-1]
+        order = by_id[np.argsort(-values[by_id], kind="stable")]
         return cls(ids[order], _strictly_decreasing(values[order]))
 
     def __len__(self) -> int:
@@ -150,7 +150,8 @@ def read_run(path: str | Path) -> Run:
     float32 number, a duplicate (query, passage), or text that is not UTF-8.
     """
     hits: dict[str, dict[str, float]] = {}
-    for line, fields in _lines(path):
+    for line, text in lines(Path(path)):
+        fields = text.split()
         if len(fields) != 6:
             raise ValueError(
                 f"{path}:{line}: {len(fields)} columns; "
@@ -185,53 +186,6 @@ def write_run(run: Run, path: str | Path, tag: str = "raylab") -> None:
                 for rank, (passage_id, score) in enumerate(ranking, 1)
             ]
             stream.write("".join(lines).encode())
-
-
-def read_qrels(path: str | Path) -> Qrels:
-    """Read qrels: TREC (``query 0 passage grade``), or BEIR (query, passage, grade under a header).
-
-    Gzip if the name ends in ``.gz``. Raises ValueError ("FILE:LINE: ...") for a wrong number of
-    columns, a grade that is not an integer, a duplicate (query, passage), text that is not UTF-8,
-    or a file without judgments.
-    """
-    qrels: Qrels = {}
-    beir = False
-    for line, fields in _lines(path):
-        if line == 1 and fields == _BEIR_HEADER:
-            beir = True
-            continue
-        if len(fields) != (3 if beir else 4):
-            wanted = (
-                "BEIR qrels have 3: query passage grade"
-                if beir
-                else "TREC qrels have 4: query 0 passage grade "
-                f"(or 3 under the BEIR header {' '.join(_BEIR_HEADER)!r})"
-            )
-            raise ValueError(f"{path}:{line}: {len(fields)} columns; {wanted}")
-        query_id, passage_id, grade = fields[0], fields[-2], fields[-1]
-        judged = qrels.setdefault(query_id, {})
-        if passage_id in judged:
-            raise ValueError(
-                f"{path}:{line}: passage {passage_id!r} judged again for query {query_id!r}; "
-                "a passage is judged once a query"
-            )
-        try:
-            judged[passage_id] = int(grade)
-        except ValueError:
-            raise ValueError(
-                f"{path}:{line}: grade {grade!r} is not an integer; a grade is one, such as 0 or 1"
-            ) from None
-    if not qrels:
-        raise ValueError(f"{path}: no judgments")
-    return qrels
-
-
-def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
-    """Write TREC qrels, sorted by query and passage id, whole or not at all; gzip if ``.gz``."""
-    with _atomic_writer(path) as stream:
-        for query_id in sorted(qrels):
-            for passage_id, grade in sorted(qrels[query_id].items()):
-                stream.write(f"{query_id} 0 {passage_id} {grade}\n".encode())
 
 
 def _named(
@@ -284,20 +238,6 @@ def _score(path: str | Path, line: int, text: str) -> float:
             f"{path}:{line}: score {text!r}; a score is a finite float32 number such as 12.5"
         )
     return score
-
-
-def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number from 1, fields) of each line of a text file, gzip if the name ends in .gz."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    line = 0
-    try:
-        with opener(path, "rb") as stream:
-            for line, raw in enumerate(stream, 1):
-                yield line, [field.decode() for field in raw.split()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{line}: not UTF-8: {error}") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}:{line + 1}: not a whole gzip file: {error}") from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from raylab.data.collections import (
     open_collection,
     read_judgements,
     read_passages,
+    read_qrels,
     read_queries,
     read_topics,
 )
@@ -118,7 +119,7 @@ def test_missing_collections_and_files(tmp_path):
     with pytest.raises(CollectionError, match="neither corpus"):
         open_collection(str(tmp_path))
     write(tmp_path / "corpus.jsonl", "{}")
-    with pytest.raises(CollectionError, match="queries.jsonl"):
+    with pytest.raises(CollectionError, match=r"queries\.jsonl"):
         open_collection(str(tmp_path))
 
 
@@ -163,3 +164,14 @@ def test_the_msmarco_slice_reads_whole(shared_data):
         len(topics["train"].queries),
     ) == (43, 2287, 4693)
     assert json.dumps(sorted(topics)) == '["dev", "dl19", "train"]'
+
+
+def test_both_qrels_formats_read_alike(tmp_path):
+    trec = write(tmp_path / "trec.gz", "q 0 a 2\nq 0 b -1\nr 0 é 0\n")
+    beir = write(tmp_path / "beir.tsv", "query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t-1\nr\té\t0\n")
+    assert read_qrels(trec) == read_qrels(beir) == {"q": {"a": 2, "b": -1}, "r": {"é": 0}}
+
+
+def test_real_qrels_are_read_whole(shared_data):
+    assert sum(map(len, read_qrels(shared_data / "beir/nfcorpus/qrels/test.tsv").values())) == 12334
+    assert len(read_qrels(shared_data / "msmarco-slice/qrels.dl19.tsv")) == 43

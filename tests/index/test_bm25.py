@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import Stemmer
 
+from raylab.data.collections import read_qrels
 from raylab.evaluation.measures import evaluate
-from raylab.evaluation.runs import Run, read_qrels
+from raylab.evaluation.runs import Run
 from raylab.index.bm25 import BM25Index
 
 TEXTS = ["the cat sat", "cats and dogs", "dogs dogs dogs chase a cat in gardens", "", "fish"]
