@@ -157,6 +157,17 @@ class Store:
             return None
         return artifact
 
+    def committed(self, address: Address) -> Artifact:
+        """The artifact that its stage has just committed.
+
+        Raises:
+            DamagedArtifact: it is not there.
+        """
+        artifact = self.find(address)
+        if artifact is None:
+            raise DamagedArtifact(address.path, "it is not there after its stage ended")
+        return artifact
+
     def _read_manifest(self, path: str) -> Artifact | None:
         try:
             manifest = json.loads(self.fs.cat_file(self._join(path, "manifest.json")))

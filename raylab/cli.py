@@ -60,13 +60,9 @@ def status(storage: str = "lab") -> None:
         size_bytes=("size_bytes", "sum"),
     )
     table = Table("stage", "artifacts", "seconds", "FLOPs", "MiB")
-    for row in sums.itertuples():
+    for stage, (artifacts, seconds, flops, size) in zip(sums.index, sums.to_numpy(), strict=True):
         table.add_row(
-            str(row.Index),
-            str(row.artifacts),
-            f"{row.seconds:.1f}",
-            f"{row.flops:.3g}",
-            f"{row.size_bytes / 2**20:.2f}",
+            stage, f"{artifacts:.0f}", f"{seconds:.1f}", f"{flops:.3g}", f"{size / 2**20:.2f}"
         )
     console.print(table)
 
@@ -84,7 +80,8 @@ def teach(
     """Mine BM25 candidates for every training query and title, and score them with a teacher."""
     from raylab.jobs.cluster import connect
     from raylab.jobs.ingest import collection_address, ingest
-    from raylab.jobs.teach import Mining, Teaching, mine
+    from raylab.jobs.mine import Mining, mine
+    from raylab.jobs.teach import Teaching
     from raylab.jobs.teach import teach as score
 
     store = Store(storage)

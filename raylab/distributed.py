@@ -22,7 +22,8 @@ def ensure_process_group() -> None:
     """
     if not dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def write_shard(folder: Path, ids: Sequence[str], matrix: Matrix) -> None:
     Raises:
         ValueError: a representation that is not finite, or does not fit float16.
     """
-    values = matrix.data if sp.issparse(matrix) else matrix
+    values = matrix if isinstance(matrix, np.ndarray) else matrix.data
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     if not np.isfinite(half).all():
@@ -42,16 +42,14 @@ def write_shard(folder: Path, ids: Sequence[str], matrix: Matrix) -> None:
             f"{folder.name}: representations hold values that are not finite in float16"
         )
     np.save(folder / "ids.npy", np.array([i.encode() for i in ids], dtype=np.bytes_))
-    if sp.issparse(matrix):
-        csr = matrix.tocsr()
-        np.save(folder / "indptr.npy", csr.indptr.astype(np.int64))
-        np.save(folder / "terms.npy", csr.indices.astype(np.uint32))
-        np.save(folder / "impacts.npy", half)
-    else:
+    if isinstance(matrix, np.ndarray):
         np.save(folder / "dense.npy", half)
-    (folder / "shape.json").write_text(
-        json.dumps({"rows": matrix.shape[0], "columns": matrix.shape[1]})
-    )
+    else:
+        np.save(folder / "indptr.npy", matrix.indptr.astype(np.int64))
+        np.save(folder / "terms.npy", matrix.indices.astype(np.uint32))
+        np.save(folder / "impacts.npy", half)
+    columns = matrix.shape[1]  # type: ignore[index]
+    (folder / "shape.json").write_text(json.dumps({"rows": len(ids), "columns": columns}))
 
 
 def read_shard(folder: Path) -> tuple[list[str], Matrix]:

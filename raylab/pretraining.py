@@ -31,11 +31,12 @@ from raylab.budget import Rows, Shape, head_forward_flops, train_flops
 from raylab.data.batches import mask_tokens, pad
 from raylab.data.tokenizer import MASK_TOKEN
 from raylab.distributed import ensure_process_group
+from raylab.engine import Optimization
 from raylab.losses import flops_regularizer, info_nce
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.models.heads import dense_reps, represent
 from raylab.models.hub import save_weights, state_to_save
-from raylab.training import Optimization, Progress, run
+from raylab.training import Progress, run
 
 PAD_TOKEN = "<pad>"
 
@@ -65,7 +66,7 @@ class Rung:
             pad_token_id=0,
             bos_token_id=None,
             eos_token_id=None,
-            is_causal=False,
+            is_causal=False,  # type: ignore[call-arg]
             architectures=["LlamaForCausalLM"],
         )
 
@@ -256,6 +257,10 @@ def pretrain(
     """Pre-train a rung on `texts` (passage bodies) and write it as a model folder with its card."""
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(rung.config(len(tokenizer)))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight /= (2 * rung.layers) ** 0.5  # GPT-2's: the residual stream keeps the token
     shape = Shape.of(model.config)
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     passages = [np.asarray(ids) for ids in encoded if len(ids) >= config.passage_crop]
@@ -265,7 +270,7 @@ def pretrain(
         shape,
         passages,
         config,
-        tokenizer.convert_tokens_to_ids(MASK_TOKEN),
+        int(tokenizer.convert_tokens_to_ids(MASK_TOKEN)),  # type: ignore[arg-type]
     )
     optimization = Optimization(
         config.learning_rate, 0.0, config.warmup_fraction, 1.0, zero_stage=0

@@ -15,6 +15,7 @@ ROOMS = [
     "raylab.losses",
     "raylab.distributed",
     "raylab.models",
+    "raylab.engine",
     "raylab.training",
     "raylab.pretraining",
     "raylab.encoding",

@@ -15,6 +15,7 @@ from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.teacher import Groups
 from raylab.data.tokens import PassageStore, write_store
 from raylab.distributed import ensure_process_group
+from raylab.engine import Optimization, gathered_state, linear_schedule, seed_worker
 from raylab.models.backbone import add_lora
 from raylab.models.hub import load_base
 from raylab.training import (
@@ -22,12 +23,8 @@ from raylab.training import (
     FineTuningModule,
     FineTuningTask,
     MaskedModule,
-    Optimization,
     TrainingError,
-    gathered_state,
-    linear_schedule,
     run,
-    seed_worker,
 )
 
 STEPS = 8

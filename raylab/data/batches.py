@@ -113,14 +113,13 @@ class TrainingBatches:
         chosen = [pair for stream in (0, 1) for pair in self._members(stream, step)]
         groups = np.array([g for _, g in chosen])
         rows, teacher = [], []
+        positive_scores, negative_scores = self.groups.positive_scores, self.groups.negative_scores
         for epoch, g in chosen:
             pool = self.groups.negatives[g]
             picks = self._pick(g, np.random.default_rng([self.seed, epoch, g]))
             rows.append([self.groups.positives[g], *pool[picks]])
-            if self.needs_teacher:
-                teacher.append(
-                    [self.groups.positive_scores[g], *self.groups.negative_scores[g][picks]]
-                )
+            if self.needs_teacher and positive_scores is not None and negative_scores is not None:
+                teacher.append([positive_scores[g], *negative_scores[g][picks]])
         rows_QK = np.array(rows)
         body_QK = np.repeat(self.groups.body_only[groups][:, None], self.passages, axis=1)
         lengths = self.store.lengths(rows_QK, self.tuning.passage_length, body_QK)

@@ -191,7 +191,7 @@ def read_published(path: Path, query_ids: Mapping[str, str]) -> list[dict]:
                 raise ValueError("the positive is scored and the negatives are not, or vice versa")
             if negative_scores is not None and len(negative_scores) != len(negatives):
                 raise ValueError(f"{len(negative_scores)} scores for {len(negatives)} negatives")
-            values = [] if positive_score is None else [positive_score, *negative_scores]
+            values = [] if negative_scores is None else [positive_score, *negative_scores]
             if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
                 raise ValueError("a score is not a finite number")
         except (ValueError, KeyError, TypeError) as error:

@@ -171,7 +171,7 @@ def encode_all(
                 running[actor.encode.remote(following)] = (actor, following)
     finally:
         for actor in actors:
-            ray.kill(actor)
+            ray.kill(actor)  # type: ignore[arg-type]
 
 
 def _next_for(last: EncodeTask, queue: list[EncodeTask]) -> EncodeTask:

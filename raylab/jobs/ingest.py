@@ -5,6 +5,9 @@ collection artifact   passages/*.parquet (and train_passages/), sorted by id;
 tokens artifact       passages/ (and train_passages/): a passage store each
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made at run time)
+
 from __future__ import annotations
 
 import json
@@ -73,15 +76,13 @@ def ingest(store: Store, source: Source) -> Artifact:
             train_passages=counts.get(TRAIN_PASSAGES),
             splits={split: len(t.queries) for split, t in topics.items()},
         )
-    artifact = store.find(address)
-    assert artifact is not None
-    return artifact
+    return store.committed(address)
 
 
 def _ingest_passages(store: Store, draft: Draft, path: Path, part: str) -> int:
     dataset = (
         ray.data.from_items([{"path": str(path)}])
-        .map_batches(_parse, batch_size=1)
+        .map_batches(_parse, batch_size=1)  # type: ignore[arg-type]
         .sort("passage_id")
     )
     unwrapped(dataset.write_parquet, f"{draft.target}/{part}", filesystem=arrow_filesystem(store))
@@ -266,7 +267,9 @@ def tokenise(
             if not files:
                 continue
             dataset = ray.data.read_parquet(files).map_batches(
-                _Tokenise(backbone, models_dir), batch_size=1_024, zero_copy_batch=False
+                _Tokenise(backbone, models_dir),  # type: ignore[arg-type]
+                batch_size=1_024,
+                zero_copy_batch=False,
             )
             draft.meta[part] = unwrapped(
                 write_store,
@@ -277,9 +280,7 @@ def tokenise(
         statistics = {**draft.meta, "vocabulary": tokenizer.vocabulary}
         (draft.path / "statistics.json").write_text(json.dumps(statistics, indent=1))
         draft.meta["seconds"] = time.time() - started
-    artifact = store.find(address)
-    assert artifact is not None
-    return artifact
+    return store.committed(address)
 
 
 def _token_shards(

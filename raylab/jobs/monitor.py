@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
@@ -99,7 +100,7 @@ class Monitor:
             sys.stdout.flush()
 
     def _beats(self) -> dict[str, Beat]:
-        with contextlib.suppress(ray.exceptions.RayError):
+        with contextlib.suppress(RayError):
             return ray.get(self.board.snapshot.remote(), timeout=5)
         return {}
 

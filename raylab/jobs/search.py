@@ -27,7 +27,7 @@ from raylab.index.sparse import SparseIndex
 from raylab.index.topk import merge_topk
 from raylab.jobs.cluster import unwrapped
 from raylab.jobs.ingest import PASSAGES, load_topics
-from raylab.jobs.teach import Texts
+from raylab.jobs.mine import Texts
 
 INDEX, RUN, MEASURES = "index", "run", "measures"
 
@@ -44,7 +44,7 @@ def index_address(shard: Artifact) -> Address:
 def build_index(store: Store, shard: Artifact) -> None:
     """Commit the index of one embedding shard."""
     with store.draft(index_address(shard)) as draft:
-        index = index_class(shard.meta["head"]).build([read_shard(store.local(shard))])
+        index = index_class(shard.meta["head"]).build([read_shard(store.local(shard))])  # type: ignore[arg-type]
         index.save(draft.path)
         draft.meta.update(rows=shard.meta["rows"], head=shard.meta["head"])
 
@@ -104,8 +104,7 @@ def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
                 ranked = drop_own_document(ranked)
             write_run(ranked, draft.path / "run.trec.gz", evaluation.name)
             draft.meta.update(queries=len(query_ids), system=evaluation.name)
-        run = store.find(address)
-        assert run is not None
+        run = store.committed(address)
     topics = load_topics(store.local(evaluation.collection))[evaluation.split]
     values = evaluate(
         read_run(store.local(run) / "run.trec.gz"), topics.qrels, list(evaluation.protocol.measures)
@@ -125,7 +124,7 @@ def _search(store: Store, evaluation: Evaluation) -> tuple[list[str], Any, Any]:
     query_ids, matrix = read_shard(store.local(evaluation.queries))
     kind = index_class(evaluation.queries.meta["head"])
     depth = evaluation.protocol.search_depth
-    parts = [kind.load(store.local(shard)).search(matrix, depth) for shard in evaluation.indexes]
+    parts = [kind.load(store.local(shard)).search(matrix, depth) for shard in evaluation.indexes]  # type: ignore[arg-type]
     ids, scores = merge_topk(parts, depth)
     return query_ids, ids, scores
 

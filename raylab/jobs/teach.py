@@ -1,13 +1,14 @@
-"""Teach on Ray Data: mine candidates with BM25, score them with a real teacher, make training groups.
+"""Teach on Ray Data: score mined candidates with a real teacher, make training groups.
 
-candidates artifact   (query_id, mined, random)             an actor pool of BM25 searchers
 scores artifact       (query_id, passage_id, score, rank)   an actor pool of teachers
 groups artifact       training groups (raylab.data.teacher)
 """
 
+# pyright: reportAttributeAccessIssue=false
+# (the functions of pyarrow.compute are made at run time)
+
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,180 +23,30 @@ from ray.data import ActorPoolStrategy
 
 from raylab.artifacts import Address, Artifact, Store, sha256_of
 from raylab.config import ConfigError
-from raylab.data.collections import TRAIN, VALIDATION, CollectionError
+from raylab.data.collections import CollectionError
 from raylab.data.teacher import (
     GROUP_SCHEMA,
     SCORE_SCHEMA,
     Ask,
     Candidates,
-    asks_of_titles,
-    asks_of_topics,
-    draw_candidates,
     group_rows,
 )
-from raylab.index.bm25 import BM25Index
 from raylab.jobs.cluster import unwrapped
-from raylab.jobs.ingest import load_passages, load_topics, training_part
+from raylab.jobs.ingest import training_part
+from raylab.jobs.mine import (
+    TAUGHT,
+    Mining,
+    Texts,
+    candidates_address,
+    mine,
+    read_candidates,
+    training_asks,
+)
 from raylab.models.teachers import MAX_TOKENS, Teacher, teacher_fingerprint
 
 SHIPPED = "shipped"  # the scores that come with an embedded collection
 SHIPPED_SCORES = "teacher.parquet"
-# Validation queries are mined and scored too, for whoever tunes a distillation loss; never trained on.
-_TAUGHT = (TRAIN, VALIDATION)
 _GROUP_ROWS = 16_384
-
-
-@dataclass(frozen=True)
-class Mining:
-    """How candidates are found: BM25's first `depth` passages, and `random` ones drawn from all.
-
-    Positives and their copies are never among them.
-    """
-
-    depth: int = 20
-    random: int = 12
-    pseudo_queries: bool = True
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The training passages of a collection: ids, texts under the protocol (title, space, body), bodies."""
-
-    ids: list[str]
-    texts: list[str]
-    titles: list[str]
-    bodies: list[str]
-
-    @classmethod
-    def load(cls, folder: Path, part: str) -> Texts:
-        ids, titles, bodies = [], [], []
-        for batch in load_passages(folder, part):
-            ids += batch["passage_id"]
-            titles += batch["title"]
-            bodies += batch["text"]
-        texts = [f"{t} {b}".strip() for t, b in zip(titles, bodies, strict=True)]
-        return cls(ids, texts, titles, bodies)
-
-
-def training_asks(
-    folder: Path, part: str, mining: Mining, splits: tuple[str, ...] = (TRAIN,)
-) -> list[Ask]:
-    """The splits' queries whose positives are among the training passages, then the titles as pseudo-queries.
-
-    Raises:
-        CollectionError: the collection has no training split, or none of its positives is at hand.
-    """
-    topics = load_topics(folder)
-    if TRAIN not in topics:
-        raise CollectionError(
-            f"the collection has no {TRAIN!r} split to train on; it has {', '.join(topics)}"
-        )
-    texts = Texts.load(folder, part)
-    known = set(texts.ids)
-    asks = []
-    for split in splits:
-        for ask in asks_of_topics(topics[split]) if split in topics else []:
-            positives = tuple(p for p in ask.positives if p in known)
-            if positives:
-                asks.append(Ask(ask.query_id, ask.text, positives))
-    if not asks:
-        raise CollectionError(
-            "no training query has a relevant passage among the training passages"
-        )
-    if mining.pseudo_queries:
-        asks += asks_of_titles(zip(texts.ids, texts.titles, texts.bodies, strict=True))
-    return asks
-
-
-# -------------------------------------------------------------------------------- candidates
-
-
-_CANDIDATES = pa.schema(
-    [("query_id", pa.string()), ("mined", pa.list_(pa.string())), ("random", pa.list_(pa.string()))]
-)
-
-
-class _Miner:
-    """Ray Data actor: ranks the training passages for batches of queries."""
-
-    def __init__(self, folder: str, part: str, mining: Mining):
-        texts = Texts.load(Path(folder), part)
-        self.mining, self.ids = mining, texts.ids
-        self.index = BM25Index.build(texts.ids, texts.texts)
-        pairs = zip(texts.ids, texts.bodies, strict=True)
-        self.hashes = {i: int(hashlib.sha256(t.encode()).hexdigest()[:15], 16) for i, t in pairs}
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        queries = [str(q) for q in batch["query"]]
-        positives = [tuple(str(p) for p in row) for row in batch["positives"]]
-        # Room for the positives and their copies, which are dropped.
-        found, _ = self.index.search(queries, self.mining.depth + 10)
-        names = [str(i) for i in batch["query_id"]]
-        candidates = [
-            draw_candidates(
-                Ask(name, query, own),
-                [str(p) for p in ranked],
-                self._random(name),
-                self.hashes,
-                self.mining.depth,
-                self.mining.random,
-            )
-            for name, query, own, ranked in zip(names, queries, positives, found, strict=True)
-        ]
-        columns = [names, [list(c.mined) for c in candidates], [list(c.random) for c in candidates]]
-        return pa.table(columns, schema=_CANDIDATES)
-
-    def _random(self, query_id: str) -> list[str]:
-        """Passages in an order drawn by a hash of the query's id."""
-        seed = int(hashlib.sha256(query_id.encode()).hexdigest()[:15], 16)
-        count = 2 * (self.mining.depth + self.mining.random)
-        return [
-            self.ids[i] for i in np.random.default_rng(seed).integers(len(self.ids), size=count)
-        ]
-
-
-def candidates_address(collection: Artifact, mining: Mining) -> Address:
-    return Address(
-        "candidates",
-        collection.manifest["name"],
-        vars(mining),
-        {"collection": collection.fingerprint},
-    )
-
-
-def mine(store: Store, collection: Artifact, mining: Mining, actors: int) -> Artifact:
-    """Commit BM25 candidates for every training query.
-
-    Raises:
-        CollectionError: see `training_asks`; also a query without any candidate.
-    """
-    part = training_part(collection)
-    address = candidates_address(collection, mining)
-    if (done := store.find(address)) is not None:
-        return done
-    folder = store.local(collection)
-    asks = training_asks(folder, part, mining, _TAUGHT)
-    with store.draft(address) as draft:
-        rows = [
-            {"query_id": a.query_id, "query": a.text, "positives": list(a.positives)} for a in asks
-        ]
-        dataset = ray.data.from_items(rows, override_num_blocks=4 * actors).map_batches(
-            _Miner,
-            fn_constructor_args=(str(folder), part, mining),
-            compute=ActorPoolStrategy(size=actors),
-            batch_size=256,
-            num_cpus=1,
-        )
-        batches = unwrapped(lambda: list(dataset.iter_batches(batch_format="pyarrow")))
-        table = pa.concat_tables(batches).sort_by("query_id")
-        bare = table.filter(pc.equal(pc.list_value_length(table["mined"]), 0))
-        if len(bare):
-            raise CollectionError(
-                f"query {bare['query_id'][0].as_py()!r}: the collection has no other passage"
-            )
-        pq.write_table(table, draft.path / "candidates.parquet")
-        draft.meta["queries"] = len(table)
-    return _committed(store, address)
 
 
 # ------------------------------------------------------------------------------------ scores
@@ -250,7 +101,7 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
             batch_size=4_096,
             num_cpus=1,
         )
-        tables = unwrapped(lambda: list(scored.iter_batches(batch_format="pyarrow")))
+        tables: list[Any] = unwrapped(lambda: list(scored.iter_batches(batch_format="pyarrow")))
         table = pa.concat_tables([t.select(SCORE_SCHEMA.names).cast(SCORE_SCHEMA) for t in tables])
         table = table.sort_by([("query_id", "ascending"), ("passage_id", "ascending")])
         ranks = pc.if_else(pc.less(table["rank"], 0), pa.scalar(None, pa.int32()), table["rank"])
@@ -263,15 +114,15 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
             compression="zstd",
         )
         draft.meta.update(pairs=len(table), teacher=teacher)
-    return _committed(store, address)
+    return store.committed(address)
 
 
 def _pairs(folder: Path, part: str, candidates: Path, mining: Mining) -> Iterator[dict[str, Any]]:
     texts = Texts.load(folder, part)
     full = dict(zip(texts.ids, texts.texts, strict=True))
     body = dict(zip(texts.ids, texts.bodies, strict=True))
-    found = _read_candidates(candidates)
-    for ask in training_asks(folder, part, mining, _TAUGHT):
+    found = read_candidates(candidates)
+    for ask in training_asks(folder, part, mining, TAUGHT):
         read, own = body if ask.body_only else full, found[ask.query_id]
         ranked = [*((p, -1) for p in ask.positives), *((p, -1) for p in own.random)]
         for passage_id, rank in [*ranked, *((p, r) for r, p in enumerate(own.mined))]:
@@ -282,11 +133,6 @@ def _pairs(folder: Path, part: str, candidates: Path, mining: Mining) -> Iterato
                 "rank": rank,
                 "passage": read[passage_id] or full[passage_id],
             }
-
-
-def _read_candidates(folder: Path) -> dict[str, Candidates]:
-    rows = pq.read_table(folder / "candidates.parquet").to_pylist()
-    return {row["query_id"]: Candidates(tuple(row["mined"]), tuple(row["random"])) for row in rows}
 
 
 def _check_finite(table: pa.Table) -> None:
@@ -370,7 +216,7 @@ def make_groups(teaching: Teaching) -> Artifact:
     asks = training_asks(store.local(collection), training_part(collection), teaching.mining)
     scores = _read_scores(scores_file) if scores_file else None
     if candidates is not None:
-        found = _read_candidates(store.local(candidates))
+        found = read_candidates(store.local(candidates))
     else:
         assert scores is not None
         found = _scored_candidates(asks, scores)
@@ -379,9 +225,10 @@ def make_groups(teaching: Teaching) -> Artifact:
     with store.draft(address) as draft:
         grouper = _Grouper(ray.put(found), ray.put(values) if values is not None else None)
         dataset = ray.data.from_items(asks, override_num_blocks=4).map_batches(
-            grouper, batch_size=1_024
+            grouper,  # type: ignore[arg-type]
+            batch_size=1_024,
         )
-        tables = unwrapped(lambda: list(dataset.iter_batches(batch_format="pyarrow")))
+        tables: list[Any] = unwrapped(lambda: list(dataset.iter_batches(batch_format="pyarrow")))
         table = pa.concat_tables([t.cast(GROUP_SCHEMA) for t in tables])
         table = table.sort_by([("query_id", "ascending"), ("positive", "ascending")])
         for number, start in enumerate(range(0, len(table), _GROUP_ROWS)):
@@ -390,7 +237,7 @@ def make_groups(teaching: Teaching) -> Artifact:
             )
         pseudo = int(pc.sum(table["body_only"]).as_py())
         draft.meta.update(groups=len(table), pseudo=pseudo, teacher=teaching.teacher)
-    return _committed(store, address)
+    return store.committed(address)
 
 
 @dataclass(frozen=True)
@@ -451,9 +298,3 @@ def _scored_candidates(
             )
         found[query_id] = Candidates(mined, rest) if mined else Candidates(rest)
     return found
-
-
-def _committed(store: Store, address: Address) -> Artifact:
-    artifact = store.find(address)
-    assert artifact is not None
-    return artifact

@@ -21,6 +21,7 @@ from raylab.data.teacher import read_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
 from raylab.distributed import barrier, rank_and_world
+from raylab.engine import Optimization, gathered_state, learning_rate, seed_worker
 from raylab.jobs.ingest import PASSAGES
 from raylab.jobs.monitor import Beat
 from raylab.jobs.train import AdaptationJob, CellJob
@@ -31,13 +32,9 @@ from raylab.training import (
     FineTuningModule,
     FineTuningTask,
     MaskedModule,
-    Optimization,
     Progress,
     Task,
-    gathered_state,
-    learning_rate,
     run,
-    seed_worker,
 )
 
 _BEAT_EVERY_S = 1.0
@@ -51,9 +48,8 @@ def work(job: AdaptationJob | CellJob) -> None:
 def _prepare(execution: Execution) -> tuple[torch.device, torch.dtype]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(not execution.use_gpu)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # it would fill every buffer, every step
-    )
+    # Otherwise determinism would fill every buffer, every step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if execution.use_gpu:
         return torch.device("cuda"), torch.bfloat16
     return torch.device("cpu"), torch.float32

@@ -30,12 +30,8 @@ class Retriever:
     """Encodes queries and passages; float32 [N, D] for dense, scipy CSR [N, V] for sparse."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, head: HeadKind, encoding: Encoding):
-        self.model, self.tokenizer, self.head, self.encoding = (
-            model.eval(),
-            tokenizer,
-            head,
-            encoding,
-        )
+        self.model, self.tokenizer, self.encoding = model.eval(), tokenizer, encoding
+        self.head: HeadKind = head
 
     @classmethod
     def load(cls, folder: str | Path, models_dir: str | None = None) -> Retriever:
@@ -122,15 +118,16 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray
 
 def _in_input_order(parts: list[Matrix], places: list[np.ndarray]) -> Matrix:
     order = np.argsort(np.concatenate(places), kind="stable")
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)[order].astype(np.float32)
-    return sp.vstack(parts, format="csr")[order]
+    dense = [part for part in parts if isinstance(part, np.ndarray)]
+    if dense:
+        return np.concatenate(dense)[order].astype(np.float32)
+    return sp.csr_matrix(sp.vstack(parts, format="csr"))[order]
 
 
 def collapse(matrix: Matrix) -> str | None:
     """A warning when representations of different texts hardly differ, or are nearly all active."""
-    sample = matrix[: min(matrix.shape[0], 256)]
-    if sp.issparse(sample):
+    sample = matrix[:256]
+    if not isinstance(sample, np.ndarray):
         share = sample.nnz / (sample.shape[0] * sample.shape[1])
         if share > 0.5:
             return f"{share:.0%} of the vocabulary is active in a text: prune with Top-K, or regularise"

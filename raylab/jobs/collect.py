@@ -1,0 +1,103 @@
+"""Gather a grid's measures into the results table, the per-query values and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from raylab.artifacts import Artifact, Store
+from raylab.budget import Shape
+from raylab.config import Backbone, Cell, Execution
+from raylab.evaluation.intervals import mean_interval
+from raylab.jobs.encode import Subject
+from raylab.models.backbone import load_config, resolve_source
+from raylab.results import (
+    LEDGER,
+    LEDGER_SCHEMA,
+    PER_QUERY,
+    PER_QUERY_SCHEMA,
+    RESULTS,
+    RESULTS_SCHEMA,
+    ledger_row,
+    write_table,
+)
+
+BM25 = "BM25"
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What a walk along the chain ended with."""
+
+    subjects: list[tuple[Subject, Cell | None]]
+    trained: dict[Cell, Artifact]
+    evaluations: dict[
+        tuple[str, str], tuple[Artifact, Artifact]
+    ]  # (run, measures) by (system, split)
+    used: list[Artifact]  # every other artifact that stands behind them
+
+
+def collect(
+    store: Store, collection: str, walked: Walked, execution: Execution
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write results, per-query values and ledger; returns (results, ledger)."""
+    by_name = {subject.name: (subject, cell) for subject, cell in walked.subjects}
+    rows: list[dict[str, Any]] = []
+    per_query: list[dict[str, Any]] = []
+    for (system, split), (run, measures) in walked.evaluations.items():
+        subject, cell = by_name.get(system, (None, None))
+        facts = _facts(subject, cell, walked.trained, run, execution)
+        where = {"collection": collection, "split": split}
+        table = pq.read_table(store.local(measures) / "measures.parquet").to_pandas()
+        for measure, own in table.groupby("measure", sort=False):
+            value, low, high = mean_interval(own["value"].to_numpy())
+            interval = {"value": value, "ci_low": low, "ci_high": high, "queries": len(own)}
+            rows.append(facts | where | {"measure": measure} | interval)
+        key = {"fingerprint": run.fingerprint, "system": facts["system"], "seed": facts["seed"]}
+        per_query += [{**key, **where, **record} for record in table.to_dict("records")]
+    used = walked.used + [a for pair in walked.evaluations.values() for a in pair]
+    unique = {artifact.path: artifact for artifact in used}
+    results = write_table(store, RESULTS, rows, RESULTS_SCHEMA)
+    write_table(store, PER_QUERY, per_query, PER_QUERY_SCHEMA)
+    return results, write_table(store, LEDGER, map(ledger_row, unique.values()), LEDGER_SCHEMA)
+
+
+def _facts(
+    subject: Subject | None,
+    cell: Cell | None,
+    trained: Mapping[Cell, Artifact],
+    run: Artifact,
+    execution: Execution,
+) -> dict[str, Any]:
+    facts: dict[str, Any] = dict.fromkeys(RESULTS_SCHEMA.names)
+    if subject is None:
+        return facts | {"kind": "baseline", "system": BM25, "fingerprint": run.fingerprint}
+    facts |= {
+        "size": subject.backbone.name,
+        "head": subject.head,
+        "parameters": _parameters(subject.backbone, execution),
+    }
+    if cell is None:
+        own = {"kind": "untrained", "system": subject.name, "fingerprint": run.fingerprint}
+        return facts | own
+    meta = trained[cell].meta
+    return facts | {
+        "kind": "trained",
+        "system": cell.name,
+        "objective": cell.objective,
+        "seed": cell.seed,
+        "budget_flops": cell.budget_flops,
+        "spent_flops": meta["spent_flops"],
+        "steps": meta["steps"],
+        "seconds": meta["train_seconds"],
+        "fingerprint": trained[cell].fingerprint,
+    }
+
+
+def _parameters(backbone: Backbone, execution: Execution) -> int:
+    source = resolve_source(backbone, execution.models_dir)
+    return Shape.of(load_config(backbone, source)).parameters

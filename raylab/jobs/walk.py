@@ -1,0 +1,335 @@
+"""One walk along the chain of stages: look each artifact up, make what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+from raylab.artifacts import Artifact, DamagedArtifact, Store
+from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
+from raylab.data.collections import EMBEDDED, TRAIN, Source
+from raylab.encoding import shards
+from raylab.jobs.cluster import connect
+from raylab.jobs.collect import BM25, Walked
+from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
+from raylab.jobs.fine_tune import adapt_all, fine_tune_all
+from raylab.jobs.ingest import (
+    PASSAGES,
+    collection_address,
+    ingest,
+    tokenise,
+    tokens_address,
+    training_part,
+)
+from raylab.jobs.monitor import Monitor
+from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
+from raylab.jobs.teach import Mining, Teaching, make_groups
+from raylab.jobs.train import AdaptationJob, CellJob, adaptation_address, cell_address
+from raylab.models.backbone import weights_fingerprint
+from raylab.models.hub import load_tokenizer
+
+
+class Walk:
+    """One walk along the chain; Ray is connected to (on `stack`) only when something is missing."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        execution: Execution,
+        source: Source,
+        teacher: str | None,
+        store: Store,
+        monitor: Monitor,
+        stack: contextlib.ExitStack,
+    ):
+        self.grid, self.execution, self.source, self.teacher = grid, execution, source, teacher
+        self.store, self.monitor, self.stack = store, monitor, stack
+        self.cells = grid.cells()
+        self.backbones = list(dict.fromkeys(cell.backbone for cell in self.cells))
+        self.weights = {b: weights_fingerprint(b, execution.models_dir) for b in self.backbones}
+        self.worked = False
+
+    def ray(self) -> None:
+        """Connect at the first stage that has something to do."""
+        if not self.worked:
+            self.worked = True
+            self.stack.enter_context(connect(self.execution))
+            self.stack.enter_context(self.monitor.watching())
+
+    def run(self) -> Walked:
+        """Every stage in turn.
+
+        Raises:
+            ConfigError, CollectionError, TrainingError, DamagedArtifact: from the stages.
+        """
+        monitor = self.monitor
+        monitor.cells_total = len(self.cells)
+        monitor.budget_flops = sum(cell.budget_flops for cell in self.cells)
+        collection, tokens = self._ingest()
+        groups = self._teach(collection)
+        adapted = self._adapt(tokens)
+        trained = self._fine_tune(collection, tokens, groups, adapted)
+        subjects = self._subjects(trained)
+        passages, queries = self._encode(subjects, collection, tokens)
+        indexes = self._index(passages)
+        evaluations = self._evaluate(subjects, collection, queries, indexes)
+        used = [
+            collection,
+            *tokens.values(),
+            groups,
+            *adapted.values(),
+            *trained.values(),
+            *queries.values(),
+        ]
+        used += [a for own in (*passages.values(), *indexes.values()) for a in own]
+        return Walked(subjects, trained, evaluations, used)
+
+    # ------------------------------------------------------------------ data
+
+    def _ingest(self) -> tuple[Artifact, dict[str, Artifact]]:
+        collection = self.store.find(collection_address(self.source))
+        if collection is None:
+            self.ray()
+            self.monitor.enter("ingest", 1)
+            collection = ingest(self.store, self.source)
+            self.monitor.advance(
+                f"{collection.meta['passages']} passages, splits {collection.meta['splits']}"
+            )
+        tokens: dict[str, Artifact] = {}  # by size; sizes of one tokenizer share a store
+        for backbone in self.backbones:
+            tokenizer = load_tokenizer(backbone, self.execution.models_dir)
+            found = self.store.find(tokens_address(collection, tokenizer))
+            if found is None:
+                self.ray()
+                self.monitor.enter("tokenise", 1)
+                found = tokenise(self.store, collection, backbone, self.execution.models_dir)
+                self.monitor.advance()
+            tokens[backbone.name] = found
+        return collection, tokens
+
+    def _teach(self, collection: Artifact) -> Artifact:
+        teaching = Teaching(
+            self.store,
+            collection,
+            Mining(pseudo_queries=any(c.fine_tuning.pseudo_fraction > 0 for c in self.cells)),
+            self.teacher,
+            self.execution.models_dir,
+            self.execution.encoding_actors,
+            EMBEDDED.get(self.grid.collection),
+        )
+        groups = self.store.find(teaching.address())
+        if groups is None:
+            self.ray()
+            self.monitor.enter("teach", 1)
+            groups = make_groups(teaching)
+            self.monitor.advance(
+                f"{groups.meta['groups']} groups, {groups.meta['pseudo']} of them pseudo-queries"
+            )
+        return groups
+
+    # -------------------------------------------------------------- training
+
+    def _adapt(self, tokens: dict[str, Artifact]) -> dict[str, Artifact]:
+        adaptation = self.grid.ladder.recipe.adaptation
+        addresses = {
+            b.name: adaptation_address(b, self.weights[b], adaptation, tokens[b.name])
+            for b in self.backbones
+        }
+        adapted = {name: self.store.find(address) for name, address in addresses.items()}
+        missing = [b for b in self.backbones if adapted[b.name] is None]
+        if missing:
+            self.ray()
+            self.monitor.enter("adapt", len(adapted), len(adapted) - len(missing))
+            jobs = [
+                AdaptationJob(
+                    addresses[b.name],
+                    b,
+                    adaptation,
+                    tokens[b.name],
+                    self.store,
+                    self.execution,
+                    self.monitor.board,
+                )
+                for b in reversed(missing)
+            ]
+            adapt_all(jobs, self.execution.concurrent_trials, self.monitor.advance)
+        return {name: adapted[name] or self.store.committed(a) for name, a in addresses.items()}
+
+    def _fine_tune(
+        self,
+        collection: Artifact,
+        tokens: dict[str, Artifact],
+        groups: Artifact,
+        adapted: dict[str, Artifact],
+    ) -> dict[Cell, Artifact]:
+        jobs = {
+            cell: CellJob(
+                cell_address(cell, adapted[cell.backbone.name], tokens[cell.backbone.name], groups),
+                cell,
+                self.grid.ladder.recipe.encoding,
+                adapted[cell.backbone.name],
+                tokens[cell.backbone.name],
+                groups,
+                training_part(collection),
+                self.store,
+                self.execution,
+                self.monitor.board,
+            )
+            for cell in self.cells
+        }
+        trained = {cell: self.store.find(job.address) for cell, job in jobs.items()}
+        missing = [cell for cell, artifact in trained.items() if artifact is None]
+        monitor = self.monitor
+        monitor.cells_done = len(self.cells) - len(missing)
+        monitor.spent_flops = sum(a.meta["spent_flops"] for a in trained.values() if a is not None)
+        chosen = self._within_total(missing, monitor.spent_flops)
+        if chosen:
+            self.ray()
+            monitor.enter("fine-tune", len(self.cells), monitor.cells_done)
+            board = {cell: dataclasses.replace(jobs[cell], board=monitor.board) for cell in chosen}
+            left = (
+                None
+                if self.grid.total_budget_flops is None
+                else self.grid.total_budget_flops - monitor.spent_flops
+            )
+            by_name = {cell.run_name: cell for cell in chosen}
+
+            def finished(name: str) -> None:
+                artifact = self.store.find(jobs[by_name[name]].address)
+                if artifact is not None:
+                    monitor.cells_done += 1
+                    monitor.spent_flops += artifact.meta["spent_flops"]
+                    monitor.advance(
+                        f"{name}: {artifact.meta['steps']} steps, loss {artifact.meta['loss']:.4g}"
+                    )
+
+            fine_tune_all(self.store, self.execution, list(board.values()), left, finished)
+            trained = {cell: self.store.find(job.address) for cell, job in jobs.items()}
+        return {cell: artifact for cell, artifact in trained.items() if artifact is not None}
+
+    def _within_total(self, missing: list[Cell], spent: float) -> list[Cell]:
+        """The cells the total budget still holds, those of small models (most steps, slowest a FLOP) first."""
+        total = self.grid.total_budget_flops
+        chosen = []
+        for cell in missing:
+            if total is None or spent + cell.budget_flops <= total:
+                spent += cell.budget_flops
+                chosen.append(cell)
+        left_out = len(missing) - len(chosen)
+        if left_out:
+            self.monitor.say(f"total budget {total:.3g} FLOPs: {left_out} cell(s) are not started")
+        return chosen
+
+    # ------------------------------------------------------------ evaluation
+
+    def _subjects(self, trained: dict[Cell, Artifact]) -> list[tuple[Subject, Cell | None]]:
+        subjects: list[tuple[Subject, Cell | None]] = []
+        pairs: dict[tuple[Backbone, HeadKind], None] = dict.fromkeys(
+            (c.backbone, c.head) for c in self.cells
+        )
+        for backbone, head in pairs:
+            name = f"untrained-{head}-{backbone.name}"
+            subjects.append((Subject(name, head, backbone, self.weights[backbone], None), None))
+        for cell, artifact in trained.items():
+            subject = Subject(
+                cell.run_name, cell.head, cell.backbone, artifact.fingerprint, artifact
+            )
+            subjects.append((subject, cell))
+        return subjects
+
+    def _splits(self, collection: Artifact) -> list[str]:
+        return [split for split in collection.meta["splits"] if split != TRAIN]
+
+    def _encode(
+        self,
+        subjects: list[tuple[Subject, Cell | None]],
+        collection: Artifact,
+        tokens: dict[str, Artifact],
+    ) -> tuple[dict[str, list[Artifact]], dict[tuple[str, str], Artifact]]:
+        encoding = self.grid.ladder.recipe.encoding
+        passages: dict[str, list[EncodeTask]] = {}
+        queries: dict[tuple[str, str], EncodeTask] = {}
+        for subject, _ in subjects:
+            own = tokens[subject.backbone.name]
+            rows = shards(own.meta[PASSAGES], self.execution.shard_passages)
+            passages[subject.name] = [passage_task(subject, encoding, own, r) for r in rows]
+            for split in self._splits(collection):
+                queries[subject.name, split] = query_task(subject, encoding, collection, split)
+        tasks = [t for own in passages.values() for t in own] + list(queries.values())
+        found = {t.address.path: self.store.find(t.address) for t in tasks}
+        missing = [t for t in tasks if found[t.address.path] is None]
+        if missing:
+            self.ray()
+            self.monitor.enter("encode", len(tasks), len(tasks) - len(missing))
+
+            def finished(task: EncodeTask, warning: str | None) -> None:
+                self.monitor.advance()
+                if warning:
+                    self.monitor.say(f"WARNING {task.subject.name}: {warning}")
+
+            encode_all(self.store, self.execution, missing, finished)
+
+        def artifact(task: EncodeTask) -> Artifact:
+            return found[task.address.path] or self.store.committed(task.address)
+
+        return (
+            {name: [artifact(t) for t in own] for name, own in passages.items()},
+            {key: artifact(t) for key, t in queries.items()},
+        )
+
+    def _index(self, passages: dict[str, list[Artifact]]) -> dict[str, list[Artifact]]:
+        addresses = {shard.path: index_address(shard) for own in passages.values() for shard in own}
+        found = {path: self.store.find(address) for path, address in addresses.items()}
+        missing = [a for own in passages.values() for a in own if found[a.path] is None]
+        if missing:
+            self.ray()
+            self.monitor.enter("index", len(found), len(found) - len(missing))
+            calls = [(build_index, (self.store, shard)) for shard in missing]
+            run_all(calls, self._tasks_at_once(), self.monitor.advance)
+        indexes = {p: found[p] or self.store.committed(a) for p, a in addresses.items()}
+        return {name: [indexes[shard.path] for shard in own] for name, own in passages.items()}
+
+    def _evaluate(
+        self,
+        subjects: list[tuple[Subject, Cell | None]],
+        collection: Artifact,
+        queries: dict[tuple[str, str], Artifact],
+        indexes: dict[str, list[Artifact]],
+    ) -> dict[tuple[str, str], tuple[Artifact, Artifact]]:
+        """(run, measures) by (system, split)."""
+        evaluations = {
+            (subject.name, split): Evaluation(
+                subject.name,
+                collection,
+                split,
+                queries[subject.name, split],
+                tuple(indexes[subject.name]),
+            )
+            for subject, _ in subjects
+            for split in self._splits(collection)
+        }
+        evaluations |= {
+            (BM25, split): Evaluation(BM25, collection, split, None, ())
+            for split in self._splits(collection)
+        }
+        missing = [e for e in evaluations.values() if self._measured(e) is None]
+        if missing:
+            self.ray()
+            self.monitor.enter("evaluate", len(evaluations), len(evaluations) - len(missing))
+            calls = [(search_and_evaluate, (self.store, e)) for e in missing]
+            run_all(calls, self._tasks_at_once(), self.monitor.advance)
+        found = {}
+        for key, evaluation in evaluations.items():
+            pair = self._measured(evaluation)
+            if pair is None:
+                raise DamagedArtifact(evaluation.run_address.path, "it vanished after it was made")
+            found[key] = pair
+        return found
+
+    def _measured(self, evaluation: Evaluation) -> tuple[Artifact, Artifact] | None:
+        run = self.store.find(evaluation.run_address)
+        measures = self.store.find(evaluation.measures_address(run)) if run is not None else None
+        return (run, measures) if run is not None and measures is not None else None
+
+    def _tasks_at_once(self) -> int:
+        return 4 * self.execution.encoding_actors
