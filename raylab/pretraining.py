@@ -278,7 +278,9 @@ def pretrain(
     started = time.process_time()
     ensure_process_group()
     _, done, _ = run(task, optimization, PrintingReporter(say), checkpoints=0)
-    save_weights(model, state_to_save(model), folder)
+    model.config.dtype = torch.float16  # half the size; training and encoding on CPU load float32
+    halves = {name: tensor.half() for name, tensor in state_to_save(model).items()}
+    save_weights(model, halves, folder)
     tokenizer.save_pretrained(str(folder))
     card = _CARD.format(
         name=rung.name,

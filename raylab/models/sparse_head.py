@@ -13,10 +13,12 @@ Legend: B texts, L tokens, D hidden size, V vocabulary, C vocabulary entries of 
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 _CHUNK_BYTES = 32 * 2**20  # of logits held at once
 
 
