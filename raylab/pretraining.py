@@ -6,8 +6,9 @@ The loss is a weighted sum over random crops of passages:
   others its negatives (Contriever, 2112.09118);
 * MNTP: the masked tokens of a crop, each from the state before it, and a tenth of its visible ones.
 
-MNTP alone, or with much weight, leaves the states of such small models in a narrow cone where neither
-head can rank (docs/log.md). No query, title or judgement is seen.
+MNTP alone leaves the states of such small models in a narrow cone where neither head can rank, and
+contrast alone gives starts that distillation cannot better (docs/log.md). No query, title or judgement
+is seen.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ class Pretraining:
     masked_fraction: float = 0.2
     visible_fraction: float = 0.1
     dense_weight: float = 1.0
-    sparse_weight: float = 1.0
+    sparse_weight: float = 0.3
     flops_weight: float = 3e-4  # of the sparse head's regulariser
-    mntp_weight: float = 0.1
+    mntp_weight: float = 1.0
     visible_weight: float = 0.5  # of the visible tokens, beside the masked ones
     learning_rate: float = 1e-3
     warmup_fraction: float = 0.04
@@ -313,7 +314,7 @@ one rung of raylab's pico ladder: {rung}.
 | | |
 |---|---|
 | text | {text}: {passages:,} abstracts, without titles; no query or judgement |
-| objective | InfoNCE over two random crops of a passage (2112.09118), plus MNTP |
+| objective | InfoNCE over two random crops of a passage (2112.09118) under both heads, plus MNTP |
 | recipe | `{config}` |
 | tokens | {tokens:.3g} (with padding) |
 | last batch's loss | {loss:.3f} |
