@@ -48,6 +48,8 @@ def connect(execution: Execution) -> Iterator[None]:
             "logging_level": logging.WARNING,
         }
         if not os.environ.get("RAY_ADDRESS"):
+            # Ray tells of its token authentication, which a cluster of this process alone has on as well.
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             # Actors that hold a core each must leave room for Ray Data's tasks (stack.md: deadlock).
             options |= {
                 "num_cpus": max(4, os.cpu_count() or 1),

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-_PLAIN_EVERY_S = 10.0
+_PLAIN_EVERY_S = 20.0
 _POLL_S = 1.0
 
 
