@@ -71,7 +71,7 @@ def pico_recipe() -> Recipe:
         contrastive, dense = objective == "cl", head == "dense"
         return FineTuning(
             # The sparse head's vocabulary projection costs most of a step: smaller steps, more of them.
-            batch_queries=(32 if dense else 24) // (1 if contrastive else 2),
+            batch_queries=(64 if dense else 24) if contrastive else (16 if dense else 12),
             negatives=1 if contrastive else 3,
             random_fraction=0.0 if contrastive else 0.5,
             learning_rate=2e-3,
@@ -84,7 +84,7 @@ def pico_recipe() -> Recipe:
             kd_loss="kl",
             teacher_scale=30.0,
             query_length=32,
-            passage_length=64 if dense else 48,
+            passage_length=64 if dense and not contrastive else 48,
             pseudo_fraction=0.5,
             lora=lora,
             checkpointing=False,

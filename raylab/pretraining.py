@@ -76,14 +76,14 @@ class Rung:
 class Pretraining:
     """Hyper-parameters, shared by all sizes."""
 
-    steps: int = 300
+    steps: int = 400
     batch: int = 48
     shortest_crop: int = 12  # tokens of the query-like crop: uniform from here ...
     longest_crop: int = 32  # ... to here
     passage_crop: int = 64
     masked_fraction: float = 0.2
     visible_fraction: float = 0.1
-    dense_weight: float = 1.0
+    dense_weight: float = 2.0
     sparse_weight: float = 0.3
     flops_weight: float = 3e-4  # of the sparse head's regulariser
     mntp_weight: float = 1.0

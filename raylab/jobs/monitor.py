@@ -59,8 +59,8 @@ class Monitor:
         self.plain = not self.console.is_terminal if plain is None else plain
         self.board: Any = None
         self.stage, self.done, self.total = "start", 0, 0
-        self.cells_done, self.cells_total = 0, 0
-        self.spent_flops, self.budget_flops = 0.0, 0.0
+        self.cells_total, self.budget_flops = 0, 0.0
+        self.spent: dict[str, float] = {}  # FLOPs of every finished cell, by its run's name
         self.started = time.time()
         self._stop = threading.Event()
         self._remaining_s: float | None = None
@@ -104,18 +104,26 @@ class Monitor:
             return ray.get(self.board.snapshot.remote(), timeout=5)
         return {}
 
-    def _running(self) -> list[Beat]:
+    @staticmethod
+    def _running(beats: dict[str, Beat]) -> list[Beat]:
         now = time.time()
-        return [b for b in self._beats().values() if b.step < b.steps and now - b.at < 60]
+        return [b for b in beats.values() if b.step < b.steps and now - b.at < 60]
 
-    def summary(self, running: list[Beat]) -> str:
+    @property
+    def spent_flops(self) -> float:
+        """Of the finished cells."""
+        return sum(self.spent.values())
+
+    def summary(self, beats: dict[str, Beat]) -> str:
         """One line: stage, cells, budget spent, time left."""
         spent = self.spent_flops + sum(
-            b.spent_flops for b in running if not b.run.startswith("mntp")
+            b.spent_flops
+            for b in beats.values()
+            if b.run not in self.spent and not b.run.startswith("mntp")
         )
         parts = [
             f"{self.stage} {self.done}/{self.total}",
-            f"cells {self.cells_done}/{self.cells_total}",
+            f"cells {len(self.spent)}/{self.cells_total}",
         ]
         if self.budget_flops:
             parts.append(f"budget {spent / self.budget_flops:.0%} of {self.budget_flops:.2g} FLOPs")
@@ -137,25 +145,25 @@ class Monitor:
 
     def _plain_loop(self) -> None:
         while not self._stop.wait(_PLAIN_EVERY_S):
-            running = self._running()
-            runs = "; ".join(f"{b.run} {b.step}/{b.steps} loss {b.loss:.3g}" for b in running)
-            self.say(self.summary(running) + (f" | {runs}" if runs else ""))
+            beats = self._beats()
+            runs = [f"{b.run} {b.step}/{b.steps} loss {b.loss:.3g}" for b in self._running(beats)]
+            self.say(" | ".join([self.summary(beats), *(["; ".join(runs)] if runs else [])]))
 
     def _live_loop(self) -> None:
         with Live(console=self.console, refresh_per_second=4, transient=True) as live:
             while not self._stop.wait(_POLL_S):
-                live.update(self._render(self._running()))
+                live.update(self._render(self._beats()))
 
-    def _render(self, running: list[Beat]) -> Group:
+    def _render(self, beats: dict[str, Beat]) -> Group:
         bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
         )
-        bars.add_task("cells", total=max(self.cells_total, 1), completed=self.cells_done)
+        bars.add_task("cells", total=max(self.cells_total, 1), completed=len(self.spent))
         bars.add_task(self.stage, total=max(self.total, 1), completed=self.done)
         table = Table("run", "step", "of", "FLOPs", "loss", box=None)
-        for beat in running:
+        for beat in self._running(beats):
             table.add_row(
                 beat.run,
                 str(beat.step),
@@ -163,7 +171,7 @@ class Monitor:
                 f"{beat.spent_flops:.2e}",
                 f"{beat.loss:.3f}",
             )
-        return Group(bars, table, self.summary(running))
+        return Group(bars, table, self.summary(beats))
 
 
 def _clock(seconds: float) -> str:

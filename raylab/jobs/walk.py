@@ -180,12 +180,13 @@ class Walk:
         trained = {cell: self.store.find(job.address) for cell, job in jobs.items()}
         missing = [cell for cell, artifact in trained.items() if artifact is None]
         monitor = self.monitor
-        monitor.cells_done = len(self.cells) - len(missing)
-        monitor.spent_flops = sum(a.meta["spent_flops"] for a in trained.values() if a is not None)
+        monitor.spent = {
+            cell.run_name: a.meta["spent_flops"] for cell, a in trained.items() if a is not None
+        }
         chosen = self._within_total(missing, monitor.spent_flops)
         if chosen:
             self.ray()
-            monitor.enter("fine-tune", len(self.cells), monitor.cells_done)
+            monitor.enter("fine-tune", len(self.cells), len(monitor.spent))
             board = {cell: dataclasses.replace(jobs[cell], board=monitor.board) for cell in chosen}
             left = (
                 None
@@ -197,8 +198,7 @@ class Walk:
             def finished(name: str) -> None:
                 artifact = self.store.find(jobs[by_name[name]].address)
                 if artifact is not None:
-                    monitor.cells_done += 1
-                    monitor.spent_flops += artifact.meta["spent_flops"]
+                    monitor.spent[name] = artifact.meta["spent_flops"]
                     monitor.advance(
                         f"{name}: {artifact.meta['steps']} steps, loss {artifact.meta['loss']:.4g}"
                     )
