@@ -103,11 +103,13 @@ def read_table(store: Store, path: str) -> pd.DataFrame:
 def ledger_row(artifact: Artifact) -> dict[str, Any]:
     """What an artifact took."""
     manifest, meta = artifact.manifest, artifact.meta
+    # Writing an artifact is not all of making it: a stage says where it took longer.
+    seconds = meta.get("train_seconds", meta.get("seconds", manifest["seconds"]))
     return {
         "stage": manifest["stage"],
         "name": manifest["name"],
         "fingerprint": artifact.fingerprint,
-        "seconds": float(meta.get("train_seconds", manifest["seconds"])),
+        "seconds": float(seconds),
         "flops": meta.get("spent_flops", meta.get("flops")),
         "tokens": meta.get("tokens"),
         "size_bytes": artifact.size_bytes,

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from raylab.artifacts import Store
 from raylab.config import ConfigError, Execution, Grid
 from raylab.data.collections import CollectionError, open_collection
 from raylab.ladders import LADDERS, find_ladder
 from raylab.models.teachers import check_teacher
 from raylab.plan import named_device, plan_grid, plan_rows
+from raylab.results import RESULTS
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
@@ -185,7 +187,7 @@ def run_experiment(description: str, grid: Grid, arguments: Sequence[str] | None
     outcome.report.show(console)
     for label, path in outcome.report.paths.items():
         print(f"{label:>14}  {path}")
-    print(f"{'results':>14}  {execution.storage.rstrip('/')}/results.parquet")
+    print(f"{'results':>14}  {Store(execution.storage).uri}/{RESULTS}")
     if outcome.untrained_cells:
         print(f"not trained, the total budget is spent: {', '.join(outcome.untrained_cells)}")
     done = "everything was done already" if outcome.nothing_to_do else "done"

@@ -6,6 +6,7 @@ the embedding shard itself. A dead actor is restarted by Ray and its shard done 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,7 @@ class Encoder:
         retriever = self._retriever(task)
         folder = self.store.local(task.source)
         batch_tokens = self.execution.encode_batch_tokens
+        started = time.time()
         if task.rows is not None:
             store = PassageStore(folder / task.part)
             ids = store.passage_ids(slice(task.rows.start, task.rows.stop))
@@ -116,6 +118,7 @@ class Encoder:
                 head=retriever.head,
                 flops=encode_flops(shape, rows, retriever.head),
                 parameters=shape.parameters,
+                seconds=time.time() - started,
             )
         return collapse(matrix) if task.rows is not None and task.rows.start == 0 else None
 

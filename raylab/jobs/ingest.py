@@ -11,7 +11,6 @@ tokens artifact       passages/ (and train_passages/): a passage store each
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,7 +259,6 @@ def tokenise(
     tokenizer = load_tokenizer(backbone, models_dir)
     address = tokens_address(collection, tokenizer)
     folder = store.local(collection)
-    started = time.time()
     with store.draft(address) as draft:
         for part in (PASSAGES, TRAIN_PASSAGES):
             files = sorted(str(f) for f in (folder / part).glob("*.parquet"))
@@ -279,7 +277,6 @@ def tokenise(
             )
         statistics = {**draft.meta, "vocabulary": tokenizer.vocabulary}
         (draft.path / "statistics.json").write_text(json.dumps(statistics, indent=1))
-        draft.meta["seconds"] = time.time() - started
     return store.committed(address)
 
 
