@@ -51,7 +51,9 @@ def connect(execution: Execution) -> Iterator[None]:
             # Ray tells of its token authentication, which a cluster of this process alone has on as well.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             # Actors that hold a core each must leave room for Ray Data's tasks (stack.md: deadlock).
+            # "local": a cluster that happens to run on this machine is joined only when asked for.
             options |= {
+                "address": "local",
                 "num_cpus": max(4, os.cpu_count() or 1),
                 "object_store_memory": 400 * 2**20,
                 "include_dashboard": False,
