@@ -168,6 +168,17 @@ class Store:
             raise DamagedArtifact(address.path, "it is not there after its stage ended")
         return artifact
 
+    def at(self, path: str) -> Artifact:
+        """The artifact at a path below the storage's root.
+
+        Raises:
+            DamagedArtifact: there is none.
+        """
+        artifact = self._read_manifest(path)
+        if artifact is None:
+            raise DamagedArtifact(path, "no manifest")
+        return artifact
+
     def _read_manifest(self, path: str) -> Artifact | None:
         try:
             manifest = json.loads(self.fs.cat_file(self._join(path, "manifest.json")))

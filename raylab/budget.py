@@ -207,13 +207,20 @@ def plan_cell(
     workers: int = 1,
     zero_stage: int = 1,
     weight_bytes: int = 4,
+    micro_batch_texts: int = 0,
 ) -> CellPlan:
-    """Solve a cell's budget into steps, given mean padded lengths in tokens."""
+    """Solve a cell's budget into steps, given mean padded lengths in tokens.
+
+    `micro_batch_texts` (0: all) bounds the texts a worker holds activations of; it changes no FLOPs.
+    """
     tuning = cell.fine_tuning
     rows = fine_tuning_rows(tuning, passages_per_query(cell), query_tokens, passage_tokens)
     step = train_flops(shape, rows, cell.head, tuning.lora, tuning.checkpointing)
     steps = solve_steps(cell, step)
     tokens = sum(r.tokens for r in rows)
+    held = tokens / workers
+    if micro_batch_texts:
+        held = min(held, micro_batch_texts * max(query_tokens, passage_tokens))
     return CellPlan(
         cell=cell.run_name,
         steps=steps,
@@ -221,7 +228,7 @@ def plan_cell(
         step_flops=step,
         flops=steps * step,
         memory_bytes=memory_bytes(
-            shape, tuning, tokens / workers, cell.head, workers, zero_stage, weight_bytes
+            shape, tuning, held, rows, cell.head, workers, zero_stage, weight_bytes
         ),
         parameters=shape.parameters,
     )
@@ -231,6 +238,7 @@ def memory_bytes(
     shape: Shape,
     tuning: FineTuning,
     tokens: float,
+    batch: Sequence[Rows],
     head: HeadKind,
     workers: int,
     zero_stage: int,
@@ -238,8 +246,9 @@ def memory_bytes(
 ) -> float:
     """Estimated peak bytes a worker: weights, gradients and AdamW state (as ZeRO shards them), activations.
 
-    Activations kept a token and layer: 1 hidden state with checkpointing, else about 10 hidden
-    and 3 intermediate ones; with checkpointing one layer is live on top.
+    Every worker holds the fp32 representations of the whole `batch`, and gradients of its own share;
+    it holds activations of `tokens`: a layer, 1 hidden state a token with checkpointing, else about 10
+    hidden and 3 intermediate ones; with checkpointing one layer is live on top.
     """
     weights = shape.parameters + shape.embedding_parameters
     trainable = weights if tuning.lora is None else shape.lora_parameters(tuning.lora)
@@ -251,7 +260,8 @@ def memory_bytes(
     layer = (10 * shape.hidden + 3 * shape.intermediate) * tokens * weight_bytes
     kept = shape.layers * shape.hidden * tokens * weight_bytes
     activations = kept + layer if tuning.checkpointing else shape.layers * layer
-    reps = shape.vocabulary * 4.0 * 2 * tuning.batch_queries if head == "sparse" else 0.0
+    width = shape.vocabulary if head == "sparse" else shape.hidden
+    reps = width * 4.0 * sum(rows.count for rows in batch) * (1 + 1 / workers)
     return weights_held + gradients + state + activations + reps
 
 

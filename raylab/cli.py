@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raylab.artifacts import Store
+from raylab.artifacts import DamagedArtifact, Store
 from raylab.config import ConfigError, Execution
 from raylab.data.collections import CollectionError, open_collection
 from raylab.results import LEDGER, RESULTS, read_table
@@ -40,6 +40,21 @@ def report(storage: str = "lab") -> None:
     made.show(console)
     for label, path in made.paths.items():
         print(f"{label:>14}  {path}")
+
+
+@app.command()
+def export(run: str, folder: Path, storage: str = "lab") -> None:
+    """Copy a trained retriever, such as sparse-pico-1x96-cl-seed0, with its measures on its card.
+
+    The folder is raylab's, peft's and sentence-transformers' alike.
+    """
+    from raylab.export import export_retriever
+
+    try:
+        measures = export_retriever(storage, run, folder)
+    except (ConfigError, DamagedArtifact) as error:
+        raise _fail(error) from None
+    print(f"{run} with {measures} measures in {folder}")
 
 
 @app.command()

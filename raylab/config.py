@@ -18,8 +18,10 @@ from typing import Any, Literal
 
 HeadKind = Literal["sparse", "dense"]
 ObjectiveName = Literal["cl", "kd", "cl+kd"]
+ScheduleName = Literal["linear", "wsd"]
 HEADS: tuple[HeadKind, ...] = ("sparse", "dense")
 OBJECTIVES: tuple[ObjectiveName, ...] = ("cl", "kd", "cl+kd")
+SCHEDULES: tuple[ScheduleName, ...] = ("linear", "wsd")
 
 # The seven projections of paper.md (2502.15526, training scripts).
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -62,8 +64,22 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Tokenization:
+    """What stands around the tokens of a text: one contract for training, encoding and whoever loads it.
+
+    A BOS token can act as an attention sink and collapse a max-pooled decoder (reference: tevatron,
+    nDCG 0.02 with BOS and 0.65 without), so none is added by default. A prompt's tokens precede the
+    text's; both count toward the length limits.
+    """
+
+    special_tokens: bool = False
+    query_prompt: str = ""
+    passage_prompt: str = ""
+
+
+@dataclass(frozen=True)
 class Backbone:
-    """One rung of a ladder: a decoder-only model and how it starts.
+    """One rung of a ladder: a decoder-only model, how it starts, and how texts are put to it.
 
     `source` is a local folder (safetensors, or a GGUF file and its tokenizer), a hub id, or
     `package:NAME/FOLDER` for a model inside an installed Python package. `layers` keeps only the
@@ -75,6 +91,7 @@ class Backbone:
     layers: int | None = None
     start: Literal["pretrained", "random"] = "pretrained"
     init_seed: int = 0
+    tokenization: Tokenization = Tokenization()
 
     def __post_init__(self) -> None:
         check(bool(self.name) and "/" not in self.name, "backbone.name", self.name, "a plain name")
@@ -87,16 +104,33 @@ class Backbone:
         )
 
 
+def _check_schedule(where: str, config: Adaptation | FineTuning) -> None:
+    """The learning rate's course: warm-up, then linear decay, or stable and decay (`engine.schedule`)."""
+    warmup, decay = config.warmup_fraction, config.decay_fraction
+    check(config.schedule in SCHEDULES, f"{where}.schedule", config.schedule, f"one of {SCHEDULES}")
+    check(0 <= warmup < 1, f"{where}.warmup_fraction", warmup, "in [0, 1)")
+    check(0 <= decay <= 1, f"{where}.decay_fraction", decay, "in [0, 1]")
+    if config.schedule == "wsd":
+        right = f"at most 1 - warmup_fraction = {1 - warmup:g}"
+        check(warmup + decay <= 1, f"{where}.decay_fraction", decay, right)
+
+
 @dataclass(frozen=True)
 class Adaptation:
-    """MNTP, masked next-token prediction, once a size (paper.md, Backbone)."""
+    """MNTP, masked next-token prediction, once a size (paper.md, Backbone).
+
+    `held_out_blocks` (at most a tenth of all blocks) are kept from training, to measure on.
+    """
 
     steps: int = 10_000
     batch_blocks: int = 32
     block_length: int = 512
     selected_fraction: float = 0.2
+    held_out_blocks: int = 64
     learning_rate: float = 5e-5
     warmup_fraction: float = 0.0
+    schedule: ScheduleName = "linear"
+    decay_fraction: float = 0.2
     clip_norm: float = 1.0
     lora: Lora | None = Lora(dropout=0.05)
     checkpointing: bool = True
@@ -109,6 +143,9 @@ class Adaptation:
             self.selected_fraction,
             "in (0, 1)",
         )
+        held_out = self.held_out_blocks
+        check(held_out >= 0, "adaptation.held_out_blocks", held_out, "0 or more")
+        _check_schedule("adaptation", self)
 
 
 @dataclass(frozen=True)
@@ -120,7 +157,8 @@ class FineTuning:
     `top_k_passage` prune sparse representations in training as `Encoding` does at inference (0: not);
     `pseudo_fraction` is the share of a batch whose queries are passage titles, where the
     collection has titles; `lr_reference_hidden`, when set, scales the learning rate by
-    reference / hidden size.
+    reference / hidden size; `schedule` and `decay_fraction` are the learning rate's
+    (`raylab.engine.schedule`).
     """
 
     batch_queries: int = 112
@@ -130,6 +168,8 @@ class FineTuning:
     lr_reference_hidden: int | None = None
     weight_decay: float = 0.01
     warmup_fraction: float = 0.04
+    schedule: ScheduleName = "linear"
+    decay_fraction: float = 0.2
     clip_norm: float = 1.0
     temperature: float = 1.0
     lambda_query: float = 0.05
@@ -163,6 +203,7 @@ class FineTuning:
             "in [0, 1]",
         )
         check(self.learning_rate > 0, "fine_tuning.learning_rate", self.learning_rate, "positive")
+        _check_schedule("fine_tuning", self)
 
 
 @dataclass(frozen=True)
@@ -302,11 +343,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how it runs. Nothing here may change a result, so nothing here is fingerprinted."""
+    """Where and how it runs. Nothing here may change a result, so nothing here is fingerprinted.
+
+    `micro_batch_texts` bounds how many texts a worker holds activations of in fine-tuning (0: all of
+    its share of the batch): the same loss and gradients, in less memory for one more forward pass.
+    """
 
     storage: str = "lab"
     workers: int = 1
     zero_stage: int = 1
+    micro_batch_texts: int = 0
     concurrent_trials: int = 2
     encoding_actors: int = 2
     use_gpu: bool = False
@@ -320,3 +366,4 @@ class Execution:
     def __post_init__(self) -> None:
         check(self.workers >= 1, "workers", self.workers, "at least 1")
         check(self.zero_stage in (0, 1, 2, 3), "zero", self.zero_stage, "0, 1, 2 or 3")
+        check(self.micro_batch_texts >= 0, "micro_batch_texts", self.micro_batch_texts, "0 or more")

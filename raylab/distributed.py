@@ -1,4 +1,4 @@
-"""Ranks and the gather that losses over all workers need; torch only."""
+"""Ranks, and the gather and the sums that losses over all workers need; torch only."""
 
 from __future__ import annotations
 
@@ -39,6 +39,14 @@ def gather_with_gradient(local: torch.Tensor) -> torch.Tensor:
     dist.all_gather(parts, local.detach().contiguous())
     parts[rank] = local
     return torch.cat(parts)
+
+
+def summed(*values: torch.Tensor) -> list[float]:
+    """Scalars summed over all workers, in float64; call on all workers."""
+    total = torch.stack([value.detach().double() for value in values])
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(total)
+    return total.tolist()
 
 
 def barrier() -> None:

@@ -23,8 +23,8 @@ def encode_rows(
     retriever: Retriever, store: PassageStore, rows: range, batch_tokens: int
 ) -> Matrix:
     """Representations of the store's passages `rows`, in row order."""
-    limit = retriever.encoding.passage_length
-    texts = [store.tokens(row, limit) for row in rows]
+    limit, tokenizer = retriever.encoding.passage_length, retriever.tokenizer
+    texts = [tokenizer.framed(store.tokens(row, limit), "passage", limit) for row in rows]
     return retriever.encode_tokens(texts, retriever.encoding.top_k_passage, batch_tokens)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from raylab.config import FineTuning
+from raylab.config import FineTuning, ScheduleName
 from raylab.distributed import barrier, rank_and_world
-from raylab.models.backbone import output_weight
-from raylab.models.hub import state_to_save
+from raylab.models.backbone import final_norm, output_weight
 
 
 def learning_rate(tuning: FineTuning, hidden: int) -> float:
@@ -26,12 +26,26 @@ def learning_rate(tuning: FineTuning, hidden: int) -> float:
     return tuning.learning_rate * tuning.lr_reference_hidden / hidden
 
 
-def linear_schedule(step: int, steps: int, warmup_fraction: float) -> float:
-    """Warm-up from 0, then linear decay to 0: the factor on the peak learning rate."""
+def schedule(
+    step: int,
+    steps: int,
+    warmup_fraction: float,
+    name: ScheduleName = "linear",
+    decay_fraction: float = 0.2,
+) -> float:
+    """The factor on the peak learning rate at a step: warm-up from 0, then by `name`.
+
+    `linear` falls to 0 over all that is left; `wsd` stays at the peak and falls as 1 - sqrt(x) over
+    the last `decay_fraction` of the steps (2405.18392).
+    """
     warmup = math.ceil(steps * warmup_fraction)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    return max(0.0, (steps - step) / max(steps - warmup, 1))
+    if name == "linear":
+        return max(0.0, (steps - step) / max(steps - warmup, 1))
+    decay = min(math.ceil(steps * decay_fraction), steps - warmup)
+    into = step - (steps - decay)  # the decay's own steps
+    return 1.0 if into <= 0 else max(0.0, 1.0 - math.sqrt(into / max(decay, 1)))
 
 
 @dataclass(frozen=True)
@@ -44,10 +58,12 @@ class Optimization:
     clip_norm: float
     zero_stage: int
     bf16: bool = False
+    schedule: ScheduleName = "linear"
+    decay_fraction: float = 0.2
 
 
 def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
-    """A DeepSpeed engine with AdamW, warm-up, linear decay and clipping, on the running process group."""
+    """A DeepSpeed engine with AdamW, the schedule and clipping, on the running process group."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed  # imported here: it reads DS_ACCELERATOR, and readers of this module need not have it
     import deepspeed.ops
@@ -58,15 +74,18 @@ def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
     optimizer = torch.optim.AdamW(
         trainable, lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: linear_schedule(step, steps, config.warmup_fraction)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: schedule(
+            step, steps, config.warmup_fraction, config.schedule, config.decay_fraction
+        ),
     )
     # Buckets are allocated whole: the default of 5e8 elements would be 2 GB a step for a small adapter.
     bucket = min(500_000_000, max(1, sum(p.numel() for p in trainable)))
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=optimizer,
-        lr_scheduler=schedule,  # type: ignore[arg-type]
+        lr_scheduler=scheduler,  # type: ignore[arg-type]
         dist_init_required=False,
         config={
             "train_micro_batch_size_per_gpu": 1,
@@ -90,6 +109,23 @@ def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
     return engine
 
 
+def take_step(engine: Any) -> bool:
+    """The optimizer's step; False when the gradient is not finite, whatever DeepSpeed made of it.
+
+    Without ZeRO the weights are then as they were; with it, the step was skipped or has spoiled them.
+    """
+    if (
+        engine.zero_optimization_stage() == 0
+    ):  # gradients are whole here, and their norm is not kept
+        gradients = (p.grad for p in engine.module.parameters())
+        if not all(bool(g.isfinite().all()) for g in gradients if g is not None):
+            return False
+    skipped = engine.skipped_steps
+    engine.step()
+    norm = engine.get_global_grad_norm()  # negative where it overflowed
+    return engine.skipped_steps == skipped and 0 <= float(norm or 0.0) < math.inf
+
+
 def save_engine(engine: Any, folder: Path, state: dict[str, Any]) -> None:
     """Write the engine's checkpoint with a state of the caller's. Call on all workers."""
     engine.save_checkpoint(
@@ -98,11 +134,17 @@ def save_engine(engine: Any, folder: Path, state: dict[str, Any]) -> None:
     barrier()
 
 
-def random_states() -> list[dict[str, torch.Tensor]]:
-    """Every worker's random state, in rank order: DeepSpeed keeps rank 0's client state for all."""
+def random_state() -> dict[str, torch.Tensor]:
+    """This worker's random state: what its next dropout masks are drawn from."""
     own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         own["cuda"] = torch.cuda.get_rng_state()
+    return own
+
+
+def random_states() -> list[dict[str, torch.Tensor]]:
+    """Every worker's random state, in rank order: DeepSpeed keeps rank 0's client state for all."""
+    own = random_state()
     world = rank_and_world()[1]
     if world == 1:
         return [own]
@@ -112,7 +154,7 @@ def random_states() -> list[dict[str, torch.Tensor]]:
 
 
 def restore_random_state(state: dict[str, torch.Tensor]) -> None:
-    """Go on from one worker's entry of `random_states`."""
+    """Go on from a state of `random_state`."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
@@ -124,14 +166,15 @@ def seed_worker(seed: int) -> None:
     torch.manual_seed(int(state[0] >> np.uint64(1)))
 
 
-def gathered_state(engine: Any, model: Any, zero_stage: int) -> dict[str, torch.Tensor]:
-    """`state_to_save` of a trained model, with ZeRO-3's partitions gathered. Call on all workers."""
-    context: AbstractContextManager[Any] = nullcontext()
-    if zero_stage == 3:
-        import deepspeed
+@contextmanager
+def gathered(model: Any, zero_stage: int) -> Iterator[None]:
+    """Inside, what was trained and the final norm are whole on every worker. Call on all workers."""
+    if zero_stage < 3:
+        yield
+        return
+    import deepspeed
 
-        context = deepspeed.zero.GatheredParameters(
-            [p for p in model.parameters() if p.requires_grad]
-        )
-    with context:
-        return state_to_save(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norm = [p for p in final_norm(model).parameters() if not p.requires_grad]
+    with deepspeed.zero.GatheredParameters(trained + norm):
+        yield

@@ -233,12 +233,14 @@ def _changed(where: str, config: D, changes: Any) -> D:
         raise ConfigError(
             f"{where}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(hints))}"
         )
-    values = {
-        key: _lora(where, config, value)
-        if key == "lora"
-        else _typed(f"{where}.{key}", value, hints[key])
-        for key, value in changes.items()
-    }
+    values = {}
+    for key, value in changes.items():
+        if key == "lora":
+            values[key] = _lora(where, config, value)
+        elif dataclasses.is_dataclass(hints[key]):
+            values[key] = _changed(f"{where}.{key}", getattr(config, key), value)
+        else:
+            values[key] = _typed(f"{where}.{key}", value, hints[key])
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,15 +50,16 @@ def plan_grid(grid: Grid, source: Source, execution: Execution) -> GridPlan:
             cannot share.
     """
     plans, adaptations = [], {}
-    samples: dict[str, tuple[list[int], list[int]]] = {}
+    samples: dict[Any, tuple[list[int], list[int]]] = {}
     for cell in grid.cells():
         backbone = cell.backbone
         shape = Shape.of(load_config(backbone, resolve_source(backbone, execution.models_dir)))
         check_workers(cell, grid, execution)
         tokenizer = load_tokenizer(backbone, execution.models_dir)
-        if tokenizer.fingerprint not in samples:
-            samples[tokenizer.fingerprint] = _sample_lengths(tokenizer, source)
-        lengths = _padded_lengths(cell, *samples[tokenizer.fingerprint])
+        key = tokenizer.fingerprint, tokenizer.tokenization
+        if key not in samples:
+            samples[key] = _sample_lengths(tokenizer, source)
+        lengths = _padded_lengths(cell, *samples[key])
         plans.append(
             plan_cell(
                 cell,
@@ -66,6 +68,7 @@ def plan_grid(grid: Grid, source: Source, execution: Execution) -> GridPlan:
                 execution.workers,
                 execution.zero_stage,
                 2 if execution.use_gpu else 4,
+                execution.micro_batch_texts,
             )
         )
         adaptations[backbone.name] = adaptation_flops(shape, grid.ladder.recipe.adaptation)
@@ -93,7 +96,11 @@ def _sample_lengths(tokenizer, source: Source) -> tuple[list[int], list[int]]:
     ]
     path = source.train_passages or source.passages
     passages = [f"{p.title} {p.text}" for p in itertools.islice(read_passages(path), _SAMPLE_TEXTS)]
-    return [len(t) for t in tokenizer.encode(queries)], [len(t) for t in tokenizer.encode(passages)]
+    around_q, around_p = tokenizer.overhead("query"), tokenizer.overhead("passage")
+    return (
+        [len(t) + around_q for t in tokenizer.encode(queries)],
+        [len(t) + around_p for t in tokenizer.encode(passages)],
+    )
 
 
 def _padded_lengths(

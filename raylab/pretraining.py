@@ -17,15 +17,15 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
-from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raylab.budget import Rows, Shape, head_forward_flops, train_flops
@@ -34,6 +34,7 @@ from raylab.data.tokenizer import MASK_TOKEN
 from raylab.distributed import ensure_process_group
 from raylab.engine import Optimization
 from raylab.losses import flops_regularizer, info_nce
+from raylab.mntp import held_out_summary, next_token_losses
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.models.heads import dense_reps, represent
 from raylab.models.hub import save_weights, state_to_save
@@ -91,6 +92,7 @@ class Pretraining:
     learning_rate: float = 1e-3
     warmup_fraction: float = 0.04
     temperature: float = 0.05  # of the dense head; the sparse one has 1
+    held_out: int = 0  # passages kept from training, to measure MNTP on
     seed: int = 0
 
 
@@ -142,13 +144,10 @@ class PretrainingModule(nn.Module):
     ) -> torch.Tensor:
         """MNTP of the masked tokens, plus its weighted like of the visible ones."""
         masked_BL, shown_BL = selected_BL[:, 1:], visible_BL[:, 1:]
-        chosen_BL = masked_BL | shown_BL
-        hidden_BLD = hidden_states(self.model, inputs_BL, torch.ones_like(inputs_BL))
-        logits_NV = hidden_BLD[:, :-1][chosen_BL] @ output_weight(self.model).T
-        losses_N = F.cross_entropy(logits_NV, targets_BL[:, 1:][chosen_BL], reduction="none")
+        losses_N, _ = next_token_losses(self.model, inputs_BL, targets_BL, selected_BL | visible_BL)
         share_BL = masked_BL / masked_BL.sum().clamp(min=1)
         share_BL = share_BL + self.config.visible_weight * shown_BL / shown_BL.sum().clamp(min=1)
-        return (losses_N * share_BL[chosen_BL]).sum()
+        return (losses_N * share_BL[masked_BL | shown_BL]).sum()
 
     def contrast(
         self, short: tuple[torch.Tensor, torch.Tensor], long: tuple[torch.Tensor, torch.Tensor]
@@ -168,41 +167,93 @@ class PretrainingModule(nn.Module):
         return loss
 
 
+Padded = tuple[torch.Tensor, torch.Tensor]  # ids_BL, mask_BL
+
+
+@dataclass(frozen=True)
+class CropBatch:
+    """Crops of a step, and which tokens of the long ones are hidden or shown and asked for."""
+
+    short: Padded
+    long: Padded
+    inputs_BL: torch.Tensor  # the long crops as the model sees them
+    selected_BL: torch.Tensor
+    visible_BL: torch.Tensor
+
+
 @dataclass
 class CropTask:
-    """Pre-training on random crops (`raylab.training.Task`)."""
+    """Pre-training on random crops (`raylab.training.Task`), on one worker."""
 
     module: PretrainingModule
     shape: Shape
     passages: list[np.ndarray]
     config: Pretraining
     mask_id: int
+    held_out: list[np.ndarray] = field(default_factory=list)
+    _last: tuple[int, CropBatch] | None = None
 
     @property
     def steps(self) -> int:
         return self.config.steps
 
-    def loss(self, engine: nn.Module, step: int) -> tuple[torch.Tensor, float, float]:
-        config = self.config
-        short, long = self._crops(step)
-        crops = [
-            tuple(torch.from_numpy(a) for a in pad(texts, max(map(len, texts)), 0))
-            for texts in (short, long)
-        ]
-        rng = np.random.default_rng([config.seed, 2, step])
-        ids_BL = crops[1][0].numpy()
-        selected = rng.random(ids_BL.shape) < config.masked_fraction
-        selected[:, 0] = False
-        visible = ~selected & (rng.random(ids_BL.shape) < config.visible_fraction)
-        inputs = mask_tokens(ids_BL, selected, self.mask_id, self.shape.vocabulary, rng)
-        loss = engine(*crops, *(torch.from_numpy(a) for a in (inputs, selected, visible)))
-        crop_rows = [Rows(*crops[0][0].shape), Rows(*ids_BL.shape)]
-        head = "sparse" if config.sparse_weight else None
-        flops = train_flops(self.shape, crop_rows, head, None, checkpointing=False)
-        flops += train_flops(self.shape, [Rows(*ids_BL.shape)], None, None, checkpointing=False)
-        predicted = Rows(float(selected.sum() + visible.sum()), 1)
+    def cost(self, step: int) -> tuple[float, float]:
+        batch = self.batch(step)
+        short, long = (Rows(*crops[0].shape) for crops in (batch.short, batch.long))
+        head = "sparse" if self.config.sparse_weight else None
+        flops = train_flops(self.shape, [short, long], head, None, checkpointing=False)
+        flops += train_flops(self.shape, [long], None, None, checkpointing=False)
+        predicted = Rows(float(batch.selected_BL.sum() + batch.visible_BL.sum()), 1)
         flops += 3 * head_forward_flops(self.shape, predicted, "sparse")
-        return loss, flops, float(crops[0][0].numel() + ids_BL.size)
+        return flops, float(short.tokens + long.tokens)
+
+    def backward(self, engine: Any, step: int) -> float:
+        batch = self.batch(step)
+        loss = engine(batch.short, batch.long, batch.inputs_BL, batch.selected_BL, batch.visible_BL)
+        engine.backward(loss)
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def evaluate(self, engine: Any) -> dict[str, float]:
+        """MNTP's loss and accuracy on the starts of the held-out passages, masked alike every time."""
+        config, sums = self.config, np.zeros(3)
+        training = engine.training
+        engine.eval()
+        for start in range(0, len(self.held_out), config.batch):
+            rng = np.random.default_rng([config.seed, 3, start])
+            texts = self.held_out[start : start + config.batch]
+            ids = np.stack([text[: config.passage_crop] for text in texts]).astype(np.int64)
+            selected = rng.random(ids.shape) < config.masked_fraction
+            inputs = mask_tokens(ids, selected, self.mask_id, self.shape.vocabulary, rng)
+            arrays = (torch.from_numpy(array) for array in (inputs, ids, selected))
+            losses_N, right_N = next_token_losses(self.module.model, *arrays)
+            sums += [float(losses_N.double().sum()), int(right_N.sum()), len(right_N)]
+        engine.train(training)
+        if not sums[2]:
+            return {}
+        return {"held_out_loss": sums[0] / sums[2], "held_out_accuracy": sums[1] / sums[2]}
+
+    def batch(self, step: int) -> CropBatch:
+        """What a step trains on, from seed and step alone; the last one is kept."""
+        if self._last is None or self._last[0] != step:
+            self._last = step, self._draw(step)
+        return self._last[1]
+
+    def _draw(self, step: int) -> CropBatch:
+        config = self.config
+        (short, short_mask), (long, long_mask) = (
+            pad(texts, max(map(len, texts)), 0) for texts in self._crops(step)
+        )
+        rng = np.random.default_rng([config.seed, 2, step])
+        selected = rng.random(long.shape) < config.masked_fraction
+        selected[:, 0] = False
+        visible = ~selected & (rng.random(long.shape) < config.visible_fraction)
+        inputs = mask_tokens(long, selected, self.mask_id, self.shape.vocabulary, rng)
+        return CropBatch(
+            (torch.from_numpy(short), torch.from_numpy(short_mask)),
+            (torch.from_numpy(long), torch.from_numpy(long_mask)),
+            *(torch.from_numpy(array) for array in (inputs, selected, visible)),
+        )
 
     def _crops(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         config, short, long = self.config, [], []
@@ -255,7 +306,10 @@ def pretrain(
     command: str,
     say: Callable[[str], None] = print,
 ) -> Progress:
-    """Pre-train a rung on `texts` (passage bodies) and write it as a model folder with its card."""
+    """Pre-train a rung on `texts` (passage bodies) and write it as a model folder with its card.
+
+    The last `config.held_out` of a seeded permutation of the passages are measured on, not trained on.
+    """
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(rung.config(len(tokenizer)))
     with torch.no_grad():
@@ -265,6 +319,11 @@ def pretrain(
     shape = Shape.of(model.config)
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     passages = [np.asarray(ids) for ids in encoded if len(ids) >= config.passage_crop]
+    held_out = []
+    if config.held_out:
+        order = np.random.default_rng([config.seed, 4]).permutation(len(passages))
+        held_out = [passages[i] for i in order[-config.held_out :]]
+        passages = [passages[i] for i in sorted(order[: -config.held_out])]
     model.train()
     task = CropTask(
         PretrainingModule(model, config),
@@ -272,13 +331,15 @@ def pretrain(
         passages,
         config,
         int(tokenizer.convert_tokens_to_ids(MASK_TOKEN)),  # type: ignore[arg-type]
+        held_out,
     )
     optimization = Optimization(
         config.learning_rate, 0.0, config.warmup_fraction, 1.0, zero_stage=0
     )
     started = time.process_time()
     ensure_process_group()
-    _, done, _ = run(task, optimization, PrintingReporter(say), checkpoints=0)
+    _, done, history = run(task, optimization, PrintingReporter(say), checkpoints=0)
+    measured = held_out_summary(history)
     model.config.dtype = torch.float16  # half the size; training and encoding on CPU load float32
     halves = {name: tensor.half() for name, tensor in state_to_save(model).items()}
     save_weights(model, halves, folder)
@@ -292,6 +353,7 @@ def pretrain(
         passages=len(passages),
         tokens=done.tokens,
         loss=done.loss,
+        held_out=_HELD_OUT.format(passages=len(held_out), **measured) if measured else "",
         config=json.dumps(asdict(config)),
         seconds=time.process_time() - started,
         flops=done.spent_flops,
@@ -301,6 +363,9 @@ def pretrain(
     return done
 
 
+_HELD_OUT = """| MNTP on {passages} held-out passages | loss {held_out_loss:.3f} (before: \
+{held_out_loss_before:.3f}), accuracy {held_out_accuracy:.3f} (before: {held_out_accuracy_before:.3f}) |
+"""
 _CARD = """---
 license: odc-by
 library_name: transformers
@@ -318,7 +383,7 @@ one rung of raylab's pico ladder: {rung}.
 | recipe | `{config}` |
 | tokens | {tokens:.3g} (with padding) |
 | last batch's loss | {loss:.3f} |
-| FLOPs | {flops:.3g} |
+{held_out}| FLOPs | {flops:.3g} |
 | CPU seconds, one thread | {seconds:.0f} |
 | command | `{command}` |
 

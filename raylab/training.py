@@ -1,10 +1,8 @@
-"""One worker's training: step, account, report, checkpoint, resume. Nothing here imports ray.
+"""One worker's training loop: step, account, report, checkpoint, resume. Nothing here imports ray.
 
-The same loop serves MNTP and fine-tuning; what differs is the `Task`: which module, what loss a
-step has, what the step costs. Whoever runs the worker gives a `Reporter`: where progress goes and
-where checkpoints are kept.
-
-Legend: Q queries, P passages, K listed passages a query, B blocks or texts, L tokens, V vocabulary.
+The same loop serves pre-training, MNTP and fine-tuning; what differs is the `Task`: which module, how
+a step's gradients come about, what the step costs. Whoever runs the worker gives a `Reporter`: where
+progress goes and where checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -17,33 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import nn
-
-from raylab.budget import Rows, Shape, adaptation_flops, train_flops
-from raylab.config import Adaptation, Cell, HeadKind
-from raylab.data.batches import MaskedBlocks, TrainingBatches
-from raylab.distributed import gather_with_gradient, rank_and_world
+from raylab.distributed import rank_and_world
 from raylab.engine import (
     Optimization,
     make_engine,
     random_states,
     restore_random_state,
     save_engine,
+    take_step,
 )
-from raylab.losses import (
-    flops_regularizer,
-    flops_weight,
-    hybrid,
-    info_nce,
-    kl_distillation,
-    listed_scores,
-    margin_mse,
-)
-from raylab.models.backbone import hidden_states, output_weight
-from raylab.models.heads import prune_top_k, represent
 
 _HISTORY_POINTS = 100
+_OVERSPEND = 1.02  # of a budget: real batches differ a little from those the steps were solved from
 
 
 class TrainingError(RuntimeError):
@@ -77,7 +60,7 @@ class Reporter(Protocol):
 
 
 class Task(Protocol):
-    """What one training run does in a step."""
+    """What one training run does in a step. All methods are called on all workers alike."""
 
     @property
     def module(self) -> Any:
@@ -87,11 +70,20 @@ class Task(Protocol):
     @property
     def steps(self) -> int: ...
 
-    def loss(self, engine: nn.Module, step: int) -> tuple[torch.Tensor, float, float]:
-        """(loss, FLOPs, tokens) of a step, FLOPs and tokens counted over all workers.
+    def cost(self, step: int) -> tuple[float, float]:
+        """(FLOPs, tokens) of a step over all workers, known before it is taken."""
+        ...
 
-        The loss is scaled so that its gradient, averaged over the workers, is that of the whole batch.
+    def backward(self, engine: Any, step: int) -> float:
+        """Forward and backward of a step, through the engine; the optimizer's step is the loop's.
+
+        Averaged over the workers, the engine's gradient must be that of the whole batch. Returns the
+        loss of the whole batch, the same on all workers.
         """
+        ...
+
+    def evaluate(self, engine: Any) -> dict[str, float]:
+        """Measures on held-out data, the same on all workers; nothing where there is none."""
         ...
 
     def describe(self, step: int) -> str:
@@ -99,157 +91,18 @@ class Task(Protocol):
         ...
 
 
-# ------------------------------------------------------------------------------------- tasks
-
-
-class FineTuningModule(nn.Module):
-    """Backbone and head as one module, so that ZeRO sees every use of a parameter."""
-
-    def __init__(self, model: Any, head: HeadKind, top_k: tuple[int, ...] = (0, 0)):
-        """`top_k`: of each kind of text that `forward` gets, for the sparse head; 0 keeps all terms."""
-        super().__init__()
-        self.model, self.top_k = model, top_k
-        self.head: HeadKind = head
-
-    def forward(self, *texts: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """(ids_BL, mask_BL) pairs into representations."""
-        weight_VD = output_weight(self.model)
-        all_reps = []
-        for (ids, mask), k in zip(texts, self.top_k, strict=True):
-            reps = represent(self.head, hidden_states(self.model, ids, mask), weight_VD, mask)
-            all_reps.append((prune_top_k(reps, k) if self.head == "sparse" else reps).float())
-        return tuple(all_reps)
-
-
 @dataclass
-class FineTuningTask:
-    """CL, KD or CL+KD of one cell, over the gathered representations of all workers."""
+class _State:
+    """What a checkpoint keeps beside weights, optimizer and schedule."""
 
-    module: FineTuningModule
-    cell: Cell
-    shape: Shape
-    batches: TrainingBatches
-    steps: int
+    step: int = 0
+    spent: float = 0.0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    loss: float = math.nan
 
-    def loss(self, engine: nn.Module, step: int) -> tuple[torch.Tensor, float, float]:
-        rank, world = rank_and_world()
-        draw = self.batches.draw(step)
-        batch = self.batches.collate(draw, rank, world)
-        device = next(self.module.parameters()).device
-        tensors = [
-            torch.from_numpy(array).to(device)
-            for array in (
-                batch.query_ids_QL,
-                batch.query_mask_QL,
-                batch.passage_ids_PL,
-                batch.passage_mask_PL,
-            )
-        ]
-        reps_q, reps_p = engine((tensors[0], tensors[1]), (tensors[2], tensors[3]))
-        reps_q, reps_p = gather_with_gradient(reps_q), gather_with_gradient(reps_p)
-        teacher = (
-            None if batch.teacher_QK is None else torch.from_numpy(batch.teacher_QK).to(device)
-        )
-        excluded = torch.from_numpy(batch.excluded_QP).to(device)
-        loss = objective_loss(self.cell, reps_q, reps_p, self.batches.passages, teacher, excluded)
-        if self.cell.head == "sparse":
-            tuning = self.cell.fine_tuning
-            weight_q = flops_weight(step, self.steps, tuning.lambda_query)
-            weight_p = flops_weight(step, self.steps, tuning.lambda_passage)
-            loss = (
-                loss + weight_q * flops_regularizer(reps_q) + weight_p * flops_regularizer(reps_p)
-            )
-        rows = [
-            Rows(len(draw.groups_Q), draw.query_length),
-            Rows(draw.rows_QK.size, draw.passage_length),
-        ]
-        tuning = self.cell.fine_tuning
-        flops = train_flops(self.shape, rows, self.cell.head, tuning.lora, tuning.checkpointing)
-        return loss * world, flops, sum(r.tokens for r in rows)
-
-    def describe(self, step: int) -> str:
-        names = [self.batches.groups.query_ids[g] for g in self.batches.draw(step).groups_Q[:8]]
-        return f"queries {', '.join(names)}, ..."
-
-
-def objective_loss(
-    cell: Cell,
-    reps_q: torch.Tensor,
-    reps_p: torch.Tensor,
-    passages: int,
-    teacher_QK: torch.Tensor | None,
-    excluded_QP: torch.Tensor,
-) -> torch.Tensor:
-    """The cell's objective over all queries [Q, D] and passages [Q K, D] of a step."""
-    tuning = cell.fine_tuning
-    scores_QP = reps_q @ reps_p.T
-    if cell.objective == "kd":
-        assert teacher_QK is not None
-        own_QK = listed_scores(scores_QP, passages) / tuning.temperature
-        return (kl_distillation if tuning.kd_loss == "kl" else margin_mse)(own_QK, teacher_QK)
-    positive_Q = torch.arange(len(reps_q), device=reps_q.device) * passages
-    contrastive = info_nce(scores_QP, positive_Q, tuning.temperature, excluded_QP)
-    if cell.objective == "cl":
-        return contrastive
-    assert teacher_QK is not None
-    own_QK = listed_scores(scores_QP, passages) / tuning.temperature
-    return hybrid(contrastive, kl_distillation(own_QK, teacher_QK))
-
-
-class MaskedModule(nn.Module):
-    """Sum of masked next-token losses, and how many predictions were right."""
-
-    def __init__(self, model: Any):
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, ids_BL: torch.Tensor, targets_BL: torch.Tensor, selected_BL: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token at a selected position i is predicted from the state at i - 1 (paper.md)."""
-        hidden_BLD = hidden_states(self.model, ids_BL, torch.ones_like(ids_BL))
-        before_ND = hidden_BLD[:, :-1][selected_BL[:, 1:]]
-        logits_NV = (before_ND @ output_weight(self.model).T).float()
-        targets_N = targets_BL[:, 1:][selected_BL[:, 1:]]
-        loss = nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
-        return loss, (logits_NV.argmax(1) == targets_N).sum()
-
-
-@dataclass
-class AdaptationTask:
-    """MNTP of one size."""
-
-    module: MaskedModule
-    adaptation: Adaptation
-    shape: Shape
-    blocks: MaskedBlocks
-    accuracy: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        return self.adaptation.steps
-
-    def loss(self, engine: nn.Module, step: int) -> tuple[torch.Tensor, float, float]:
-        rank, world = rank_and_world()
-        device = next(self.module.parameters()).device
-        ids, targets, selected = (
-            torch.from_numpy(a).to(device) for a in self.blocks.batch(step, rank, world)
-        )
-        total, right = engine(ids, targets, selected)
-        count = selected[:, 1:].sum().float()
-        if world > 1:
-            torch.distributed.all_reduce(count)
-        self.accuracy = float(right) * world / float(count)
-        flops = adaptation_flops(self.shape, self.adaptation) / max(self.steps, 1)
-        tokens = float(self.adaptation.batch_blocks * self.adaptation.block_length)
-        return total / count * world, flops, tokens
-
-    def describe(self, step: int) -> str:
-        first = step * self.adaptation.batch_blocks
-        return f"token blocks {first} to {first + self.adaptation.batch_blocks - 1}"
-
-
-# ------------------------------------------------------------------------------------- the loop
+    def progress(self, steps: int) -> Progress:
+        return Progress(self.step, steps, self.spent, self.tokens, self.loss, self.seconds)
 
 
 def run(
@@ -261,60 +114,81 @@ def run(
 ) -> tuple[Any, Progress, list[dict[str, float]]]:
     """Train to the task's last step, from the reporter's newest checkpoint.
 
+    A run that is stopped and resumed takes the same steps as one that never stopped: the batches and
+    the schedule follow from the step, and the random state of every worker is in the checkpoint.
+
     Args:
         checkpoints: how many checkpoints to keep on the way.
         budget_flops: ends the run before a step that would overspend it.
 
     Returns:
-        engine, final progress, and the history: step, loss, spent FLOPs at up to 100 points.
+        engine, final progress, and the history: loss, learning rate and spent FLOPs at up to 100
+        steps, and the task's held-out measures at the start (step 0), at checkpoints and at the end.
 
     Raises:
-        TrainingError: a loss that is not finite.
+        TrainingError: a loss or a gradient that is not finite.
     """
     engine = make_engine(task.module, task.steps, optimization)
-    start, spent, tokens, seconds, loss = 0, 0.0, 0.0, 0.0, math.nan
-    history: list[dict[str, float]] = []
-    now = Progress(0, task.steps, 0.0, 0.0, math.nan, 0.0)
+    state, history = _State(), []
     with reporter.resume() as folder:
         if folder is not None:
-            _, state = engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
-            start, spent, tokens, seconds = (
-                state["step"],
-                state["spent"],
-                state["tokens"],
-                state["seconds"],
-            )
-            history, loss = state["history"], state["loss"]
-            now = Progress(start, task.steps, spent, tokens, loss, seconds)
-            restore_random_state(state["random"][rank_and_world()[0] % len(state["random"])])
+            _, kept = engine.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+            state, history = _State(**kept["state"]), kept["history"]
+            restore_random_state(kept["random"][rank_and_world()[0] % len(kept["random"])])
     every = max(1, math.ceil(task.steps / (checkpoints + 1)))
     points = max(1, task.steps // _HISTORY_POINTS)
+    if folder is None:
+        _measure(task, engine, history, state)
     engine.train()
-    for step in range(start, task.steps):
-        began = time.perf_counter()
-        scaled, flops, step_tokens = task.loss(engine, step)
-        if budget_flops is not None and spent + flops > budget_flops * 1.02:
+    while state.step < task.steps:
+        began, step = time.perf_counter(), state.step
+        flops, tokens = task.cost(step)
+        if budget_flops is not None and state.spent + flops > budget_flops * _OVERSPEND:
             break
-        loss = float(scaled.detach()) / rank_and_world()[1]
-        if not math.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {step} ({task.describe(step)})")
-        engine.backward(scaled)
-        engine.step()
-        spent, tokens = spent + flops, tokens + step_tokens
-        seconds += time.perf_counter() - began
-        now = Progress(step + 1, task.steps, spent, tokens, loss, seconds)
-        if step % points == 0 or step + 1 == task.steps:
-            history.append({"step": step + 1, "loss": loss, "spent_flops": spent})
-        reporter.progress(now)
-        if (step + 1) % every == 0 and step + 1 < task.steps:
-            state = {
-                "step": step + 1,
-                "spent": spent,
-                "tokens": tokens,
-                "seconds": seconds,
-                "loss": loss,
-                "history": history,
-                "random": random_states(),
-            }
-            reporter.checkpoint(lambda path, state=state: save_engine(engine, path, state), now)
-    return engine, now, history
+        rate = engine.get_lr()[0]
+        loss = _step(task, engine, step)
+        state = _State(
+            step + 1,
+            state.spent + flops,
+            state.tokens + tokens,
+            state.seconds + time.perf_counter() - began,
+            loss,
+        )
+        if step % points == 0 or state.step == task.steps:
+            _note(history, state, loss=loss, learning_rate=rate)
+        reporter.progress(state.progress(task.steps))
+        if state.step % every == 0 and state.step < task.steps:
+            _measure(task, engine, history, state)
+            kept = {"state": vars(state), "history": history, "random": random_states()}
+            reporter.checkpoint(
+                lambda path, kept=kept: save_engine(engine, path, kept), state.progress(task.steps)
+            )
+    if state.step:
+        _measure(task, engine, history, state)
+    return engine, state.progress(task.steps), history
+
+
+def _step(task: Task, engine: Any, step: int) -> float:
+    """One optimizer step; a loss that is not finite leaves the weights as they are."""
+    loss = task.backward(engine, step)
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} at step {step} ({task.describe(step)})")
+    if not take_step(engine):
+        raise TrainingError(
+            f"the gradient is not finite at step {step}, where the loss is {loss} "
+            f"({task.describe(step)})"
+        )
+    return loss
+
+
+def _measure(task: Task, engine: Any, history: list[dict[str, float]], state: _State) -> None:
+    measures = task.evaluate(engine)
+    if measures:
+        _note(history, state, **measures)
+
+
+def _note(history: list[dict[str, float]], state: _State, **values: float) -> None:
+    """Add values to the history's point of this step."""
+    if not history or history[-1]["step"] != state.step:
+        history.append({"step": state.step, "spent_flops": state.spent})
+    history[-1].update(values)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raylab.config import ConfigError, Lora
+from raylab.config import ConfigError, Lora, Tokenization
 from raylab.ladders import LADDERS, LLAMA3, PICO, SMOLLM2, find_ladder
 
 SEVEN_PROJECTIONS = {
@@ -247,3 +247,17 @@ def test_neither_a_ladder_nor_a_file():
         ConfigError, match=r"--ladder 'no\.toml': .*pico, smollm2, llama3 or a TOML"
     ):
         find_ladder("no.toml")
+
+
+def test_a_size_may_set_prompts_and_special_tokens(tmp_path):
+    text = (
+        '[[size]]\nname = "a"\nsource = "o/m"\n'
+        'tokenization = { query_prompt = "query:\\n", special_tokens = true }\n'
+    )
+    path = tmp_path / "ladder.toml"
+    path.write_text(text)
+    (backbone,) = find_ladder(str(path)).backbones
+    assert backbone.tokenization == Tokenization(special_tokens=True, query_prompt="query:\n")
+    path.write_text(text.replace("query_prompt", "prompt"))
+    with pytest.raises(ConfigError, match=r"size\.tokenization: unknown key 'prompt'"):
+        find_ladder(str(path))

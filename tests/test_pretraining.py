@@ -1,6 +1,7 @@
 """Making a ladder: the tokenizer's contract, models that other tools load, crops from inside a passage."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raylab.budget import Shape
 from raylab.config import Backbone
 from raylab.data.tokenizer import Tokenizer
+from raylab.distributed import ensure_process_group
+from raylab.mntp import next_token_losses
 from raylab.models.backbone import load_backbone
 from raylab.pretraining import CropTask, Pretraining, Rung, pretrain, train_tokenizer
 
@@ -71,6 +74,9 @@ class Recorder:
         self.long: list[np.ndarray] = []
         self.masked: list[tuple[np.ndarray, ...]] = []  # inputs, targets, selected, visible
 
+    def backward(self, loss):
+        """Nothing is trained."""
+
     def __call__(self, short, long, inputs, selected, visible):
         for kept, (ids, mask) in ((self.short, short), (self.long, long)):
             kept += [row[own].numpy() for row, own in zip(ids, mask, strict=True)]
@@ -83,7 +89,7 @@ def crops(passages: list[np.ndarray], config: Pretraining) -> Recorder:
     task = CropTask(None, shape, passages, config, MASK)  # type: ignore[arg-type]
     engine = Recorder()
     for step in range(config.steps):
-        task.loss(engine, step)  # type: ignore[arg-type]
+        task.backward(engine, step)
     return engine
 
 
@@ -190,3 +196,48 @@ def test_the_card_says_what_it_was_made_from_and_how(made):
     assert '"steps": 2' in card
     assert "license:" in card
     assert any(line.startswith("step 2/2  loss") for line in said)
+
+
+def test_held_out_passages_are_measured_and_not_trained_on(tokenizer, tmp_path, monkeypatch):
+    ensure_process_group()
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 30)) for _ in range(9)]
+    config = dataclasses.replace(CONFIG, held_out=4, steps=30, learning_rate=1e-2)
+    tasks = []
+    monkeypatch.setattr(
+        "raylab.pretraining.CropTask", lambda *parts: tasks.append(CropTask(*parts)) or tasks[0]
+    )
+    pretrain(RUNG, tokenizer, texts, config, tmp_path / "m", "tests", "make it", str)
+    (task,) = tasks
+    encoded = sorted(ids for ids in tokenizer(texts)["input_ids"])
+    assert sorted(text.tolist() for text in [*task.passages, *task.held_out]) == encoded
+    assert len(task.held_out) == 4
+    (line,) = re.findall(
+        r"MNTP on 4 held-out passages \| loss ([\d.]+) \(before: ([\d.]+)\), "
+        r"accuracy ([\d.]+) \(before: ([\d.]+)\)",
+        (tmp_path / "m" / "README.md").read_text(),
+    )
+    loss, before, accuracy, _ = map(float, line)
+    assert loss < before
+    # One token at a time, in float64; masked as the task masks them.
+    seen = []
+    monkeypatch.setattr(
+        "raylab.pretraining.next_token_losses",
+        lambda model, *arrays: seen.append(arrays) or next_token_losses(model, *arrays),
+    )
+    model = task.module.model
+    measured = task.evaluate(model)
+    total, right, count = 0.0, 0, 0
+    for inputs, truth, selected in seen:
+        for row, ids, chosen in zip(inputs, truth, selected, strict=True):
+            with torch.no_grad():
+                logits = model(row[None]).logits[0].double().numpy()
+            for i in range(1, len(row)):
+                if chosen[i]:
+                    total += np.log(np.exp(logits[i - 1]).sum()) - logits[i - 1][ids[i]]
+                    right += int(logits[i - 1].argmax() == ids[i])
+                    count += 1
+    assert measured["held_out_loss"] == pytest.approx(total / count, rel=1e-5)
+    assert measured["held_out_accuracy"] == right / count
+    assert loss == pytest.approx(total / count, abs=6e-4)  # three digits in the card
+    assert accuracy == pytest.approx(right / count, abs=6e-4)

@@ -9,11 +9,13 @@ Legend: Q queries of the global batch, K listed passages a query (positive first
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from raylab.config import Adaptation, ConfigError, FineTuning
+from raylab.data.collections import CollectionError
 from raylab.data.teacher import Groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
@@ -52,6 +54,7 @@ class TrainingBatches:
     Raises:
         ConfigError: a share of pseudo-queries the groups cannot give, too few negatives, or teacher
             scores that are asked for and not there.
+        CollectionError: teacher scores that are not finite, or not as many as passages.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class TrainingBatches:
             raise ConfigError(
                 "this objective needs teacher scores, and the training groups have none"
             )
+        if needs_teacher:
+            groups.check_scores()
         fewest = min((len(n) for n in groups.negatives), default=0)
         if fewest < 1:
             raise ConfigError("a training group has no negative passage; mine candidates first")
         self.groups, self.store, self.tokenizer, self.tuning = groups, store, tokenizer, tuning
         self.passages, self.seed, self.needs_teacher = passages, seed, needs_teacher
-        self.queries = tokenizer.encode(groups.queries, tuning.query_length)
+        self.queries = tokenizer.encode_framed(groups.queries, "query", tuning.query_length)
         pseudo = np.flatnonzero(groups.body_only)
         real = np.flatnonzero(~groups.body_only)
         count = round(tuning.batch_queries * tuning.pseudo_fraction) if len(pseudo) else 0
@@ -84,6 +89,7 @@ class TrainingBatches:
                     "fine_tuning.pseudo_fraction: there is no training query besides titles"
                 )
         self.orders: dict[tuple[int, int], np.ndarray] = {}
+        self._last: tuple[int, Draw] | None = None
         self.positives_of: dict[str, list[int]] = {}
         for query_id, row in zip(groups.query_ids, groups.positives, strict=True):
             self.positives_of.setdefault(query_id, []).append(int(row))
@@ -109,7 +115,16 @@ class TrainingBatches:
         return self.orders[stream, epoch]
 
     def draw(self, step: int) -> Draw:
-        """What step `step` (from 0) trains on."""
+        """What step `step` (from 0) trains on; the last draw is kept.
+
+        Raises:
+            CollectionError: teacher scores that are not finite.
+        """
+        if self._last is None or self._last[0] != step:
+            self._last = step, self._draw(step)
+        return self._last[1]
+
+    def _draw(self, step: int) -> Draw:
         chosen = [pair for stream in (0, 1) for pair in self._members(stream, step)]
         groups = np.array([g for _, g in chosen])
         rows, teacher = [], []
@@ -122,14 +137,23 @@ class TrainingBatches:
                 teacher.append([positive_scores[g], *negative_scores[g][picks]])
         rows_QK = np.array(rows)
         body_QK = np.repeat(self.groups.body_only[groups][:, None], self.passages, axis=1)
-        lengths = self.store.lengths(rows_QK, self.tuning.passage_length, body_QK)
+        # The prompt and special tokens around a passage take their part of the limit.
+        around = self.tokenizer.overhead("passage")
+        lengths = around + self.store.lengths(rows_QK, self.tuning.passage_length - around, body_QK)
+        with np.errstate(over="ignore"):  # refused below
+            scale = np.float32(self.tuning.teacher_scale)
+            teacher_QK = np.array(teacher, np.float32) * scale if teacher else None
+        if teacher_QK is not None and not np.isfinite(teacher_QK).all():
+            worst = groups[~np.isfinite(teacher_QK).all(1)][0]
+            raise CollectionError(
+                f"{self.groups.source}: query {self.groups.query_ids[worst]!r}: a teacher score "
+                f"times fine_tuning.teacher_scale = {self.tuning.teacher_scale} is not finite"
+            )
         return Draw(
             groups_Q=groups,
             rows_QK=rows_QK,
             body_QK=body_QK,
-            teacher_QK=np.array(teacher, np.float32) * self.tuning.teacher_scale
-            if teacher
-            else None,
+            teacher_QK=teacher_QK,
             query_length=max(max(len(self.queries[g]) for g in groups), 1),
             passage_length=int(lengths.max()),
         )
@@ -163,7 +187,7 @@ class TrainingBatches:
         queries = [self.queries[g] for g in draw.groups_Q[own]]
         limit = self.tuning.passage_length
         passages = [
-            self.store.tokens(row, limit, body)
+            self.tokenizer.framed(self.store.tokens(row, limit, body), "passage", limit)
             for row, body in zip(draw.rows_QK[own].ravel(), draw.body_QK[own].ravel(), strict=True)
         ]
         query_ids, query_mask = pad(queries, draw.query_length, self.tokenizer.pad_id)
@@ -204,6 +228,13 @@ def _block_order(seed: int, epoch: int, blocks: int) -> np.ndarray:
     return np.random.default_rng([seed, 7, epoch]).permutation(blocks)
 
 
+@functools.lru_cache(maxsize=2)
+def _block_split(seed: int, blocks: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """(training, held-out) blocks: the held-out ones are the last of a seeded permutation."""
+    order = np.random.default_rng([seed, 13]).permutation(blocks)
+    return np.sort(order[: blocks - held_out]), order[blocks - held_out :]
+
+
 def mask_tokens(
     ids: np.ndarray, selected: np.ndarray, mask_id: int, vocabulary: int, rng: np.random.Generator
 ) -> np.ndarray:
@@ -218,12 +249,26 @@ def mask_tokens(
 
 @dataclass(frozen=True)
 class MaskedBlocks:
-    """MNTP batches: masked token blocks and the positions whose tokens are to be predicted."""
+    """MNTP batches: masked token blocks and the positions whose tokens are to be predicted.
+
+    Raises:
+        ConfigError: fewer tokens than one block, or a batch that the workers cannot share.
+    """
 
     store: PassageStore
     tokenizer: Tokenizer
     adaptation: Adaptation
     seed: int
+
+    @property
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """(training, held-out) blocks; at most a tenth of all, and never the only one, is held out."""
+        length = self.adaptation.block_length
+        blocks = self.store.blocks(length)
+        if blocks < 1:
+            raise ConfigError(f"adaptation.block_length = {length}: the collection is shorter")
+        held_out = min(self.adaptation.held_out_blocks, blocks // 10)
+        return _block_split(self.seed, blocks, held_out)
 
     def batch(
         self, step: int, rank: int = 0, world: int = 1
@@ -233,32 +278,51 @@ class MaskedBlocks:
         20 % of the positions are selected; of these 80 % become the mask token, 10 % a random
         one, 10 % stay (BERT, as in paper.md). Position 0 is never selected: no position precedes it.
         """
-        config = self.adaptation
-        blocks = self.store.blocks(config.block_length)
-        if blocks < 1:
-            raise ConfigError(
-                f"adaptation.block_length = {config.block_length}: the collection is shorter"
-            )
-        if config.batch_blocks % world:
-            raise ConfigError(
-                f"adaptation.batch_blocks = {config.batch_blocks}: it must be divisible by {world} workers"
-            )
-        share = config.batch_blocks // world
-        originals, inputs, selections = [], [], []
-        for place in range(
-            step * config.batch_blocks + rank * share,
-            step * config.batch_blocks + (rank + 1) * share,
-        ):
-            epoch, position = divmod(place, blocks)
-            order = _block_order(self.seed, epoch, blocks)
-            ids = self.store.block(int(order[position]), config.block_length).astype(np.int64)
-            rng = np.random.default_rng([self.seed, 11, place])
-            selected = rng.random(len(ids)) < config.selected_fraction
-            selected[0] = False
-            masked = mask_tokens(
-                ids, selected, self.tokenizer.mask_id, self.tokenizer.vocabulary, rng
-            )
-            originals.append(ids)
-            inputs.append(masked)
-            selections.append(selected)
+        training, share = self.split[0], self._share(world)
+        first = step * self.adaptation.batch_blocks + rank * share
+        masked = []
+        for place in range(first, first + share):
+            epoch, position = divmod(place, len(training))
+            block = int(training[_block_order(self.seed, epoch, len(training))[position]])
+            masked.append(self._masked(block, np.random.default_rng([self.seed, 11, place])))
+        inputs, originals, selections = zip(*masked, strict=True)
         return np.stack(inputs), np.stack(originals), np.stack(selections)
+
+    def held_out_batches(
+        self, rank: int = 0, world: int = 1
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """A worker's shares of the held-out blocks, as `batch` gives them, masked alike every time.
+
+        All workers get as many, of one shape: a share that has run out repeats the last block with
+        nothing selected.
+        """
+        held_out, size = self.split[1], self.adaptation.batch_blocks
+        share = self._share(world)
+        for start in range(rank * share, len(held_out) + rank * share, size):
+            masked = []
+            for place in range(start, start + share):
+                block = int(held_out[min(place, len(held_out) - 1)])
+                rng = np.random.default_rng([self.seed, 17, place])
+                inputs, originals, selected = self._masked(block, rng)
+                masked.append((inputs, originals, selected & (place < len(held_out))))
+            inputs, originals, selections = zip(*masked, strict=True)
+            yield np.stack(inputs), np.stack(originals), np.stack(selections)
+
+    def _share(self, world: int) -> int:
+        """Blocks of a batch that each worker takes."""
+        count = self.adaptation.batch_blocks
+        if count % world:
+            raise ConfigError(
+                f"adaptation.batch_blocks = {count}: it must be divisible by {world} workers"
+            )
+        return count // world
+
+    def _masked(
+        self, block: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        config = self.adaptation
+        ids = self.store.block(block, config.block_length).astype(np.int64)
+        selected = rng.random(len(ids)) < config.selected_fraction
+        selected[0] = False
+        vocabulary = self.tokenizer.vocabulary
+        return mask_tokens(ids, selected, self.tokenizer.mask_id, vocabulary, rng), ids, selected

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raylab.data.collections import CollectionError, Topics, lines
@@ -226,26 +227,69 @@ class Groups:
     mined: np.ndarray  # int64 [G]: so many of the first negatives are mined, the rest random
     positive_scores: np.ndarray | None  # float32 [G]
     negative_scores: list[np.ndarray] | None
+    source: str = "training groups"  # where they were read, for error messages
 
     def __len__(self) -> int:
         return len(self.query_ids)
+
+    def check_scores(self) -> None:
+        """Raise `CollectionError` unless every passage of every group has a finite teacher score."""
+        if self.positive_scores is None or self.negative_scores is None:
+            return
+        counts = np.array([len(n) for n in self.negatives], np.int64)
+        scored = np.array([len(s) for s in self.negative_scores], np.int64)
+        fault = misfit(counts, scored, self.positive_scores, self.negative_scores)
+        if fault is not None:
+            place, why = fault
+            raise CollectionError(f"{self.source}: query {self.query_ids[place]!r}: {why}")
+
+
+def misfit(
+    negatives: np.ndarray,
+    scored: np.ndarray,
+    positive_scores: np.ndarray,
+    negative_scores: Sequence[np.ndarray],
+) -> tuple[int, str] | None:
+    """(place, why) of the first group whose teacher scores are not one finite number a passage.
+
+    Args:
+        negatives: how many negatives each group has.
+        scored: how many of their scores.
+    """
+    groups = len(negatives)
+    if not len(scored) == len(positive_scores) == len(negative_scores) == groups:
+        shortest = min(len(scored), len(positive_scores), len(negative_scores), groups - 1)
+        return shortest, f"teacher scores of {len(scored)} groups for {groups} groups"
+    wrong = np.flatnonzero(scored != negatives)
+    if len(wrong):
+        place = int(wrong[0])
+        return place, f"{scored[place]} teacher scores for {negatives[place]} negatives"
+    flat = np.concatenate([np.asarray(positive_scores), *negative_scores])
+    if not np.isfinite(flat).all():
+        owner = np.concatenate([np.arange(groups), np.repeat(np.arange(groups), scored)])
+        bad = ~np.isfinite(flat)
+        place = int(owner[bad].min())
+        return place, f"a teacher score is {flat[bad & (owner == place)][0]}"
+    return None
 
 
 def read_groups(folder: Path, rows_of) -> Groups:
     """Read the groups' Parquet shards; `rows_of` maps passage ids to store rows.
 
     Scores are None unless every group has them.
+
+    Raises:
+        CollectionError: FILE and query id of a group whose teacher scores are not one finite number a
+            passage.
     """
-    table = pq.read_table(folder, schema=GROUP_SCHEMA)
+    shards = [_read_shard(path) for path in sorted(folder.glob("*.parquet"))]
+    table = pa.concat_tables([shard for shard, _ in shards])
     negatives = table["negatives"].combine_chunks()
     bounds = negatives.offsets.to_numpy()
     flat = rows_of(negatives.values.to_pylist())
+    scored = bool(len(table)) and all(has_scores for shard, has_scores in shards if len(shard))
     scores, neg_scores = None, None
-    if (
-        len(table)
-        and table["positive_score"].null_count == 0
-        and table["negative_scores"].null_count == 0
-    ):
+    if scored:
         scores = table["positive_score"].to_numpy()
         flat_scores = table["negative_scores"].combine_chunks().values.to_numpy()
         neg_scores = [flat_scores[a:b] for a, b in itertools.pairwise(bounds)]
@@ -258,4 +302,38 @@ def read_groups(folder: Path, rows_of) -> Groups:
         mined=table["mined"].to_numpy().astype(np.int64),
         positive_scores=scores,
         negative_scores=neg_scores,
+        source=str(folder),
     )
+
+
+def _read_shard(path: Path) -> tuple[pa.Table, bool]:
+    """A shard of groups, and whether all of them have scores.
+
+    Raises:
+        CollectionError: a group with scores that are not one finite number a passage.
+    """
+    table = pq.read_table(path, schema=GROUP_SCHEMA)
+    positive = table["positive_score"].combine_chunks()
+    lists = table["negative_scores"].combine_chunks()
+    halves = pc.xor(positive.is_null(), lists.is_null()).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+    if halves.any():
+        query = table["query_id"][int(halves.argmax())].as_py()
+        raise CollectionError(
+            f"{path}: query {query!r}: teacher scores of the positive or of the negatives are missing"
+        )
+    given = positive.is_valid()
+    table_given = table.filter(given)
+    lists = lists.filter(given)
+    sizes = lists.value_lengths().to_numpy(zero_copy_only=False)
+    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    counts = table_given["negatives"].combine_chunks().value_lengths()
+    fault = misfit(
+        counts.to_numpy(zero_copy_only=False),
+        sizes,
+        table_given["positive_score"].to_numpy(),
+        np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else [],
+    )
+    if fault is not None:
+        query = table_given["query_id"][fault[0]].as_py()
+        raise CollectionError(f"{path}: query {query!r}: {fault[1]}")
+    return table, len(table_given) == len(table)

@@ -74,6 +74,13 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
     how.add_argument(
         "--zero", type=int, default=1, choices=(0, 1, 2, 3), help="DeepSpeed ZeRO stage"
     )
+    how.add_argument(
+        "--micro-batch",
+        type=int,
+        default=0,
+        metavar="TEXTS",
+        help="texts a worker encodes with gradients at once; 0: its whole share of the batch",
+    )
     how.add_argument("--concurrent", type=int, default=2, help="cells trained at once")
     how.add_argument("--encoders", type=int, default=2, help="encoding actors")
     how.add_argument("--gpu", action="store_true", help="one GPU a worker, bf16")
@@ -112,6 +119,7 @@ def chosen(options: argparse.Namespace, grid: Grid) -> tuple[Grid, Execution]:
         storage=options.storage,
         workers=options.workers,
         zero_stage=options.zero,
+        micro_batch_texts=options.micro_batch,
         concurrent_trials=options.concurrent,
         encoding_actors=options.encoders,
         use_gpu=options.gpu,

@@ -127,14 +127,14 @@ class Encoder:
         key = f"{subject.weights}-{subject.head}"
         if self.loaded is None or self.loaded[0] != key:
             models_dir = self.execution.models_dir
+            device = "cuda" if self.execution.use_gpu else "cpu"
             if subject.checkpoint is not None:
-                retriever = Retriever.load(self.store.local(subject.checkpoint), models_dir)
+                folder = self.store.local(subject.checkpoint)
+                retriever = Retriever.load(folder, models_dir, device)
             else:
                 retriever = Retriever.untrained(
-                    subject.backbone, subject.head, task.encoding, models_dir
+                    subject.backbone, subject.head, task.encoding, models_dir, device
                 )
-            if self.execution.use_gpu:
-                retriever.model.to("cuda", torch.bfloat16)
             self.loaded = (key, retriever)
         return self.loaded[1]
 

@@ -74,6 +74,7 @@ class CellJob:
     adapted: Artifact
     tokens: Artifact
     groups: Artifact
+    collection: str
     training_part: str
     store: Store
     execution: Execution

@@ -170,6 +170,7 @@ class Walk:
                 adapted[cell.backbone.name],
                 tokens[cell.backbone.name],
                 groups,
+                collection.manifest["name"],
                 training_part(collection),
                 self.store,
                 self.execution,

@@ -21,21 +21,17 @@ from raylab.data.teacher import read_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
 from raylab.distributed import barrier, rank_and_world
-from raylab.engine import Optimization, gathered_state, learning_rate, seed_worker
+from raylab.engine import Optimization, gathered, learning_rate, seed_worker
+from raylab.fine_tuning import FineTuningModule, FineTuningTask
 from raylab.jobs.ingest import PASSAGES
 from raylab.jobs.monitor import Beat
 from raylab.jobs.train import AdaptationJob, CellJob
+from raylab.losses import negatives_seen
+from raylab.mntp import AdaptationTask, MaskedModule, held_out_summary
 from raylab.models.backbone import add_lora, set_lora_dropout
-from raylab.models.hub import load_base, load_weights, save_contract, save_weights
-from raylab.training import (
-    AdaptationTask,
-    FineTuningModule,
-    FineTuningTask,
-    MaskedModule,
-    Progress,
-    Task,
-    run,
-)
+from raylab.models.checkpoint import save_retriever
+from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
+from raylab.training import Progress, Task, run
 
 _BEAT_EVERY_S = 1.0
 
@@ -74,15 +70,19 @@ def adapt(job: AdaptationJob) -> None:
         job.adaptation.clip_norm,
         job.execution.zero_stage,
         job.execution.use_gpu,
+        job.adaptation.schedule,
+        job.adaptation.decay_fraction,
     )
-    engine, done, history = _run(task, optimization, job, None)
-    facts = {"backbone": identity(job.backbone), "tokenizer": tokenizer.fingerprint, "mntp": True}
+    _, done, history = _run(task, optimization, job, None)
     meta = {
+        "backbone": identity(job.backbone),
+        "tokenizer": tokenizer.fingerprint,
         "parameters": shape.parameters,
-        "masked_accuracy": task.accuracy,
+        "held_out_blocks": len(blocks.split[1]),
+        **held_out_summary(history),
         **_summary(done, history),
     }
-    _commit(job, engine, model, facts, meta)
+    _commit(job, model, lambda folder, state: save_weights(model, state, folder), meta)
 
 
 def fine_tune(job: CellJob) -> None:
@@ -98,11 +98,12 @@ def fine_tune(job: CellJob) -> None:
     _train_mode(model, tuning.checkpointing)
     batches = training_batches(job, tokenizer)
     task = FineTuningTask(
-        FineTuningModule(model, cell.head, (tuning.top_k_query, tuning.top_k_passage)),
+        FineTuningModule(model, cell.head),
         cell,
         shape,
         batches,
         planned_steps(cell, shape, batches),
+        job.execution.micro_batch_texts,
     )
     optimization = Optimization(
         learning_rate(tuning, shape.hidden),
@@ -111,21 +112,41 @@ def fine_tune(job: CellJob) -> None:
         tuning.clip_norm,
         job.execution.zero_stage,
         job.execution.use_gpu,
+        tuning.schedule,
+        tuning.decay_fraction,
     )
-    engine, done, history = _run(task, optimization, job, cell.budget_flops)
+    _, done, history = _run(task, optimization, job, cell.budget_flops)
     facts = {
-        "backbone": identity(cell.backbone),
-        "head": cell.head,
-        "encoding": identity(job.encoding),
-        "tokenizer": tokenizer.fingerprint,
-        "cell": identity(cell),
+        "name": cell.run_name,
+        "collection": job.collection,
+        "objective": cell.objective,
+        "seed": cell.seed,
+        "recipe": identity(tuning),
+        "training": {
+            "steps": done.step,
+            "tokens": done.tokens,
+            "budget FLOPs": cell.budget_flops,
+            "spent FLOPs": done.spent_flops,
+            "last batch's loss": done.loss,
+        },
     }
     meta = {
         "parameters": shape.parameters,
         "budget_flops": cell.budget_flops,
+        "negatives": asdict(
+            negatives_seen(
+                cell.objective, tuning.batch_queries, batches.passages, job.execution.workers
+            )
+        ),
         **_summary(done, history),
     }
-    _commit(job, engine, model, facts, meta)
+
+    def write(folder: Path, state: dict[str, torch.Tensor]) -> None:
+        models_dir = job.execution.models_dir
+        what = cell.backbone, cell.head, job.encoding, facts
+        save_retriever(folder, model, state, tokenizer, *what, models_dir)
+
+    _commit(job, model, write, meta)
 
 
 def training_batches(job: CellJob, tokenizer: Tokenizer) -> TrainingBatches:
@@ -176,13 +197,19 @@ def _summary(done: Progress, history: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def _commit(job: AdaptationJob | CellJob, engine: Any, model: Any, facts: dict, meta: dict) -> None:
-    state = gathered_state(engine, model, job.execution.zero_stage)
-    if rank_and_world()[0] == 0:
-        with job.store.draft(job.address) as draft:
-            save_weights(model, state, draft.path)
-            save_contract(draft.path, facts)
-            draft.meta.update(meta)
+def _commit(
+    job: AdaptationJob | CellJob,
+    model: Any,
+    write: Callable[[Path, dict[str, torch.Tensor]], None],
+    meta: dict[str, Any],
+) -> None:
+    """Let rank 0 write the trained state into a draft, and commit it."""
+    with gathered(model, job.execution.zero_stage):
+        state = state_to_save(model)
+        if rank_and_world()[0] == 0:
+            with job.store.draft(job.address) as draft:
+                write(draft.path, state)
+                draft.meta.update(meta)
     barrier()
 
 

@@ -1,7 +1,10 @@
 """Bidirectional decoder backbones: load, start, adapt (paper.md, Backbone).
 
 `config.is_causal = False` is the library's own switch: it turns the stock decoder bidirectional
-under every attention implementation and survives saving. A probe checks at load that it took.
+under every attention implementation and survives saving. A probe checks at load that it took, and
+that the logits are what the sparse head takes them for: the last states times the LM head's weight.
+
+Legend: B texts, L tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from raylab.artifacts import sha256_of
 from raylab.config import Backbone, ConfigError, Lora
@@ -99,36 +103,67 @@ def load_config(backbone: Backbone, source: str) -> Any:
             config.layer_types = config.layer_types[: backbone.layers]
     config.is_causal = False
     config.use_cache = False
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        config.final_logit_softcapping = None  # Gemma 2: the sparse head saturates by log1p
     return config
 
 
-def load_backbone(backbone: Backbone, source: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A bidirectional decoder with its LM head, in eval mode.
+def attention_for(device: torch.device) -> str | None:
+    """The attention implementation on a device: flash where it is installed, else the library's choice.
+
+    That is sdpa (eager for models with a score cap). Flex attention compiles anew for every shape of
+    batch, so it is taken on request only: `load_backbone(..., attention="flex_attention")`.
+    """
+    if device.type == "cuda" and is_flash_attn_2_available():
+        return "flash_attention_2"
+    return None
+
+
+def load_backbone(
+    backbone: Backbone,
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    attention: str | None = None,
+) -> Any:
+    """A bidirectional decoder with its LM head, in eval mode, on `device` (default: CPU).
+
+    Args:
+        attention: the library's name of an implementation; default: `attention_for(device)`.
 
     Raises:
-        ConfigError: see `load_config`; also when the model stays causal or lets padding leak.
+        ConfigError: see `load_config` and `probe`.
     """
+    device = device or torch.device("cpu")
     config = load_config(backbone, source)
+    attention = attention or attention_for(device)
     if backbone.start == "random":
         with torch.random.fork_rng():
             torch.manual_seed(backbone.init_seed)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention
+            )
     else:
         file = gguf_file(source)
         model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, **({"gguf_file": file} if file else {})
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            **({"gguf_file": file} if file else {}),
         )
     model.eval()
-    probe_bidirectional(model)
+    model.to(device)  # type: ignore[arg-type]
+    probe(model)
     return model
 
 
 @torch.no_grad()
-def probe_bidirectional(model: Any) -> None:
-    """Prove on random tokens that attention looks both ways and that padding leaks nothing.
+def probe(model: Any) -> None:
+    """Prove on random tokens that attention looks both ways, padding leaks nothing, logits are h E^T.
 
     Raises:
-        ConfigError: it does not; patches of other libraries fail so silently (stack.md).
+        ConfigError: one of them is not so; patches of other libraries fail silently there (stack.md).
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
@@ -137,7 +172,8 @@ def probe_bidirectional(model: Any) -> None:
     changed = ids.clone()
     changed[0, -1] = (changed[0, -1] + 1) % vocabulary
     mask = torch.ones_like(ids)
-    first = hidden_states(model, ids, mask)[0, 0]
+    states_LD = hidden_states(model, ids, mask)[0]
+    first = states_LD[0]
     if torch.equal(first, hidden_states(model, changed, mask)[0, 0]):
         raise ConfigError(
             f"{type(model).__name__} stays causal: its last token does not reach its first state"
@@ -146,20 +182,55 @@ def probe_bidirectional(model: Any) -> None:
     padded = hidden_states(
         model, torch.cat([ids, padding], 1), torch.cat([mask, torch.zeros_like(padding)], 1)
     )
-    tolerance = 1e-4 if first.dtype == torch.float32 else 5e-2
-    if not torch.allclose(
-        padded[0, 0], first, atol=tolerance * float(first.abs().max().clamp(min=1))
-    ):
+    if not _close(padded[0, 0], first):
         raise ConfigError(
             f"{type(model).__name__} lets padding leak into the states of real tokens"
         )
+    logits_LV = model(input_ids=ids, attention_mask=mask).logits[0]
+    if not _close(logits_LV.to(states_LD.dtype), states_LD @ output_weight(model).T):
+        raise ConfigError(
+            f"{type(model).__name__} has logits that are not its last states times its LM head "
+            "(a bias, a scale or a cap): the sparse head does not know them"
+        )
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
+    return torch.allclose(
+        found, expected, atol=tolerance * float(expected.abs().max().clamp(min=1))
+    )
 
 
 def hidden_states(model: Any, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
     """Last hidden states [B, L, D] after the final norm, of a decoder or of its peft wrapper."""
+    return _blocks(model)(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
+
+
+def _blocks(model: Any) -> Any:
     decoder = _decoder(model)
-    blocks = getattr(decoder, decoder.base_model_prefix)
-    return blocks(input_ids=ids_BL, attention_mask=mask_BL.long()).last_hidden_state
+    return getattr(decoder, decoder.base_model_prefix)
+
+
+def final_norm(model: Any) -> torch.nn.Module:
+    """The norm that makes the last hidden states."""
+    return _blocks(model).norm
+
+
+@torch.no_grad()
+def scaled_norm_weight(norm: torch.nn.Module, scale: float) -> torch.Tensor:
+    """A weight under which the final norm's output, and so every logit, is `scale` times as large.
+
+    Raises:
+        ConfigError: a norm that is not linear in its weight, nor in one plus it (Gemma).
+    """
+    weight = norm.weight.detach()  # type: ignore[union-attr]
+    probe_D = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
+    expected_D = norm(probe_D) * scale
+    for candidate in (weight * scale, (1 + weight) * scale - 1):
+        found_D = torch.func.functional_call(norm, {"weight": candidate}, (probe_D,))
+        if _close(found_D, expected_D):
+            return candidate
+    raise ConfigError(f"{type(norm).__name__}: the sparse head's scale cannot be folded into it")
 
 
 def _decoder(model: Any) -> Any:

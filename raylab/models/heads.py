@@ -19,13 +19,26 @@ def dense_reps(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
     return (normed_BLD * weights_BL1).sum(1) / weights_BL1.sum(1).clamp(min=1)
 
 
+def logit_scale(hidden: int) -> float:
+    """The sparse head's factor on the logits at a hidden size."""
+    return hidden**-0.25
+
+
 def represent(
-    head: HeadKind, hidden_BLD: torch.Tensor, weight_VD: torch.Tensor, mask_BL: torch.Tensor
+    head: HeadKind,
+    hidden_BLD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    mask_BL: torch.Tensor,
+    scale: float | None = None,
 ) -> torch.Tensor:
-    """Representations under a head: [B, V] for sparse, [B, D] for dense."""
+    """Representations under a head: [B, V] for sparse, [B, D] for dense.
+
+    `scale` is the sparse head's factor, `logit_scale` by default (1 where the final norm holds it).
+    """
     if head == "dense":
         return dense_reps(hidden_BLD, mask_BL)
-    return sparse_reps(hidden_BLD, weight_VD, mask_BL, hidden_BLD.shape[-1] ** -0.25)
+    scale = logit_scale(hidden_BLD.shape[-1]) if scale is None else scale
+    return sparse_reps(hidden_BLD, weight_VD, mask_BL, scale)
 
 
 def prune_top_k(reps_BV: torch.Tensor, k: int) -> torch.Tensor:

@@ -1,14 +1,11 @@
-"""Save and load what training makes: an adapter (peft) or a full model, beside its contract.
+"""Backbones and what training makes of them: load a base, save and load an adapter or full weights.
 
-retriever.json                  head, backbone, lengths, tokenizer fingerprint, provenance
 adapter_config.json, adapter_model.safetensors     (LoRA)
 config.json, model.safetensors                     (full fine-tuning)
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,9 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from raylab.artifacts import DamagedArtifact
 from raylab.config import Backbone, ConfigError
 from raylab.data.tokenizer import Tokenizer
 from raylab.models.backbone import gguf_file, load_backbone, resolve_source
-
-CONTRACT = "retriever.json"
 
 
 def state_to_save(model: Any) -> dict[str, torch.Tensor]:
@@ -50,22 +44,6 @@ def save_weights(model: Any, state: dict[str, torch.Tensor], folder: Path) -> No
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def save_contract(folder: Path, facts: Mapping[str, Any]) -> None:
-    (folder / CONTRACT).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-
-
-def load_contract(folder: Path) -> dict[str, Any]:
-    """Read `retriever.json`.
-
-    Raises:
-        DamagedArtifact: there is none: the folder was not written by raylab.
-    """
-    path = folder / CONTRACT
-    if not path.exists():
-        raise DamagedArtifact(str(folder), f"{CONTRACT} is missing")
-    return json.loads(path.read_text())
-
-
 def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
     """The backbone `model` with the adapter or the full weights of `folder` on it.
 
@@ -88,13 +66,23 @@ def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
 
 
 def load_base(
-    backbone: Backbone, models_dir: str | None, dtype: torch.dtype = torch.float32
+    backbone: Backbone,
+    models_dir: str | None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> tuple[Any, Tokenizer]:
     """A backbone and its tokenizer, from wherever its source is."""
     source = resolve_source(backbone, models_dir)
-    return load_backbone(backbone, source, dtype), load_tokenizer(backbone, models_dir)
+    model, tokenizer = (
+        load_backbone(backbone, source, dtype, device),
+        load_tokenizer(backbone, models_dir),
+    )
+    # A GGUF file's tokenizer may come with more special tokens than there are embeddings.
+    tokenizer.vocabulary = min(tokenizer.vocabulary, model.config.vocab_size)
+    return model, tokenizer
 
 
 def load_tokenizer(backbone: Backbone, models_dir: str | None) -> Tokenizer:
+    """A backbone's tokenizer under its contract."""
     source = resolve_source(backbone, models_dir)
-    return Tokenizer(source, gguf_file(source))
+    return Tokenizer(source, gguf_file(source), backbone.tokenization)

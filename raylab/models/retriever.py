@@ -14,12 +14,13 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from raylab.config import Backbone, ConfigError, Encoding, HeadKind, identity
+from raylab.config import Backbone, Encoding, HeadKind
 from raylab.data.batches import pad
 from raylab.data.tokenizer import Tokenizer
 from raylab.models.backbone import hidden_states, output_weight
+from raylab.models.checkpoint import find_checkpoint, load_checkpoint
 from raylab.models.heads import prune_top_k, represent
-from raylab.models.hub import load_base, load_contract, load_weights, save_contract
+from raylab.models.hub import load_base
 
 log = logging.getLogger("raylab")
 
@@ -27,46 +28,69 @@ Matrix = np.ndarray | sp.csr_matrix
 
 
 class Retriever:
-    """Encodes queries and passages; float32 [N, D] for dense, scipy CSR [N, V] for sparse."""
+    """Encodes queries and passages; float32 [N, D] for dense, scipy CSR [N, V] for sparse.
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, head: HeadKind, encoding: Encoding):
+    Args:
+        scale: the sparse head's factor on the logits; None for that of the hidden size.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        head: HeadKind,
+        encoding: Encoding,
+        scale: float | None = None,
+    ):
         self.model, self.tokenizer, self.encoding = model.eval(), tokenizer, encoding
         self.head: HeadKind = head
+        self.scale = scale
+        self._checked = False
 
     @classmethod
-    def load(cls, folder: str | Path, models_dir: str | None = None) -> Retriever:
-        """From a checkpoint folder that training wrote.
+    def load(
+        cls,
+        path_or_id: str | Path,
+        models_dir: str | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Retriever:
+        """From a checkpoint folder (raylab's, or the paper's authors'), or a hub id of one.
+
+        Args:
+            models_dir: where bases are looked for by their hub ids before the hub is asked.
+            device: default CUDA where there is one, else CPU.
+            dtype: default bfloat16 on CUDA, else float32.
 
         Raises:
-            ConfigError: the tokenizer at hand is not the one the checkpoint was trained with.
+            ConfigError: no retriever there, or a tokenizer that is not the one it was trained with.
         """
-        folder = Path(folder)
-        facts = load_contract(folder)
-        model, tokenizer = load_base(Backbone(**facts["backbone"]), models_dir)
-        if tokenizer.fingerprint != facts["tokenizer"]:
-            raise ConfigError(
-                f"{folder}: trained with another tokenizer than that of {tokenizer.source!r}"
-            )
-        return cls(
-            load_weights(model, folder), tokenizer, facts["head"], Encoding(**facts["encoding"])
-        )
+        place, kind = placement(device, dtype)
+        return cls(*load_checkpoint(find_checkpoint(path_or_id), models_dir, kind, place))
 
     @classmethod
     def untrained(
-        cls, backbone: Backbone, head: HeadKind, encoding: Encoding, models_dir: str | None = None
+        cls,
+        backbone: Backbone,
+        head: HeadKind,
+        encoding: Encoding,
+        models_dir: str | None = None,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Retriever:
         """The backbone as it starts, under a head."""
-        model, tokenizer = load_base(backbone, models_dir)
+        place, kind = placement(device, dtype)
+        model, tokenizer = load_base(backbone, models_dir, kind, place)
         return cls(model, tokenizer, head, encoding)
 
     def encode_queries(self, texts: Sequence[str], batch_tokens: int = 16_384) -> Matrix:
         """Representations of query texts, in input order."""
-        tokens = self.tokenizer.encode(texts, self.encoding.query_length)
+        tokens = self.tokenizer.encode_framed(texts, "query", self.encoding.query_length)
         return self.encode_tokens(tokens, self.encoding.top_k_query, batch_tokens)
 
     def encode_passages(self, texts: Sequence[str], batch_tokens: int = 16_384) -> Matrix:
         """Representations of passage texts, in input order."""
-        tokens = self.tokenizer.encode(texts, self.encoding.passage_length)
+        tokens = self.tokenizer.encode_framed(texts, "passage", self.encoding.passage_length)
         return self.encode_tokens(tokens, self.encoding.top_k_passage, batch_tokens)
 
     @torch.inference_mode()
@@ -74,7 +98,8 @@ class Retriever:
         self, texts: Sequence[np.ndarray], top_k: int, batch_tokens: int = 16_384
     ) -> Matrix:
         """Representations of tokenised texts, in input order, batched by length under a token budget."""
-        device = output_weight(self.model).device
+        weight_VD = output_weight(self.model)
+        device = weight_VD.device
         parts: list[Matrix] = []
         places: list[np.ndarray] = []
         for batch in length_batches([len(t) for t in texts], batch_tokens):
@@ -82,26 +107,41 @@ class Retriever:
             ids, mask = pad([texts[i] for i in batch], length, self.tokenizer.pad_id)
             ids_BL, mask_BL = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
             hidden_BLD = hidden_states(self.model, ids_BL, mask_BL)
-            reps = represent(self.head, hidden_BLD, output_weight(self.model), mask_BL).float()
-            if self.head == "sparse":
-                parts.append(sp.csr_matrix(prune_top_k(reps, top_k).cpu().numpy()))
-            else:
-                parts.append(reps.cpu().numpy())
+            reps = represent(self.head, hidden_BLD, weight_VD, mask_BL, self.scale).float()
+            parts.append(_csr(prune_top_k(reps, top_k)) if self.head == "sparse" else _array(reps))
             places.append(batch)
-        return _in_input_order(parts, places)
+        if not parts:
+            return self._nothing(weight_VD)
+        matrix = _in_input_order(parts, places)
+        if len(texts) > 1 and not self._checked:
+            self._checked = True
+            if warning := collapse(matrix):
+                log.warning("%s retriever of %s: %s", self.head, self.tokenizer.source, warning)
+        return matrix
 
-    def save_contract(self, folder: Path, backbone: Backbone, **provenance: Any) -> None:
-        """Write the contract beside the weights, for `load`."""
-        save_contract(
-            folder,
-            {
-                "backbone": identity(backbone),
-                "head": self.head,
-                "encoding": identity(self.encoding),
-                "tokenizer": self.tokenizer.fingerprint,
-                **provenance,
-            },
-        )
+    def _nothing(self, weight_VD: torch.Tensor) -> Matrix:
+        if self.head == "sparse":
+            return sp.csr_matrix((0, weight_VD.shape[0]), dtype=np.float32)
+        return np.zeros((0, weight_VD.shape[1]), np.float32)
+
+
+def placement(device: str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """Where to encode, and in what: CUDA in bfloat16 where there is one, else CPU in float32."""
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return place, dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+
+
+def _array(reps_BD: torch.Tensor) -> np.ndarray:
+    return reps_BD.cpu().numpy()
+
+
+def _csr(reps_BV: torch.Tensor) -> sp.csr_matrix:
+    """Only what is not zero leaves the device."""
+    rows, terms = reps_BV.nonzero(as_tuple=True)
+    counts = torch.bincount(rows, minlength=len(reps_BV)).cpu().numpy()
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    values = reps_BV[rows, terms].cpu().numpy()
+    return sp.csr_matrix((values, terms.cpu().numpy(), starts), shape=tuple(reps_BV.shape))
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:

@@ -1,9 +1,11 @@
 """Tokens and batches: exact texts, determinism by (seed, step), independence of the number of workers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from raylab.config import Adaptation, ConfigError, FineTuning
+from raylab.config import Adaptation, ConfigError, FineTuning, Tokenization
 from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.collections import CollectionError
 from raylab.data.teacher import Groups
@@ -147,11 +149,54 @@ def test_other_positives_of_a_query_are_no_negatives(groups, store, tokenizer):
 
 
 def test_missing_teacher_scores_are_refused(groups, store, tokenizer):
-    import dataclasses
-
     bare = dataclasses.replace(groups, positive_scores=None, negative_scores=None)
     with pytest.raises(ConfigError, match="needs teacher scores"):
         batches(bare, store, tokenizer)
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf", "short", "long", "positive", "groups"])
+def test_teacher_scores_that_cannot_be_are_refused_with_their_query(
+    groups, store, tokenizer, fault
+):
+    """Where batches are made, too: groups need not come from a file."""
+    negative = [scores.copy() for scores in groups.negative_scores]
+    positive = groups.positive_scores.copy()
+    if fault in ("nan", "inf"):
+        negative[13][2] = float(fault)
+    elif fault == "short":
+        negative[13] = negative[13][:-1]
+    elif fault == "long":
+        negative[13] = np.append(negative[13], 0.0)
+    elif fault == "positive":
+        positive[13] = np.nan
+    else:
+        negative = negative[:13]
+    bad = dataclasses.replace(
+        groups, negative_scores=negative, positive_scores=positive, source="lab/groups/x"
+    )
+    with pytest.raises(CollectionError) as error:
+        batches(bad, store, tokenizer)
+    assert str(error.value).startswith("lab/groups/x: query 'q13': ")
+
+
+def test_a_scale_that_overflows_is_refused_when_drawn(groups, store, tokenizer):
+    made = batches(groups, store, tokenizer, teacher_scale=1e39)
+    with pytest.raises(CollectionError, match=r"query 'q\d+': a teacher score times"):
+        made.draw(0)
+
+
+def test_scores_that_are_not_asked_for_are_not_checked(groups, store, tokenizer):
+    negative = [scores * np.nan for scores in groups.negative_scores]
+    bare = dataclasses.replace(groups, negative_scores=negative)
+    tuning = FineTuning(batch_queries=8, negatives=3)
+    made = TrainingBatches(bare, store, tokenizer, tuning, 4, seed=3, needs_teacher=False)
+    assert made.draw(0).teacher_QK is None
+
+
+def test_a_draw_that_is_asked_for_twice_is_made_once(groups, store, tokenizer):
+    made = batches(groups, store, tokenizer)
+    assert made.draw(3) is made.draw(3)
+    assert made.draw(4) is not made.draw(3)
 
 
 def test_masking_follows_the_paper(store, tokenizer):
@@ -164,8 +209,41 @@ def test_masking_follows_the_paper(store, tokenizer):
     share = selected[:, 1:].mean()
     masked = (inputs == tokenizer.mask_id)[selected].mean()
     kept = (inputs == originals)[selected].mean()
+    replaced = ((inputs != originals) & (inputs != tokenizer.mask_id))[selected].mean()
     assert share == pytest.approx(0.2, abs=0.02)
     assert masked == pytest.approx(0.8, abs=0.03)
     assert kept == pytest.approx(0.1, abs=0.03)
+    assert replaced == pytest.approx(0.1, abs=0.03)
     halves = [blocks.batch(3, rank, 2) for rank in (0, 1)]
     assert all(np.array_equal(np.concatenate([h[i] for h in halves]), made[3][i]) for i in range(3))
+
+
+def test_training_texts_stand_in_the_contracts_frame(model_folder, groups, store):
+    """The prompt is what encoding puts before a text too, and counts toward the limits."""
+    plain = Tokenizer(str(model_folder))
+    framed = Tokenizer(
+        str(model_folder), tokenization=Tokenization(query_prompt="q: ", passage_prompt="doc: ")
+    )
+    before_q, before_p = (plain.encode([prompt])[0].tolist() for prompt in ("q:", "doc:"))
+    made = batches(groups, store, framed, query_length=9, passage_length=11)
+    draw = made.draw(0)
+    batch = made.collate(draw)
+    assert batch.passage_ids_PL.shape[1] <= 11
+    assert batch.query_ids_QL.shape[1] <= 9
+    for row, ids, mask in zip(
+        draw.rows_QK.ravel(), batch.passage_ids_PL, batch.passage_mask_PL, strict=True
+    ):
+        assert ids[: len(before_p)].tolist() == before_p
+        text = store.truth[row].tolist()
+        assert ids[mask][len(before_p) :].tolist() in (
+            text[: 11 - len(before_p)],
+            text[2:][: 11 - len(before_p)],  # without its title
+        )
+    for ids in batch.query_ids_QL:
+        assert ids[: len(before_q)].tolist() == before_q
+
+
+def test_special_tokens_are_counted_too(model_folder):
+    tokenizer = Tokenizer(str(model_folder), tokenization=Tokenization(special_tokens=True))
+    assert tokenizer.overhead("query") == 0  # this tokenizer has none of its own
+    assert tokenizer.framed(np.arange(9), "query", 4).tolist() == [0, 1, 2, 3]

@@ -292,6 +292,48 @@ def test_scores_count_only_when_every_group_has_them(tmp_path):
     assert [n.tolist() for n in groups.negatives] == [[11], [13]]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_score_on_disk_that_is_not_finite_names_file_and_query(tmp_path, value, place):
+    scores: list = [3.0, 2.0, 1.0]
+    scores[place] = value
+    bad = group("q7", "p0", ["p1", "p2"], None) | {
+        "positive_score": scores[0],
+        "negative_scores": scores[1:],
+    }
+    good = group("q1", "p2", ["p3"], [2, 1])
+    with pytest.raises(CollectionError) as fault:
+        write(tmp_path, [good], [good, bad, good])
+    message = str(fault.value)
+    assert message.startswith(f"{tmp_path / 'groups-00001.parquet'}: query 'q7': ")
+    assert "score" in message
+
+
+@pytest.mark.parametrize("scores", [[3.0], [3.0, 2.0], [3.0, 2.0, 1.0, 0.0]])
+def test_scores_on_disk_are_as_many_as_passages(tmp_path, scores):
+    bad = group("q7", "p0", ["p1", "p2"], scores)
+    with pytest.raises(CollectionError) as fault:
+        write(tmp_path, [group("q1", "p2", ["p3"], [2, 1]), bad])
+    assert str(fault.value) == (
+        f"{tmp_path / 'groups-00000.parquet'}: query 'q7': "
+        f"{len(scores) - 1} teacher scores for 2 negatives"
+    )
+
+
+def test_misaligned_scores_do_not_slip_through_as_many_in_all(tmp_path):
+    """One score too few and one too many: the flat columns are as long, and every pair is wrong."""
+    first = group("q1", "p0", ["p1", "p2"], [3.0, 2.0])
+    second = group("q2", "p3", ["p4"], [3.0, 2.0, 1.0])
+    with pytest.raises(CollectionError, match="query 'q1': 1 teacher scores for 2 negatives"):
+        write(tmp_path, [first, second])
+
+
+def test_half_a_score_is_refused_where_others_have_none(tmp_path):
+    half = group("q7", "p0", ["p1"], None) | {"positive_score": 1.0}
+    with pytest.raises(CollectionError, match="query 'q7': teacher scores of the positive or of"):
+        write(tmp_path, [group("q1", "p2", ["p3"], None), half])
+
+
 def test_published_groups_survive_parquet(tmp_path):
     path = published(
         tmp_path,

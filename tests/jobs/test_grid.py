@@ -86,11 +86,11 @@ def test_the_same_command_again_does_nothing(finished):
 def test_a_damaged_checkpoint_is_named_and_made_again_with_the_same_result(finished):
     lab, arguments, _ = finished
     table = measures(lab)
-    weights = next((lab / "retriever").glob("dense-tiny-cl-*/attempt-*/adapter_model.safetensors"))
+    weights = next((lab / "retriever").glob("dense-tiny-cl-*/attempt-*/model.safetensors"))
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
     weights.write_bytes(bytes(damaged))
     output = run(arguments, lab.parent)
     assert "damaged artifact retriever/dense-tiny-cl-seed0" in output
-    assert "adapter_model.safetensors does not match its checksum" in output
+    assert "model.safetensors does not match its checksum" in output
     pd.testing.assert_frame_equal(measures(lab), table)

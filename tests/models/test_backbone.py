@@ -12,7 +12,7 @@ from raylab.models.backbone import (
     hidden_states,
     load_backbone,
     output_weight,
-    probe_bidirectional,
+    probe,
     resolve_source,
     set_lora_dropout,
     weights_fingerprint,
@@ -49,7 +49,7 @@ def test_a_causal_model_is_refused(backbone, model_folder):
     model = load_backbone(backbone, str(model_folder))
     model.config.is_causal = True
     with pytest.raises(ConfigError, match="stays causal"):
-        probe_bidirectional(model)
+        probe(model)
 
 
 def test_layers_are_cut_and_too_many_refused(model_folder):

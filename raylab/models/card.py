@@ -1,0 +1,133 @@
+"""The model card of a checkpoint, in the hub's format: recipe, data, budget, measures, licence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_USE = {
+    "sparse": ("SparseEncoder", "vocabulary terms with their impacts"),
+    "dense": ("SentenceTransformer", "the mean of the L2-normalised token states"),
+}
+
+
+def licence_of(source: str) -> str | None:
+    """The licence that a local model folder's own card names; None where it names none."""
+    card = Path(source, "README.md")
+    if not card.is_file():
+        return None
+    parts = card.read_text(encoding="utf-8").split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    try:
+        front = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    return front.get("license") if isinstance(front, dict) else None
+
+
+def write_card(
+    folder: Path, contract: Mapping[str, Any], measures: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write `README.md` beside a checkpoint's weights.
+
+    Args:
+        contract: what `retriever.json` holds.
+        measures: rows of the results table that belong to this checkpoint.
+    """
+    head, backbone, encoding = contract["head"], contract["backbone"], contract["encoding"]
+    library, meaning = _USE[head]
+    front: dict[str, Any] = {
+        "license": contract.get("license") or "other",
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["raylab", "retrieval", f"{head}-retrieval", "bidirectional", library_tag(head)],
+    }
+    if contract["weights"] == "adapter":
+        front["base_model"] = backbone["source"]
+    if contract.get("collection"):
+        front["datasets"] = [contract["collection"]]
+    if measures:
+        front["model-index"] = [_index_entry(contract, measures)]
+    tokenizer = contract["tokenizer"]
+    rows = [
+        ("head", f"{head}: {meaning}; score = dot product"),
+        ("backbone", f"{backbone['name']} (`{backbone['source']}`), attention both ways"),
+        ("weights", "LoRA adapter" if contract["weights"] == "adapter" else "whole model"),
+        ("trained on", contract.get("collection", "not told")),
+        ("objective", contract.get("objective", "not told")),
+        ("seed", contract.get("seed", "not told")),
+        ("query tokens", f"{encoding['query_length']} at most"),
+        ("passage tokens", f"{encoding['passage_length']} at most"),
+        ("special tokens", "the tokenizer's own" if tokenizer["special_tokens"] else "none"),
+        ("licence of the base", contract.get("license") or "see the base model"),
+    ]
+    if head == "sparse":
+        kept = f"{encoding['top_k_query'] or 'all'} a query, {encoding['top_k_passage'] or 'all'} a passage"
+        rows.append(("terms kept at inference", kept))
+    rows += [(name, f"{value:.6g}") for name, value in (contract.get("training") or {}).items()]
+    lines = [f"| {name} | {value} |" for name, value in rows]
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {contract.get('name', backbone['name'])}",
+        "| | |\n|---|---|\n" + "\n".join(lines),
+    ]
+    if measures:
+        parts += ["## Measures", _measure_table(measures)]
+    parts += ["## Use", _usage(head, library, encoding)]
+    if contract.get("recipe"):
+        recipe = json.dumps(contract["recipe"], indent=1, sort_keys=True)
+        parts += ["## Recipe", f"```json\n{recipe}\n```"]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def library_tag(head: str) -> str:
+    """How the hub files a model of this head."""
+    return "sparse-encoder" if head == "sparse" else "sentence-transformers"
+
+
+def _usage(head: str, library: str, encoding: Mapping[str, Any]) -> str:
+    pruned = head == "sparse" and (encoding["top_k_query"] or encoding["top_k_passage"])
+    asks = [f", max_active_dims={encoding[k]}" if pruned and encoding[k] else "" for k in _TOP_K]
+    return (
+        "```python\n"
+        "from raylab.models.retriever import Retriever  # or:\n"
+        f"from sentence_transformers import {library}\n\n"
+        'retriever = Retriever.load("FOLDER")\n'
+        "queries, passages = retriever.encode_queries(QUERIES), retriever.encode_passages(PASSAGES)\n\n"
+        f'model = {library}("FOLDER")\n'
+        f"queries = model.encode_query(QUERIES{asks[0]})\n"
+        f"passages = model.encode_document(PASSAGES{asks[1]})\n"
+        "```"
+    )
+
+
+_TOP_K = ("top_k_query", "top_k_passage")
+
+
+def _measure_table(measures: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        f"| {m['collection']} | {m['split']} | {m['measure']} | {m['value']:.4f} | "
+        f"{m['ci_low']:.4f} to {m['ci_high']:.4f} |"
+        for m in measures
+    ]
+    header = "| collection | split | measure | value | 95 % interval |\n|---|---|---|---|---|\n"
+    return header + "\n".join(lines)
+
+
+def _index_entry(
+    contract: Mapping[str, Any], measures: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    results = [
+        {
+            "task": {"type": "retrieval"},
+            "dataset": {"name": f"{m['collection']} {m['split']}", "type": m["collection"]},
+            "metrics": [{"type": m["measure"], "value": round(float(m["value"]), 5)}],
+        }
+        for m in measures
+    ]
+    return {"name": contract.get("name", contract["backbone"]["name"]), "results": results}
