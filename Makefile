@@ -8,7 +8,7 @@ ARGS ?=
 export OMP_NUM_THREADS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: grid test test-slow lint clean
+.PHONY: grid test test-slow bench lint clean
 
 grid: $(VENV)/.installed
 	$(BIN)/python experiments/grid.py $(ARGS)
@@ -18,6 +18,9 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow" $(ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/sparse_head.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/pip install -q "ruff>=0.17.6" "pyright>=1.1.414"

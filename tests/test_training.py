@@ -162,6 +162,29 @@ def test_every_zero_stage_takes_the_steps_of_plain_pytorch(model_folder, tmp_pat
             assert ours == pytest.approx(reference, abs=1e-5), f"ZeRO stage, micro-batch {key}"
 
 
+def bf16_losses(model_folder: Path, folder: Path):
+    losses = {}
+    for zero, micro in ((0, 0), (1, 5), (2, 5), (3, 0)):
+        options = {"dropout": 0.0, "embeddings": False, "checkpointing": True}
+        task = make_task(model_folder, folder, micro=micro, **options)
+        task.module.bfloat16()
+        reporter = FolderReporter(folder / "none")
+        _, _, history = train(task, reporter, zero, checkpoints=0, lr=1e-3, bf16=True)
+        losses[zero, micro] = [point["loss"] for point in history]
+    return losses
+
+
+def test_bf16_trains_under_every_zero_stage(model_folder, tmp_path):
+    """Close to fp32: bf16 has 8 bits of mantissa, and the losses here are about 1 to 3."""
+    task = make_task(model_folder, tmp_path, dropout=0.0, embeddings=False)
+    ensure_process_group()
+    _, _, history = train(task, FolderReporter(tmp_path / "none"), checkpoints=0, lr=1e-3)
+    reference = [point["loss"] for point in history]
+    for losses in in_workers(2, bf16_losses, model_folder, tmp_path):
+        for key, ours in losses.items():
+            assert ours == pytest.approx(reference, abs=0.05), f"ZeRO stage, micro-batch {key}"
+
+
 @pytest.mark.parametrize("objective", ["cl", "kd", "cl+kd"])
 @pytest.mark.parametrize("head", ["sparse", "dense"])
 def test_every_head_and_objective_learns_its_batches(model_folder, tmp_path, head, objective):

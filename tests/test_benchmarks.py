@@ -1,0 +1,30 @@
+"""Every benchmark command runs: a smoke at toy shapes, which checks numbers and memory but no time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["sparse_head.py", "--smoke"], "sentence-transformers"),
+        (["training_step.py", "--tiny"], "sparse"),
+    ],
+    ids=["sparse_head", "training_step"],
+)
+def test_the_command_prints_its_table(command, told):
+    pytest.importorskip("sentence_transformers")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:]],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert told in done.stdout
