@@ -62,6 +62,7 @@ def load_published(
         )
     model = load_backbone(backbone, source, dtype, device)
     config.auto_mapping, config.task_type = None, None
+    config.base_model_name_or_path = model.name_or_path
     wrapped = get_peft_model(model, config)
     state = {_stock_key(key): tensor for key, tensor in _tensors(folder).items()}
     result = set_peft_model_state_dict(wrapped, state)
