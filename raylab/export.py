@@ -28,7 +28,8 @@ def export_retriever(storage: str, run: str, folder: Path) -> int:
     by_run: dict[str, list[dict[str, Any]]] = {}
     for row in results.to_dict("records"):
         if row["kind"] == "trained":
-            by_run.setdefault(f"{row['system']}-seed{row['seed']}", []).append(row)
+            # A column with nulls, which the baselines' seeds are, comes back as floats.
+            by_run.setdefault(f"{row['system']}-seed{int(row['seed'])}", []).append(row)
     if run not in by_run:
         known = ", ".join(sorted(by_run)) or "none"
         raise ConfigError(f"{storage}: no trained run {run!r}; there are: {known}")

@@ -1,6 +1,5 @@
 """`raylab export` gives a folder with the grid's measures on its card, and refuses what it cannot give."""
 
-import pandas as pd
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -49,8 +48,8 @@ def storage(model_folder, tmp_path):
         "ci_high": 0.46,
         "fingerprint": address.fingerprint,
     }
-    untrained = {**row, "kind": "untrained", "value": 0.1}
-    write_table(store, RESULTS, pd.DataFrame([row, untrained]).to_dict("records"), RESULTS_SCHEMA)
+    untrained = {**row, "kind": "untrained", "value": 0.1, "seed": None}
+    write_table(store, RESULTS, [row, untrained], RESULTS_SCHEMA)
     return store.root
 
 
