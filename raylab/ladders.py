@@ -76,7 +76,7 @@ def pico_recipe() -> Recipe:
             random_fraction=0.0 if contrastive else 0.5,
             learning_rate=2e-3,
             weight_decay=0.0,
-            temperature=0.05 if dense else 1.0,
+            temperature=0.05 if dense else 0.5 if contrastive else 1.0,
             lambda_query=1e-3,
             lambda_passage=1e-3,
             top_k_query=40,
