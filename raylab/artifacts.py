@@ -56,6 +56,11 @@ def fingerprint(stage: str, identity: Any, inputs: Mapping[str, str] | None = No
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def path_of(stage: str, name: str, fingerprint: str) -> str:
+    """Where an artifact stands below the storage's root."""
+    return f"{stage}/{name}-{fingerprint[:16]}"
+
+
 def sha256_of(path: str | Path) -> str:
     """sha256 (hex) of a local file, streamed."""
     digest = hashlib.sha256()
@@ -80,7 +85,7 @@ class Address:
 
     @property
     def path(self) -> str:
-        return f"{self.stage}/{self.name}-{self.fingerprint[:16]}"
+        return path_of(self.stage, self.name, self.fingerprint)
 
 
 @dataclass(frozen=True)
@@ -168,12 +173,13 @@ class Store:
             raise DamagedArtifact(address.path, "it is not there after its stage ended")
         return artifact
 
-    def at(self, path: str) -> Artifact:
-        """The artifact at a path below the storage's root.
+    def known(self, stage: str, name: str, fingerprint: str) -> Artifact:
+        """The artifact that a table names by stage, name and fingerprint.
 
         Raises:
             DamagedArtifact: there is none.
         """
+        path = path_of(stage, name, fingerprint)
         artifact = self._read_manifest(path)
         if artifact is None:
             raise DamagedArtifact(path, "no manifest")

@@ -36,7 +36,7 @@ def export_retriever(storage: str, run: str, folder: Path) -> int:
     rows = by_run[run]
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: it must not exist, or be empty")
-    source = store.local(store.at(f"retriever/{run}-{rows[0]['fingerprint'][:16]}"))
+    source = store.local(store.known("retriever", run, rows[0]["fingerprint"]))
     try:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         write_card(folder, load_contract(folder), rows)

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import save_file
 
 from raylab.artifacts import DamagedArtifact
 from raylab.config import Backbone, ConfigError, Encoding, HeadKind, Tokenization, identity
@@ -37,7 +36,7 @@ from raylab.models.backbone import (
 )
 from raylab.models.card import licence_of, write_card
 from raylab.models.heads import logit_scale
-from raylab.models.hub import load_base, save_weights
+from raylab.models.hub import load_base, save_adapter, save_weights, state_to_save
 from raylab.models.interop import describe_modules
 from raylab.models.published import is_published, load_published
 
@@ -94,8 +93,12 @@ def save_retriever(
 
 
 def _named(backbone: Backbone) -> dict[str, Any]:
-    """A backbone's identity, without the folders of the machine it was loaded on."""
+    """A backbone's identity, without the folders of the machine it was loaded on.
+
+    Its tokenisation stands in the tokenizer's contract, and there alone.
+    """
     facts = identity(backbone)
+    del facts["tokenization"]
     if Path(backbone.source).is_dir():
         facts["source"] = Path(backbone.source).name
     return facts
@@ -115,8 +118,7 @@ def _save_adapter(
     if norm is not None:
         config.modules_to_save = [*(config.modules_to_save or []), "model.norm"]
         tensors[_NORM_KEY] = norm
-    config.save_pretrained(str(folder))
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_adapter(config, tensors, folder)
 
 
 def _save_whole(
@@ -134,8 +136,7 @@ def _save_whole(
         merged = PeftModel(base, copy.deepcopy(model.peft_config["default"]))
         set_peft_model_state_dict(merged, dict(state))
         model = merged.merge_and_unload()
-        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-        whole = {k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}
+        whole = state_to_save(model)
     save_weights(model, {**whole, "model.norm.weight": norm}, folder)
 
 
@@ -202,8 +203,7 @@ def load_checkpoint(
     )
     if tokenizer.contract != tokenization:
         raise ConfigError(f"{folder}: its tokenizer is not the one the model was trained with")
-    facts = dict(contract["backbone"])
-    backbone = Backbone(**{**facts, "tokenization": tokenizer.tokenization})
+    backbone = Backbone(**contract["backbone"], tokenization=tokenizer.tokenization)
     if contract["weights"] == "adapter":
         base = load_backbone(backbone, resolve_source(backbone, models_dir), dtype, device)
         model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()

@@ -37,11 +37,16 @@ def save_weights(model: Any, state: dict[str, torch.Tensor], folder: Path) -> No
     """Write the adapter (with its configuration) or the full model into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
-        model.peft_config["default"].save_pretrained(str(folder))
-        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_adapter(model.peft_config["default"], state, folder)
     else:
         model.config.save_pretrained(str(folder))
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_adapter(config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write an adapter's configuration and tensors as peft reads them."""
+    config.save_pretrained(str(folder))
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
