@@ -1,15 +1,14 @@
 """The sparse head against autograd on the formula in float64, the paper's form and another library."""
 
-import gc
 import subprocess
 import sys
 from itertools import pairwise
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.sparse_head import peak_bytes
 from raylab.models.sparse_head import sparse_reps
 
 B, L, D, V = 5, 7, 16, 53
@@ -254,25 +253,10 @@ def test_agrees_with_sentence_transformers(padding):
 # --------------------------------------------------------------------------------------- cost
 
 
-def peak_bytes(run):
-    """The most that torch had allocated during `run` on top of what it had before."""
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()  # type: ignore[attr-defined]
-        peak = max(peak, held)
-    return peak
-
-
 def test_the_measure_of_memory_sees_the_naive_logits():
     hidden, weight, upstream = inputs(shape=(4, 64, 32, 4096))
     mask = torch.ones(4, 64) > 0
-    peak = peak_bytes(lambda: naive(hidden, weight, mask).backward(upstream))
+    peak = peak_bytes(lambda: naive(hidden, weight, mask).backward(upstream), "cpu")
     assert peak >= 4 * 64 * 4096 * 4
 
 
@@ -283,7 +267,7 @@ def test_logits_of_all_terms_are_never_held(frozen):
     weight.requires_grad_(not frozen)
     mask = torch.ones(texts, length) > 0
     mask[:, 200:] = False
-    peak = peak_bytes(lambda: sparse_reps(hidden, weight, mask, SCALE).backward(upstream))
+    peak = peak_bytes(lambda: sparse_reps(hidden, weight, mask, SCALE).backward(upstream), "cpu")
     assert peak < texts * length * vocabulary * 4 / 10
     assert hidden.grad is not None
 
@@ -294,7 +278,7 @@ def test_a_half_precision_weight_is_never_held_in_fp32(monkeypatch):
     hidden, weight, upstream = inputs(dtype=torch.bfloat16, shape=(1, 8, 512, 16_384))
     weight.requires_grad_(False)
     mask = torch.ones(1, 8) > 0
-    peak = peak_bytes(lambda: sparse_reps(hidden, weight, mask, SCALE).backward(upstream))
+    peak = peak_bytes(lambda: sparse_reps(hidden, weight, mask, SCALE).backward(upstream), "cpu")
     assert peak < weight.numel() * 4 / 8
 
 
