@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.config import Adaptation, ConfigError, FineTuning
+from raylab.config import Adaptation, Backbone, ConfigError, Encoding, FineTuning
 from raylab.distributed import ensure_process_group, rank_and_world
-from raylab.engine import schedule
+from raylab.engine import gathered, schedule
+from raylab.models.checkpoint import save_retriever
+from raylab.models.hub import load_tokenizer, state_to_save
+from raylab.models.retriever import Retriever
 from raylab.training import TrainingError
 from tests.workers import STEPS, FolderReporter, in_workers, make_task, train
 
@@ -338,3 +341,36 @@ def test_a_run_follows_its_schedule(model_folder, tmp_path):
     rates = [point["learning_rate"] for point in history]
     expected = [0.5, 1, 1, 1, 1, *(1 - np.sqrt(np.arange(1, 4) / 4))]
     assert rates == pytest.approx([5e-3 * factor for factor in expected])
+
+
+# -------------------------------------------------------------------------------------- saving
+
+
+def save_on_workers(model_folder: Path, folder: Path, zero: int, hub: bool):
+    """Train two steps and let rank 0 write the checkpoint, as a train worker does."""
+    task = make_task(model_folder, folder, dropout=0.0, embeddings=not hub)
+    task.steps = 2
+    train(task, FolderReporter(folder / "none"), zero, checkpoints=0)
+    model = task.module.model
+    backbone = Backbone("tiny", "acme/tiny" if hub else str(model_folder))
+    tokenizer = load_tokenizer(task.cell.backbone, None)
+    out = folder / f"zero{zero}-{hub}"
+    with gathered(model, zero):
+        state = state_to_save(model)
+        if rank_and_world()[0] == 0:
+            save_retriever(out, model, state, tokenizer, backbone, "sparse", Encoding(), {})
+
+
+@pytest.mark.parametrize("hub", [False, True], ids=["whole", "adapter"])
+def test_a_checkpoint_is_the_same_whether_the_weights_were_partitioned(model_folder, tmp_path, hub):
+    """ZeRO-3 leaves no worker with a whole tensor, and saving needs the final norm besides."""
+    make_task(model_folder, tmp_path)  # writes the store once
+    models = tmp_path / "models" / "acme"
+    models.mkdir(parents=True)
+    (models / "tiny").symlink_to(model_folder)
+    texts, found = ["cell gene protein", "dose"], {}
+    for zero in (1, 3):
+        in_workers(2, save_on_workers, model_folder, tmp_path, zero, hub)
+        retriever = Retriever.load(tmp_path / f"zero{zero}-{hub}", models_dir=str(models.parent))
+        found[zero] = retriever.encode_passages(texts).toarray()
+    np.testing.assert_allclose(found[3], found[1], atol=1e-5)

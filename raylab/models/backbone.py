@@ -223,13 +223,18 @@ def scaled_norm_weight(norm: torch.nn.Module, scale: float) -> torch.Tensor:
     Raises:
         ConfigError: a norm that is not linear in its weight, nor in one plus it (Gemma).
     """
-    weight = norm.weight.detach()  # type: ignore[union-attr]
-    probe_D = torch.linspace(-1, 1, len(weight), dtype=weight.dtype, device=weight.device)
-    expected_D = norm(probe_D) * scale
-    for candidate in (weight * scale, (1 + weight) * scale - 1):
-        found_D = torch.func.functional_call(norm, {"weight": candidate}, (probe_D,))
-        if _close(found_D, expected_D):
-            return candidate
+    weight: Any = norm.weight
+    kept = weight.detach().clone()
+    probe_D = torch.linspace(-1, 1, len(kept), dtype=kept.dtype, device=kept.device)
+    # `forward` itself: a norm that DeepSpeed has partitioned hangs its gathering on the call.
+    expected_D = norm.forward(probe_D) * scale
+    try:
+        for candidate in (kept * scale, (1 + kept) * scale - 1):
+            weight.copy_(candidate)
+            if _close(norm.forward(probe_D), expected_D):
+                return candidate
+    finally:
+        weight.copy_(kept)
     raise ConfigError(f"{type(norm).__name__}: the sparse head's scale cannot be folded into it")
 
 
