@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from raylab.budget import CellPlan, Device
 from raylab.config import ConfigError, Execution, Grid
-from raylab.data.collections import open_collection
+from raylab.data.sources import open_collection
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO, find_ladder
 from raylab.plan import GridPlan, named_device, plan_grid, plan_rows

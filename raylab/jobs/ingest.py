@@ -1,188 +1,78 @@
 """Ingest on Ray Data: raw files -> validated Parquet shards -> the tokenised passage store.
 
 collection artifact   passages/*.parquet (and train_passages/), sorted by id;
-                      topics.parquet, qrels.parquet
+                      topics.parquet, qrels.parquet; statistics.json;
+                      quarantine.jsonl when records were left out
 tokens artifact       passages/ (and train_passages/): a passage store each
 """
-
-# pyright: reportAttributeAccessIssue=false
-# (the functions of pyarrow.compute are made at run time)
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import ray
 
-from raylab.artifacts import Address, Artifact, Draft, Store
+from raylab.artifacts import Address, Artifact, Store
 from raylab.config import Backbone
-from raylab.data.collections import (
-    TRAIN,
-    CollectionError,
-    Source,
-    Topics,
-    read_judgements,
-    read_passages,
-    read_topics,
-)
+from raylab.data.collections import Topics
+from raylab.data.ingest import PASSAGES, TRAIN_PASSAGES, collection_address, write_collection
+from raylab.data.shards import SORT_KEY, parsed
+from raylab.data.sources import Source
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import write_store
-from raylab.jobs.cluster import arrow_filesystem, unwrapped
+from raylab.jobs.cluster import unwrapped
 from raylab.models.hub import load_tokenizer
 
-PASSAGES, TRAIN_PASSAGES = "passages", "train_passages"
-_PARSE_ROWS = 4_096
+_WRITE_ROWS = 16_384
 STORE_LIMIT = 512  # tokens of a passage that are kept: the longest length any protocol reads
 
 
 # ------------------------------------------------------------------------------- collection
 
 
-def collection_address(source: Source) -> Address:
-    return Address("collection", source.name, source.identity())
+def ingest(store: Store, source: Source, on_fault: str = "error") -> Artifact:
+    """Validate a collection and commit it as Parquet shards in id order, with statistics.
 
-
-def ingest(store: Store, source: Source) -> Artifact:
-    """Validate a collection and commit it as Parquet.
+    Parsed and sorted by id on Ray, across all blocks, and written in one pass over what comes sorted.
 
     Raises:
-        CollectionError: the first fault, by file and line; nothing is left behind.
+        CollectionError: as `raylab.data.ingest.write_collection`; nothing is left behind.
     """
-    address = collection_address(source)
-    topics = read_topics(
-        source
-    )  # small files first: most faults are found before Ray moves a passage
+    address = collection_address(source, on_fault)
     with store.draft(address) as draft:
-        counts = {PASSAGES: _ingest_passages(store, draft, source.passages, PASSAGES)}
-        if source.train_passages:
-            counts[TRAIN_PASSAGES] = _ingest_passages(
-                store, draft, source.train_passages, TRAIN_PASSAGES
-            )
-        _check_judged(store, draft, source)
-        _write_topics(draft.path, topics)
         draft.meta.update(
-            name=source.name,
-            passages=counts[PASSAGES],
-            train_passages=counts.get(TRAIN_PASSAGES),
-            splits={split: len(t.queries) for split, t in topics.items()},
+            unwrapped(write_collection, draft.path, source, on_fault, _in_order),
+            checksums=address.identity["files"],
         )
     return store.committed(address)
 
 
-def _ingest_passages(store: Store, draft: Draft, path: Path, part: str) -> int:
+def _in_order(addresses: Sequence[str], quarantine: bool) -> Iterable[pa.Table]:
+    files = [{"address": address, "number": i} for i, address in enumerate(addresses)]
     dataset = (
-        ray.data.from_items([{"path": str(path)}])
-        .map_batches(_parse, batch_size=1)  # type: ignore[arg-type]
-        .sort("passage_id")
+        ray.data.from_items(files, override_num_blocks=len(files))
+        .map_batches(_Parse(quarantine), batch_size=1)  # type: ignore[arg-type]
+        .sort(SORT_KEY)
     )
-    unwrapped(dataset.write_parquet, f"{draft.target}/{part}", filesystem=arrow_filesystem(store))
-    table = _column_table(store, draft, part, ["passage_id", "line"])
-    ids, numbers = table["passage_id"], table["line"]
-    if len(table) == 0:
-        raise CollectionError(f"{path}: the file holds no passage")
-    same = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1))
-    if pc.any(same).as_py():
-        at = int(np.flatnonzero(same.to_numpy(zero_copy_only=False))[0])
-        first, second = sorted((numbers[at].as_py(), numbers[at + 1].as_py()))
-        raise CollectionError(
-            f"{path}:{second}: duplicate passage id {ids[at].as_py()!r} (first at line {first}); ids must be unique"
-        )
-    return len(table)
+    return dataset.iter_batches(batch_size=_WRITE_ROWS, batch_format="pyarrow")
 
 
-def _parse(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    columns: dict[str, list] = {"passage_id": [], "title": [], "text": [], "line": []}
-    for path in batch["path"]:
-        for passage in read_passages(Path(str(path))):
-            columns["passage_id"].append(passage.passage_id)
-            columns["title"].append(passage.title)
-            columns["text"].append(passage.text)
-            columns["line"].append(passage.line)
-            if len(columns["line"]) == _PARSE_ROWS:
-                yield _typed(columns)
-                columns = {name: [] for name in columns}
-    if columns["line"]:
-        yield _typed(columns)
+@dataclass(frozen=True)
+class _Parse:
+    """Ray Data function: files -> their records, in tables."""
 
+    quarantine: bool
 
-def _typed(columns: dict[str, list]) -> dict[str, Any]:
-    texts = {
-        name: np.array(columns[name], dtype=object) for name in ("passage_id", "title", "text")
-    }
-    return texts | {"line": np.array(columns["line"], dtype=np.int64)}
-
-
-def _column_table(store: Store, draft: Draft, part: str, columns: list[str]) -> pa.Table:
-    files = sorted(f for f in store.fs.find(f"{draft.target}/{part}") if f.endswith(".parquet"))
-    dataset = pads.dataset(files, filesystem=arrow_filesystem(store), format="parquet")
-    return dataset.to_table(columns=columns)
-
-
-def _check_judged(store: Store, draft: Draft, source: Source) -> None:
-    """Every judgement must name a passage that is there; training ones may name training passages."""
-    known = {
-        PASSAGES: _column_table(store, draft, PASSAGES, ["passage_id"])[
-            "passage_id"
-        ].combine_chunks()
-    }
-    if source.train_passages:
-        known[TRAIN] = _column_table(store, draft, TRAIN_PASSAGES, ["passage_id"])[
-            "passage_id"
-        ].combine_chunks()
-    for split, path in source.qrels.items():
-        judgements = read_judgements(path)
-        wanted = pa.array([j.passage_id for j in judgements])
-        found = pc.is_in(wanted, known[PASSAGES])
-        if split == TRAIN and TRAIN in known:
-            found = pc.or_(found, pc.is_in(wanted, known[TRAIN]))
-        if not pc.all(found).as_py():
-            fault = judgements[int(np.flatnonzero(~found.to_numpy(zero_copy_only=False))[0])]
-            raise CollectionError(
-                f"{path}:{fault.line}: unknown passage {fault.passage_id!r}; it must be in {source.passages.name}"
-            )
-
-
-def _write_topics(folder: Path, topics: dict[str, Topics]) -> None:
-    queries = [(t.split, q, text) for t in topics.values() for q, text in t.queries.items()]
-    grades = [
-        (t.split, q, p, grade)
-        for t in topics.values()
-        for q, judged in t.qrels.items()
-        for p, grade in judged.items()
-    ]
-    pq.write_table(
-        pa.table(
-            dict(
-                zip(
-                    ("split", "query_id", "text"),
-                    map(list, zip(*queries, strict=True)),
-                    strict=True,
-                )
-            )
-        ),
-        folder / "topics.parquet",
-    )
-    pq.write_table(
-        pa.table(
-            dict(
-                zip(
-                    ("split", "query_id", "passage_id", "grade"),
-                    map(list, zip(*grades, strict=True)),
-                    strict=True,
-                )
-            )
-        ),
-        folder / "qrels.parquet",
-    )
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        for address, number in zip(batch["address"], batch["number"], strict=True):
+            yield from parsed(str(address), int(number), self.quarantine)
 
 
 def load_topics(folder: Path) -> dict[str, Topics]:
