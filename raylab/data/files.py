@@ -93,17 +93,14 @@ def opened(address: str | Path) -> Iterator[Any]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(_open(str(address)))
+            # The archive that a member is read from closes with its filesystem: `fs` is held.
+            fs, path = fsspec.core.url_to_fs(str(address))
+            plain = is_local(address)
+            own = open(address, "rb") if plain else fs.open(path)  # noqa: SIM115
+            file = stack.enter_context(own)
         except (*_DAMAGE, ValueError, ImportError, KeyError) as error:
             raise CollectionError(f"{address}: cannot be opened ({_said(error)})") from None
         yield file
-
-
-def _open(address: str) -> Any:
-    if is_local(address):
-        return open(address, "rb")
-    fs, path = fsspec.core.url_to_fs(address)
-    return fs.open(path, "rb")
 
 
 def _said(error: BaseException) -> str:
