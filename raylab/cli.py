@@ -188,7 +188,7 @@ def _show_collection(store: Store, made: Artifact) -> None:
         print(f"{split:>14}  {queries:,} judged queries")
     print(f"{'verified':>14}  {', '.join(meta.get('verified', [])) or 'no published checksum'}")
     for kind, count in meta.get("quarantined", {}).items():
-        print(f"{'quarantined':>14}  {count:,} records: {kind}")
+        print(f"{'quarantined':>14}  {count:,} x {kind}")
     folder = f"{store.uri}/{made.path}/{made.manifest['attempt']}"
     if meta.get("quarantined"):
         print(f"{'reasons':>14}  {folder}/{QUARANTINE}")

@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ from raylab.data.ingest import PASSAGES, TRAIN_PASSAGES, collection_address, wri
 from raylab.data.shards import SORT_KEY, parsed
 from raylab.data.sources import Source
 from raylab.data.tokenizer import Tokenizer
-from raylab.data.tokens import write_store
+from raylab.data.tokens import write_flat_store
 from raylab.jobs.cluster import unwrapped
 from raylab.models.hub import load_tokenizer
 
@@ -109,21 +108,31 @@ class _Tokenise:
     backbone: Backbone
     models_dir: str | None
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def __call__(self, batch: pa.Table) -> pa.Table:
         tokenizer = _tokenizer(self.backbone, self.models_dir)
-        titles = [str(t).strip() for t in batch["title"]]
+        titles = [title.strip() for title in batch["title"].to_pylist()]
         heads = tokenizer.encode(titles, STORE_LIMIT)
         bodies = [
-            f" {text}" if title else str(text)
-            for title, text in zip(titles, batch["text"], strict=True)
+            f" {text}" if title else text
+            for title, text in zip(titles, batch["text"].to_pylist(), strict=True)
         ]
         tails = tokenizer.encode(bodies, STORE_LIMIT)
         tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
-        return {
-            "passage_id": batch["passage_id"],
-            "tokens": np.array([t.tobytes() for t in tokens], dtype=object),
-            "title_tokens": np.array([min(len(h), STORE_LIMIT) for h in heads], dtype=np.int32),
-        }
+        return pa.table(
+            {
+                "passage_id": batch["passage_id"],
+                "tokens": _as_binary(tokens),
+                "title_tokens": pa.array([min(len(h), STORE_LIMIT) for h in heads], pa.int32()),
+            }
+        )
+
+
+def _as_binary(tokens: list[np.ndarray]) -> pa.LargeBinaryArray:
+    """Token arrays as one column over one buffer: neither side copies or visits passages one by one."""
+    flat = np.concatenate(tokens)
+    ends = np.cumsum([0, *map(len, tokens)], dtype=np.int64) * flat.itemsize
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(flat)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(tokens), buffers)
 
 
 _TOKENIZERS: dict[tuple[Backbone, str | None], Tokenizer] = {}
@@ -157,10 +166,10 @@ def tokenise(
             dataset = ray.data.read_parquet(files).map_batches(
                 _Tokenise(backbone, models_dir),  # type: ignore[arg-type]
                 batch_size=1_024,
-                zero_copy_batch=False,
+                batch_format="pyarrow",
             )
             draft.meta[part] = unwrapped(
-                write_store,
+                write_flat_store,
                 draft.path / part,
                 _token_shards(dataset, tokenizer.dtype),
                 tokenizer.dtype,
@@ -172,7 +181,17 @@ def tokenise(
 
 def _token_shards(
     dataset: ray.data.Dataset, dtype: type
-) -> Iterator[tuple[list[str], list[np.ndarray], list[int]]]:
-    for batch in dataset.iter_batches(batch_size=4_096, batch_format="numpy"):
-        tokens = [np.frombuffer(t, dtype=dtype) for t in batch["tokens"]]
-        yield [str(i) for i in batch["passage_id"]], tokens, batch["title_tokens"].tolist()
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
+    size = np.dtype(dtype).itemsize
+    for batch in dataset.iter_batches(batch_size=4_096, batch_format="pyarrow"):
+        for part in batch.combine_chunks().to_batches():
+            tokens = part["tokens"].cast(pa.large_binary())
+            _, ends, flat = tokens.buffers()
+            own = slice(tokens.offset, tokens.offset + len(tokens) + 1)
+            places = np.frombuffer(ends, np.int64)[own] // size
+            yield (
+                part["passage_id"].to_pylist(),
+                np.frombuffer(flat, dtype, count=places[-1])[places[0] :],
+                np.diff(places),
+                part["title_tokens"].to_numpy(),
+            )
