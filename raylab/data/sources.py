@@ -170,10 +170,15 @@ def _in_folder(
         known = dict.fromkeys(splits, below(folder, queries))
         return Source(name, passages, (), known, splits, embedded, archive)
     if collection := _either(here, "collection.tsv"):
-        qrels = {n.split(".")[1]: n for n in here if _is_split_file(n, "qrels")}
+        qrels = _split_files(folder, here, "qrels")
         if not qrels:
             raise CollectionError(f"{folder}: no qrels; an MS MARCO folder has qrels.SPLIT.tsv")
-        queries = {split: _required(folder, here, f"queries.{split}.tsv") for split in qrels}
+        queries = {
+            split: _required(
+                folder, here, f"queries.{file.split('.', 1)[1].partition('.tsv')[0]}.tsv"
+            )
+            for split, file in qrels.items()
+        }
         extra = _either(here, "train_passages.tsv")
         return Source(
             name,
@@ -201,11 +206,21 @@ def _splits(folder: str, here: list[str]) -> dict[str, str]:
     return found
 
 
-def _is_split_file(name: str, kind: str) -> bool:
-    parts = name.split(".")
-    return (
-        parts[0] == kind and len(parts) >= 3 and ".".join(parts[2:]) in ("tsv", "tsv.gz", "tsv.zst")
-    )
+def _split_files(folder: str, here: list[str], kind: str) -> dict[str, str]:
+    """Split -> the name of its file; `dev.small`, as MS MARCO names its 6,980 queries, is `dev`."""
+    found: dict[str, str] = {}
+    for name in here:
+        stem, dot, ending = name.partition(".tsv")
+        own, _, split = stem.partition(".")
+        if own != kind or not split or not dot or ending not in _ENDINGS:
+            continue
+        split = split.removesuffix(".small")
+        if split in found:
+            raise CollectionError(
+                f"{folder}: {found[split]} and {name} are both split {split!r}; keep one"
+            )
+        found[split] = name
+    return found
 
 
 def _shards(folder: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -183,6 +184,7 @@ def _token_shards(
     dataset: ray.data.Dataset, dtype: type
 ) -> Iterator[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
     size = np.dtype(dtype).itemsize
+    batch: Any
     for batch in dataset.iter_batches(batch_size=4_096, batch_format="pyarrow"):
         for part in batch.combine_chunks().to_batches():
             tokens = part["tokens"].cast(pa.large_binary())

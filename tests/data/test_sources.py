@@ -138,6 +138,26 @@ def test_any_fsspec_address(collection_folder):
         fs.rm("/bucket", recursive=True)
 
 
+def test_msmarco_as_it_is_unpacked(tmp_path):
+    """The names in collectionandqueries.tar.gz, of which some have no judgements."""
+    folder = tmp_path / "msmarco"
+    folder.mkdir()
+    (folder / "collection.tsv").write_text("1\ta\n2\tb\n")
+    for name in ("dev.small", "dev", "eval.small", "eval", "train"):
+        (folder / f"queries.{name}.tsv").write_text("q\tin all\nr\tunjudged\n")
+    (folder / "qrels.dev.small.tsv").write_text("q\t0\t1\t1\n")
+    (folder / "qrels.train.tsv").write_text("q\t0\t2\t1\n")
+    source = open_collection(str(folder))
+    assert set(source.qrels) == {"dev", "train"}
+    assert name_of(source.queries["dev"]) == "queries.dev.small.tsv"
+    assert content(folder)[1]["dev"].qrels == {"q": {"1": 1}}
+    (folder / "qrels.dev.tsv").write_text("q\t0\t1\t1\n")
+    with pytest.raises(
+        CollectionError, match=r"qrels\.dev\.small\.tsv and qrels\.dev\.tsv are both"
+    ):
+        open_collection(str(folder))
+
+
 def test_addresses():
     assert below("/a/b/", "c") == "/a/b/c"
     assert below("s3://b/c", "qrels", "test.tsv") == "s3://b/c/qrels/test.tsv"
