@@ -1,4 +1,7 @@
-"""Collections through ir_datasets (the extra `raylab[irds]`): addresses are `irds:DATASET-ID`."""
+"""Collections through ir_datasets (the extra `raylab[irds]`): addresses are `irds:DATASET-ID`.
+
+Its MS MARCO has the mis-decoded UTF-8 repaired that the published files, and so a folder, have.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Shards: in id order, cut at fixed sizes whatever the batches were, duplicates found across all edges."""
 
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,6 +72,34 @@ def test_duplicates_at_any_edge(size, tmp_path):
     ]
     with pytest.raises(CollectionError, match=r"f:200: duplicate"):
         write_shards(tmp_path / "strict", batches(rows, size), ["f", "g"])
+
+
+def test_memory_does_not_grow_with_the_collection(tmp_path):
+    """Duplicates in every batch and across them; what is held after 20 batches is held after 400."""
+    held = []
+
+    def endless():
+        for number in range(400):
+            held.append(tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes())
+            first = number * 90
+            rows = [
+                (f"{first + i * 90 // 100:09d}", 0, first + i, "", "x" * 200) for i in range(100)
+            ]
+            yield table(rows)
+
+    count = 0
+
+    def told(fault):
+        nonlocal count
+        count += 1
+
+    tracemalloc.start()
+    try:
+        facts, _ = write_shards(tmp_path, endless(), ["f"], on_fault=told, shard_rows=3_000)
+    finally:
+        tracemalloc.stop()
+    assert (facts["passages"], count) == (36_000, 4_000)
+    assert max(held[300:]) < max(held[20:60]) + 100_000  # 240 more batches are 5 MB of text
 
 
 def test_quarantine_tells_each_record_and_its_reason(collection_folder, tmp_path):
