@@ -1,14 +1,16 @@
 """Shards: in id order, cut at fixed sizes whatever the batches were, duplicates found across all edges."""
 
 import json
+import resource
 import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raylab.artifacts import Store
 from raylab.data.files import CollectionError
-from raylab.data.ingest import PASSAGES, QUARANTINE, in_order, write_collection
+from raylab.data.ingest import PASSAGES, QUARANTINE, collection_address, in_order, write_collection
 from raylab.data.shards import PARSED, write_shards
 from raylab.data.sources import open_collection
 
@@ -100,6 +102,24 @@ def test_memory_does_not_grow_with_the_collection(tmp_path):
         tracemalloc.stop()
     assert (facts["passages"], count) == (36_000, 4_000)
     assert max(held[300:]) < max(held[20:60]) + 100_000  # 240 more batches are 5 MB of text
+
+
+@pytest.mark.parametrize("limit_bytes", [500, 3_000, 12_000])
+def test_a_disk_that_is_full_leaves_nothing(limit_bytes, collection_folder, tmp_path):
+    """The limit on file sizes fails a write as a full disk does, here at three places."""
+    store, source = Store(str(tmp_path / "lab")), open_collection(str(collection_folder))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        with (
+            pytest.raises(OSError, match=r"File too large|errno 27"),
+            store.draft(collection_address(source)) as draft,
+        ):
+            write_collection(draft.path, source)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [p for p in (tmp_path / "lab").rglob("*") if p.is_file()]
+    assert store.find(collection_address(source)) is None
 
 
 def test_quarantine_tells_each_record_and_its_reason(collection_folder, tmp_path):
