@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from raylab.data.collections import Passage, read_passages
 from raylab.data.files import CollectionError, Fault, Kind, OnFault, refuse
 
-SHARD_ROWS = 65_536
+SHARD_ROWS = 16_384
 _PARSE_ROWS, _PARSE_CHARACTERS = 4_096, 16 * 1024**2
 _LONGEST_COUNTED = 65_535  # characters; longer passages count as this in the percentiles
 
@@ -153,7 +153,7 @@ def write_shards(
     files: Sequence[str],
     wanted: set[str] = frozenset(),  # type: ignore[assignment]
     on_fault: OnFault = refuse,
-    shard_rows: int = SHARD_ROWS,
+    shard_rows: int | None = None,
 ) -> tuple[dict[str, Any], set[str]]:
     """Write passages from batches (`PARSED`) sorted by `SORT_KEY`; of two with one id the first is kept.
 
@@ -163,7 +163,8 @@ def write_shards(
     Raises:
         CollectionError: a fault (`on_fault` permitting), a duplicate id, or no passage at all.
     """
-    writer, statistics, found = _Writer(folder, shard_rows), _Statistics(), set()
+    writer = _Writer(folder, SHARD_ROWS if shard_rows is None else shard_rows)
+    statistics, found = _Statistics(), set()
     unique = _Unique(files, on_fault)
     try:
         for batch in batches:

@@ -34,6 +34,7 @@ log = logging.getLogger("raylab")
 _STAGES = (
     "collection",
     "tokens",
+    "token-shards",
     "candidates",
     "scores",
     "groups",

@@ -3,16 +3,17 @@
 collection artifact   passages/*.parquet (and train_passages/), sorted by id;
                       topics.parquet, qrels.parquet; statistics.json;
                       quarantine.jsonl when records were left out
-tokens artifact       passages/ (and train_passages/): a passage store each
+tokens artifact       passages/ (and train_passages/): a passage store each, joined from those of the
+                      shards, which are artifacts of their own while the work goes on
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +27,11 @@ from raylab.data.ingest import PASSAGES, TRAIN_PASSAGES, collection_address, wri
 from raylab.data.shards import SORT_KEY, parsed
 from raylab.data.sources import Source
 from raylab.data.tokenizer import Tokenizer
-from raylab.data.tokens import write_flat_store
+from raylab.data.tokens import PassageStore, write_flat_store
 from raylab.jobs.cluster import unwrapped
 from raylab.models.hub import load_tokenizer
 
+TOKEN_SHARDS = "token-shards"
 _WRITE_ROWS = 16_384
 STORE_LIMIT = 512  # tokens of a passage that are kept: the longest length any protocol reads
 
@@ -102,38 +104,16 @@ def training_part(collection: Artifact) -> str:
 # ------------------------------------------------------------------------------------ tokens
 
 
-@dataclass(frozen=True)
-class _Tokenise:
-    """Ray Data function: passages -> their tokens; the tokenizer is loaded once a process."""
-
-    backbone: Backbone
-    models_dir: str | None
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        tokenizer = _tokenizer(self.backbone, self.models_dir)
-        titles = [title.strip() for title in batch["title"].to_pylist()]
-        heads = tokenizer.encode(titles, STORE_LIMIT)
-        bodies = [
-            f" {text}" if title else text
-            for title, text in zip(titles, batch["text"].to_pylist(), strict=True)
-        ]
-        tails = tokenizer.encode(bodies, STORE_LIMIT)
-        tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
-        return pa.table(
-            {
-                "passage_id": batch["passage_id"],
-                "tokens": _as_binary(tokens),
-                "title_tokens": pa.array([min(len(h), STORE_LIMIT) for h in heads], pa.int32()),
-            }
-        )
-
-
-def _as_binary(tokens: list[np.ndarray]) -> pa.LargeBinaryArray:
-    """Token arrays as one column over one buffer: neither side copies or visits passages one by one."""
-    flat = np.concatenate(tokens)
-    ends = np.cumsum([0, *map(len, tokens)], dtype=np.int64) * flat.itemsize
-    buffers = [None, pa.py_buffer(ends), pa.py_buffer(flat)]
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(tokens), buffers)
+def _tokens(
+    tokenizer: Tokenizer, titles: list[str], texts: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All tokens in a row, token counts and title token counts of passages cut to the store's limit."""
+    titles = [title.strip() for title in titles]
+    heads = tokenizer.encode(titles, STORE_LIMIT)
+    bodies = [f" {text}" if title else text for title, text in zip(titles, texts, strict=True)]
+    tails = tokenizer.encode(bodies, STORE_LIMIT)
+    tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
+    return np.concatenate(tokens), np.array(list(map(len, tokens))), np.array(list(map(len, heads)))
 
 
 _TOKENIZERS: dict[tuple[Backbone, str | None], Tokenizer] = {}
@@ -145,6 +125,17 @@ def _tokenizer(backbone: Backbone, models_dir: str | None) -> Tokenizer:
     return _TOKENIZERS[backbone, models_dir]
 
 
+_FOLDERS: dict[tuple[str, ...], Path] = {}
+
+
+def _folder(store: Store, collection: Artifact) -> Path:
+    """The collection on this node; its checksums are checked once a process, not once a shard."""
+    key = store.uri, collection.path, collection.manifest["attempt"]
+    if key not in _FOLDERS:
+        _FOLDERS[key] = store.local(collection)
+    return _FOLDERS[key]
+
+
 def tokens_address(collection: Artifact, tokenizer: Tokenizer) -> Address:
     identity = {"tokenizer": tokenizer.fingerprint, "limit": STORE_LIMIT}
     return Address(
@@ -152,48 +143,103 @@ def tokens_address(collection: Artifact, tokenizer: Tokenizer) -> Address:
     )
 
 
+@dataclass(frozen=True)
+class TokenShard:
+    """One Parquet shard's tokens to be made: a passage store of its own.
+
+    `file`: the shard's name within the collection's artifact.
+    """
+
+    address: Address
+    file: str
+
+
+def token_shards(collection: Artifact, tokenizer: Tokenizer, part: str) -> list[TokenShard]:
+    """The shards of a collection's part, in id order."""
+    whole = tokens_address(collection, tokenizer)
+    held = collection.manifest["files"]
+    files = sorted(file for file in held if file.startswith(f"{part}/"))
+    return [
+        TokenShard(
+            Address(
+                TOKEN_SHARDS,
+                f"{whole.name}-{part}-{number:05d}",
+                {**whole.identity, "shard": held[file]["sha256"]},
+                whole.inputs,
+            ),
+            file,
+        )
+        for number, file in enumerate(files)
+    ]
+
+
+@dataclass(frozen=True)
+class MakeTokenShard:
+    """Ray Data function: commits the shards whose numbers it is given."""
+
+    store: Store
+    collection: Artifact
+    shards: tuple[TokenShard, ...]
+    backbone: Backbone
+    models_dir: str | None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for number in batch["id"].tolist():
+            shard = self.shards[number]
+            tokenizer = _tokenizer(self.backbone, self.models_dir)
+            file = _folder(self.store, self.collection) / shard.file
+            with self.store.draft(shard.address) as draft:
+                draft.meta["passages"] = write_flat_store(
+                    draft.path, _tokenised(tokenizer, file), tokenizer.dtype
+                )
+        return batch
+
+
+def _tokenised(
+    tokenizer: Tokenizer, file: Path
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
+    for batch in pq.ParquetFile(file).iter_batches(1_024, columns=["passage_id", "title", "text"]):
+        ids, titles, texts = (batch[name].to_pylist() for name in ("passage_id", "title", "text"))
+        yield ids, *_tokens(tokenizer, titles, texts)
+
+
 def tokenise(
     store: Store, collection: Artifact, backbone: Backbone, models_dir: str | None
 ) -> Artifact:
-    """Commit the passage store(s) of a collection under a backbone's tokenizer."""
+    """Commit the passage store(s) of a collection under a backbone's tokenizer.
+
+    Every Parquet shard's tokens are an artifact of its own until all are there, so that a killed run
+    goes on from the finished ones; the shards are then joined and removed.
+    """
     tokenizer = load_tokenizer(backbone, models_dir)
     address = tokens_address(collection, tokenizer)
-    folder = store.local(collection)
+    shards = {p: token_shards(collection, tokenizer, p) for p in (PASSAGES, TRAIN_PASSAGES)}
+    missing = [s for own in shards.values() for s in own if store.find(s.address) is None]
+    if missing:
+        made = ray.data.range(len(missing), override_num_blocks=len(missing)).map_batches(
+            MakeTokenShard(store, collection, tuple(missing), backbone, models_dir),  # type: ignore[arg-type]
+            batch_size=1,
+        )
+        unwrapped(made.materialize)
     with store.draft(address) as draft:
-        for part in (PASSAGES, TRAIN_PASSAGES):
-            files = sorted(str(f) for f in (folder / part).glob("*.parquet"))
-            if not files:
-                continue
-            dataset = ray.data.read_parquet(files).map_batches(
-                _Tokenise(backbone, models_dir),  # type: ignore[arg-type]
-                batch_size=1_024,
-                batch_format="pyarrow",
-            )
-            draft.meta[part] = unwrapped(
-                write_flat_store,
-                draft.path / part,
-                _token_shards(dataset, tokenizer.dtype),
-                tokenizer.dtype,
-            )
+        for part, own in shards.items():
+            if own:
+                draft.meta[part] = write_flat_store(
+                    draft.path / part, _joined(store, own), tokenizer.dtype
+                )
         statistics = {**draft.meta, "vocabulary": tokenizer.vocabulary}
         (draft.path / "statistics.json").write_text(json.dumps(statistics, indent=1))
-    return store.committed(address)
+        draft.meta["shards_made"] = len(missing)
+    tokens = store.committed(address)
+    for shard in (s for own in shards.values() for s in own):
+        with contextlib.suppress(FileNotFoundError):
+            store.fs.rm(f"{store.root}/{shard.address.path}", recursive=True)
+    return tokens
 
 
-def _token_shards(
-    dataset: ray.data.Dataset, dtype: type
+def _joined(
+    store: Store, shards: list[TokenShard]
 ) -> Iterator[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
-    size = np.dtype(dtype).itemsize
-    batch: Any
-    for batch in dataset.iter_batches(batch_size=4_096, batch_format="pyarrow"):
-        for part in batch.combine_chunks().to_batches():
-            tokens = part["tokens"].cast(pa.large_binary())
-            _, ends, flat = tokens.buffers()
-            own = slice(tokens.offset, tokens.offset + len(tokens) + 1)
-            places = np.frombuffer(ends, np.int64)[own] // size
-            yield (
-                part["passage_id"].to_pylist(),
-                np.frombuffer(flat, dtype, count=places[-1])[places[0] :],
-                np.diff(places),
-                part["title_tokens"].to_numpy(),
-            )
+    for shard in shards:
+        own = PassageStore(store.local(store.committed(shard.address)))
+        yield own.passage_ids(slice(None)), own.flat, np.diff(own.offsets), own.titles

@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +18,7 @@ from raylab.data.files import CollectionError
 from raylab.data.ingest import write_collection
 from raylab.data.sources import open_collection
 from raylab.data.tokens import PassageStore
-from tests.jobs.commands import run
+from tests.jobs.commands import ROOT, run
 
 
 def command(*arguments: str) -> list[str]:
@@ -124,3 +127,55 @@ def test_store_holds_every_passages_tokens(model_folder, shared_data, tmp_path):
         whole = [*head, *body][:512]
         assert held.tokens(number, 512).tolist() == whole
         assert held.titles[number] == min(len(head), 512)
+
+
+KILLED = """
+import sys
+import time
+from raylab.data import shards
+shards.SHARD_ROWS = 256
+from raylab.artifacts import Store
+from raylab.config import Backbone, Execution
+from raylab.data.ingest import collection_address
+from raylab.data.sources import open_collection
+from raylab.jobs.cluster import connect
+from raylab.jobs.ingest import ingest, tokenise
+store, source = Store(sys.argv[1]), open_collection(sys.argv[2])
+with connect(Execution()):
+    collection = store.find(collection_address(source)) or ingest(store, source)
+    made = tokenise(store, collection, Backbone("tiny", sys.argv[3]), None)
+print("shards made:", made.meta["shards_made"])
+"""
+
+
+def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shared_data, tmp_path):
+    """The driver is killed at an arbitrary shard; the second run makes the others, and the same store."""
+    folder = shared_data / "beir" / "nfcorpus"  # 3,633 passages: 15 shards of 256
+
+    def arguments(lab):
+        return [sys.executable, "-c", KILLED, str(tmp_path / lab), str(folder), str(model_folder)]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(arguments("lab"), env=environment, cwd=ROOT) as driver:
+        deadline = time.time() + 120
+        while len(list((tmp_path / "lab").glob("token-shards/*/manifest.json"))) < 3:
+            assert driver.poll() is None, "it ended before it was killed"
+            assert time.time() < deadline
+            time.sleep(0.01)
+        driver.kill()
+    time.sleep(3)  # Ray's own processes see that their driver is gone
+    finished = len(list((tmp_path / "lab").glob("token-shards/*/manifest.json")))
+    assert 3 <= finished < 15
+    assert not list((tmp_path / "lab").glob("tokens/*/manifest.json"))
+
+    said = run(arguments("lab"), ROOT)
+    assert f"shards made: {15 - finished}\n" in said
+    assert "shards made: 15\n" in run(arguments("undisturbed"), ROOT)
+    whole = [
+        {k: v["sha256"] for k, v in json.loads(path.read_text())["files"].items()}
+        for lab in ("lab", "undisturbed")
+        for path in (tmp_path / lab).glob("tokens/*/manifest.json")
+    ]
+    assert len(whole) == 2
+    assert whole[0] == whole[1]
+    assert not list((tmp_path / "lab").glob("token-shards/*"))
