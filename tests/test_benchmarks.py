@@ -14,9 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         (["sparse_head.py", "--smoke"], "sentence-transformers"),
         (["training_step.py", "--tiny"], "sparse"),
-        (["ingest.py", "--smoke"], "tokenise"),
     ],
-    ids=["sparse_head", "training_step", "ingest"],
+    ids=["sparse_head", "training_step"],
 )
 def test_the_command_prints_its_table(command, told):
     pytest.importorskip("sentence_transformers")
