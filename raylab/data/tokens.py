@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylab.data.collections import CollectionError
+from raylab.data.files import CollectionError
 
 
 def write_store(
@@ -23,10 +23,30 @@ def write_store(
 ) -> int:
     """Write a store from shards of (ids, token arrays, title token counts) in ascending id order.
 
-    Streams: memory is bounded by a shard and by the ids. Returns the number of passages.
+    Returns the number of passages.
 
     Raises:
-        CollectionError: ids that are not in strictly ascending order (a duplicate).
+        CollectionError: as `write_flat_store`.
+    """
+    flat = (
+        (own, np.concatenate(tokens), np.array([len(t) for t in tokens]), title_lengths)
+        for own, tokens, title_lengths in shards
+    )
+    return write_flat_store(folder, flat, dtype)
+
+
+def write_flat_store(
+    folder: Path,
+    shards: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray, Sequence[int] | np.ndarray]],
+    dtype: type,
+) -> int:
+    """Write a store from shards of (ids [N], all tokens in a row, token counts [N], title token counts [N]).
+
+    Streams: memory is bounded by a shard and by what is kept of every passage, its id and two
+    numbers. Ids ascend. Returns the number of passages.
+
+    Raises:
+        CollectionError: ids that are not in strictly ascending order (a duplicate), or none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ids: list[np.ndarray] = []
@@ -34,15 +54,15 @@ def write_store(
     titles: list[np.ndarray] = []
     last: str | None = None
     with open(folder / "tokens.bin", "wb") as file:
-        for shard_ids, tokens, title_lengths in shards:
+        for shard_ids, tokens, token_counts, title_lengths in shards:
             for passage_id in shard_ids:
                 if last is not None and passage_id <= last:
                     raise CollectionError(
                         f"duplicate or unsorted passage id {passage_id!r} after {last!r}"
                     )
                 last = passage_id
-            np.concatenate(tokens).astype(dtype).tofile(file)
-            lengths.append(np.array([len(t) for t in tokens], dtype=np.int64))
+            tokens.astype(dtype, copy=False).tofile(file)
+            lengths.append(np.asarray(token_counts, dtype=np.int64))
             titles.append(np.asarray(title_lengths, dtype=np.uint16))
             ids.append(np.array([i.encode() for i in shard_ids], dtype=np.bytes_))
     if not ids:

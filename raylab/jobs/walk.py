@@ -7,7 +7,9 @@ import dataclasses
 
 from raylab.artifacts import Artifact, DamagedArtifact, Store
 from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
-from raylab.data.collections import EMBEDDED, TRAIN, Source
+from raylab.data.collections import TRAIN
+from raylab.data.ingest import collection_address
+from raylab.data.sources import EMBEDDED, Source
 from raylab.encoding import shards
 from raylab.jobs.cluster import connect
 from raylab.jobs.collect import BM25, Walked
@@ -15,7 +17,6 @@ from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, qu
 from raylab.jobs.fine_tune import adapt_all, fine_tune_all
 from raylab.jobs.ingest import (
     PASSAGES,
-    collection_address,
     ingest,
     tokenise,
     tokens_address,
@@ -87,11 +88,11 @@ class Walk:
     # ------------------------------------------------------------------ data
 
     def _ingest(self) -> tuple[Artifact, dict[str, Artifact]]:
-        collection = self.store.find(collection_address(self.source))
+        collection = self.store.find(collection_address(self.source, self.grid.on_fault))
         if collection is None:
             self.ray()
             self.monitor.enter("ingest", 1)
-            collection = ingest(self.store, self.source)
+            collection = ingest(self.store, self.source, self.grid.on_fault)
             self.monitor.advance(
                 f"{collection.meta['passages']} passages, splits {collection.meta['splits']}"
             )
