@@ -36,6 +36,7 @@ _STAGES = (
     "candidates",
     "scores",
     "groups",
+    "arrays",
     "backbone",
     "retriever",
     "embeddings",

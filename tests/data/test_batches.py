@@ -8,7 +8,7 @@ import pytest
 from raylab.config import Adaptation, ConfigError, FineTuning, Tokenization
 from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.collections import CollectionError
-from raylab.data.teacher import Groups
+from raylab.data.groups import Groups, Ragged
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore, write_store
 
@@ -41,10 +41,12 @@ def groups(store) -> Groups:
         queries=[f"cell gene {i}" for i in range(20)],
         body_only=np.arange(20) >= 10,
         positives=positives,
-        negatives=[rng.permutation(np.setdiff1d(np.arange(30), [p]))[:6] for p in positives],
+        negatives=Ragged.of(
+            [rng.permutation(np.setdiff1d(np.arange(30), [p]))[:6] for p in positives], np.int64
+        ),
         mined=np.full(20, 4),
         positive_scores=rng.normal(size=20).astype(np.float32),
-        negative_scores=[rng.normal(size=6).astype(np.float32) for _ in positives],
+        negative_scores=Ragged.of([rng.normal(size=6) for _ in positives], np.float32),
     )
 
 
@@ -172,7 +174,10 @@ def test_teacher_scores_that_cannot_be_are_refused_with_their_query(
     else:
         negative = negative[:13]
     bad = dataclasses.replace(
-        groups, negative_scores=negative, positive_scores=positive, source="lab/groups/x"
+        groups,
+        negative_scores=Ragged.of(negative, np.float32),
+        positive_scores=positive,
+        source="lab/groups/x",
     )
     with pytest.raises(CollectionError) as error:
         batches(bad, store, tokenizer)
@@ -187,7 +192,7 @@ def test_a_scale_that_overflows_is_refused_when_drawn(groups, store, tokenizer):
 
 def test_scores_that_are_not_asked_for_are_not_checked(groups, store, tokenizer):
     negative = [scores * np.nan for scores in groups.negative_scores]
-    bare = dataclasses.replace(groups, negative_scores=negative)
+    bare = dataclasses.replace(groups, negative_scores=Ragged.of(negative, np.float32))
     tuning = FineTuning(batch_queries=8, negatives=3)
     made = TrainingBatches(bare, store, tokenizer, tuning, 4, seed=3, needs_teacher=False)
     assert made.draw(0).teacher_QK is None

@@ -3,6 +3,8 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import (
@@ -129,7 +131,8 @@ def test_a_teacher_is_looked_for_before_anything_else(tmp_path, teacher_folder):
     check_teacher(str(teacher_folder))
     shutil.copytree(teacher_folder, tmp_path / "models" / "BERT")
     check_teacher("org/BERT", str(tmp_path / "models"))
-    (tmp_path / "scores.parquet").write_bytes(b"")
+    scores = {"query_id": ["q"], "passage_id": ["p"], "score": [1.0]}
+    pq.write_table(pa.table(scores), tmp_path / "scores.parquet")
     check_teacher(str(tmp_path / "scores.parquet"))
     (tmp_path / "empty").mkdir()
     for missing in ("nowhere", "nowhere.parquet", "empty"):
