@@ -197,7 +197,7 @@ class TrainingBatches:
         )
 
     def _excluded(self, draw: Draw) -> np.ndarray:
-        own = [self.positives_of[self.query_of[g]] for g in draw.groups_Q]
+        own = [self.positives_of[int(q)] for q in self.query_of[draw.groups_Q]]
         starts = np.cumsum([0, *map(len, own[:-1])])
         listed = np.concatenate(own)[:, None] == draw.rows_QK.ravel()
         excluded = np.logical_or.reduceat(listed, starts, axis=0)

@@ -38,6 +38,8 @@ FORMATS = (
 SCORED = ("query_id", "passage_id", "score")
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _BATCH_GROUPS = 256
+# What pyarrow raises for damaged bytes; ValueError: names that are not UTF-8.
+_PARQUET_FAULTS = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
 def form_of(path: Path) -> Form:
@@ -75,7 +77,7 @@ def is_parquet(path: Path) -> bool:
 def schema_of(path: Path) -> pa.Schema:
     try:
         return pq.ParquetFile(path).schema_arrow
-    except (pa.ArrowInvalid, OSError) as error:
+    except _PARQUET_FAULTS as error:
         raise CollectionError(f"{path}: the Parquet file is damaged ({error})") from None
 
 
@@ -198,8 +200,10 @@ def parquet_batches(
     path: Path, size: int, columns: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
     try:
-        yield from pq.ParquetFile(path).iter_batches(size, columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
+        for batch in pq.ParquetFile(path).iter_batches(size, columns=columns):
+            batch.validate(full=True)
+            yield batch
+    except _PARQUET_FAULTS as error:
         raise CollectionError(f"{path}: the Parquet file is damaged ({error})") from None
 
 
