@@ -231,7 +231,8 @@ def _queries_of(path: Path, table: pa.Table, query_ids: list[str]) -> Iterator[t
     order = np.argsort(numbers, kind="stable")
     numbers, table = numbers[order], table.take(pa.array(order))
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+    ends = np.append(starts, len(numbers))[1:]
+    for start, end in zip(starts, ends, strict=True):
         own = table.slice(start, end - start)
         passages = own["passage_id"].to_pylist()
         scores = dict(

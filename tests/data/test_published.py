@@ -139,7 +139,7 @@ def test_a_faulty_record_names_its_line_and_what_is_wrong(file, record, words):
 def test_a_faulty_row_of_a_table_is_named_by_its_number(file):
     table = pa.Table.from_pylist([*KD, {"query": "q", "docids": ["p1", "p2"], "scores": [1.0]}])
     path = file(parquet(table))
-    with pytest.raises(CollectionError, match=", row 3: 1 scores for 2 negatives|, row 3: 0 scores"):
+    with pytest.raises(CollectionError, match=", row 3: 0 scores for 1 negatives"):
         read_all(path)
 
 
@@ -232,7 +232,8 @@ def test_a_damaged_file_is_refused_or_gives_whole_records(file, data):
     try:
         rows = read_all(path)
     except CollectionError as fault:
-        assert str(fault).startswith(str(path))
+        named = str(fault).startswith(str(path))
+        assert named
         return
     for row in rows:
         if "score" in row:
