@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true")
     args = parser.parse_args()
     if args.smoke:
-        args.groups, args.passages, args.steps = 500, 1_000, 3
+        args.groups, args.passages, args.steps = 500, 1_000, 1
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     worst = 0.0

@@ -25,7 +25,7 @@ Make = Callable[[Any], Any]  # commits a task's shard
 Pool = Callable[[Callable[[], Make], list[Any], int], None]
 
 
-@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
+@ray.remote(max_restarts=-1, max_task_retries=-1)
 class _Worker:
     """Ray actor: makes shard after shard; restarted by Ray when it dies, and its shard done again."""
 
@@ -36,13 +36,16 @@ class _Worker:
         self.make(task)
 
 
-def ray_pool(start: Callable[[], Make], tasks: list[Any], workers: int) -> None:
-    """Run tasks over Ray actors.
+def ray_pool(start: Callable[[], Make], tasks: list[Any], workers: int, gpu: bool = False) -> None:
+    """Run tasks over Ray actors, of one CPU or one GPU each; never more than the cluster has.
 
     Raises:
         The first task's own error, unwrapped.
     """
-    actors = [_Worker.remote(start) for _ in range(workers)]
+    resource = "GPU" if gpu else "CPU"
+    workers = min(workers, max(1, int(ray.cluster_resources().get(resource, 1))))
+    each = {"num_gpus": 1} if gpu else {"num_cpus": 1}
+    actors = [_Worker.options(**each).remote(start) for _ in range(workers)]
     try:
         pool = ActorPool(actors)
         unwrapped(

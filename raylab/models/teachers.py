@@ -30,7 +30,7 @@ from raylab.config import Backbone, ConfigError
 from raylab.data.batches import pad
 from raylab.data.published import form_of
 from raylab.models.backbone import resolve_source
-from raylab.models.checkpoint import CONTRACT
+from raylab.models.checkpoint import CONTRACT, find_checkpoint
 from raylab.models.published import is_published
 from raylab.models.retriever import Matrix, Retriever, length_batches
 
@@ -92,6 +92,17 @@ def check_teacher(source: str, models_dir: str | None = None) -> None:
             f"--teacher {source}: it must be a model folder, a hub id, package:NAME/FOLDER, "
             f"or a file of teacher scores or training groups ({error})"
         ) from None
+
+
+def check_retriever(option: str, source: str, models_dir: str | None = None) -> None:
+    """Find a retriever checkpoint before anything is done that needs it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = find_checkpoint(teacher_source(source, models_dir))
+    if not is_retriever(folder):
+        raise ConfigError(f"{option} {source}: the folder holds no retriever checkpoint")
 
 
 class Teacher:
