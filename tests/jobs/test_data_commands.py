@@ -19,8 +19,8 @@ from tests.jobs.collections import committed
 from tests.jobs.commands import run
 from tests.jobs.test_crash import start, wait_for, wait_until_gone
 
-DEPTH = ("--depth", "70", "--random", "40")  # of 120 passages: two shards of scores
-MINING = Mining(70, 40)
+DEPTH = ("--depth", "5", "--random", "3")
+MINING = Mining(5, 3)
 
 
 def data(action: str, collection: Path, lab: Path, out: Path, *more: str) -> list[str]:
@@ -60,7 +60,7 @@ def test_a_killed_command_goes_on_and_writes_the_same(
     lab, out = tmp_path / "lab", tmp_path / "scores.parquet"
     arguments = data("teach", collection_folder, lab, out, "--teacher", str(teacher_folder))
     driver = start(arguments, tmp_path)
-    wait_for(lambda: next(iter((lab / "scores").glob("*-00000-*/manifest.json")), None), driver)
+    wait_for(lambda: next(iter((lab / "candidates").glob("*/manifest.json")), None), driver)
     children = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
