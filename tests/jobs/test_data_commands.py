@@ -54,6 +54,7 @@ def assert_same(made: pa.Table, expected: pa.Table, *scores: str) -> None:
         np.testing.assert_allclose(*pair, atol=1e-6)
 
 
+@pytest.mark.chaos
 def test_a_killed_command_goes_on_and_writes_the_same(
     tmp_path, collection_folder, teacher_folder, expected
 ):
