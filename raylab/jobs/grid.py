@@ -38,6 +38,7 @@ _STAGES = (
     "candidates",
     "scores",
     "groups",
+    "arrays",
     "backbone",
     "retriever",
     "embeddings",

@@ -27,7 +27,7 @@ from raylab.index.sparse import SparseIndex
 from raylab.index.topk import merge_topk
 from raylab.jobs.cluster import unwrapped
 from raylab.jobs.ingest import PASSAGES, load_topics
-from raylab.jobs.mine import Texts
+from raylab.jobs.texts import Texts
 
 INDEX, RUN, MEASURES = "index", "run", "measures"
 

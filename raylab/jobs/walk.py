@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 
 from raylab.artifacts import Artifact, DamagedArtifact, Store
 from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
@@ -24,6 +25,7 @@ from raylab.jobs.ingest import (
 )
 from raylab.jobs.monitor import Monitor
 from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
+from raylab.jobs.shards import ray_pool
 from raylab.jobs.teach import Mining, Teaching, make_groups
 from raylab.jobs.train import AdaptationJob, CellJob, adaptation_address, cell_address
 from raylab.models.backbone import weights_fingerprint
@@ -117,6 +119,7 @@ class Walk:
             self.execution.models_dir,
             self.execution.encoding_actors,
             EMBEDDED.get(self.grid.collection),
+            pool=functools.partial(ray_pool, gpu=self.execution.use_gpu),
         )
         groups = self.store.find(teaching.address())
         if groups is None:
