@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylab.artifacts import Store
-from raylab.data.collections import CollectionError, open_collection, read_passages, read_topics
+from raylab.data.collections import read_passages, read_topics
+from raylab.data.files import CollectionError
+from raylab.data.sources import open_collection
 from raylab.jobs import mine as mining_module
 from raylab.jobs import mining_index
 from raylab.jobs import teach as teaching_module
