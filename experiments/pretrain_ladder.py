@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from raylab.data.collections import open_collection, read_passages
+from raylab.data.collections import read_passages
+from raylab.data.sources import open_collection
 from raylab.pretraining import Pretraining, Rung, pretrain, train_tokenizer
 
 VOCABULARY = 4_096

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from raylab.artifacts import DamagedArtifact, Store
-from raylab.config import ConfigError, Execution
-from raylab.data.collections import CollectionError, open_collection
+from raylab.cli_data import app as data
+from raylab.cli_data import fail, teach
+from raylab.config import ConfigError
 from raylab.results import LEDGER, RESULTS, read_table
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
-
-
-def _fail(error: Exception) -> typer.Exit:
-    print(f"error: {error}", file=sys.stderr)
-    return typer.Exit(2)
 
 
 @app.command()
@@ -32,7 +26,7 @@ def report(storage: str = "lab") -> None:
     try:
         made = rebuild(storage)
     except FileNotFoundError:
-        raise _fail(
+        raise fail(
             ConfigError(
                 f"{storage}: no {RESULTS} there; run experiments/grid.py --storage {storage}"
             )
@@ -53,7 +47,7 @@ def export(run: str, folder: Path, storage: str = "lab") -> None:
     try:
         measures = export_retriever(storage, run, folder)
     except (ConfigError, DamagedArtifact) as error:
-        raise _fail(error) from None
+        raise fail(error) from None
     print(f"{run} with {measures} measures in {folder}")
 
 
@@ -63,7 +57,7 @@ def status(storage: str = "lab") -> None:
     try:
         ledger = read_table(Store(storage), LEDGER)
     except FileNotFoundError:
-        raise _fail(
+        raise fail(
             ConfigError(
                 f"{storage}: no {LEDGER} there; run experiments/grid.py --storage {storage}"
             )
@@ -82,37 +76,8 @@ def status(storage: str = "lab") -> None:
     console.print(table)
 
 
-@app.command()
-def teach(
-    teacher: Annotated[str, typer.Option(help="model folder, hub id or package:NAME/FOLDER")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write")],
-    collection: str = "scifact",
-    storage: str = "lab",
-    depth: int = 20,
-    random: int = 12,
-    actors: int = 2,
-) -> None:
-    """Mine BM25 candidates for every training query and title, and score them with a teacher."""
-    from raylab.jobs.cluster import connect
-    from raylab.jobs.ingest import collection_address, ingest
-    from raylab.jobs.mine import Mining, mine
-    from raylab.jobs.teach import Teaching
-    from raylab.jobs.teach import teach as score
-
-    store = Store(storage)
-    try:
-        source = open_collection(collection)
-        with connect(Execution(storage=storage)):
-            found = store.find(collection_address(source)) or ingest(store, source)
-            teaching = Teaching(
-                store, found, Mining(depth=depth, random=random), teacher, None, actors
-            )
-            scores = score(teaching, mine(store, found, teaching.mining, actors))
-    except (ConfigError, CollectionError) as error:
-        raise _fail(error) from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes((store.local(scores) / "scores.parquet").read_bytes())
-    print(f"{scores.meta['pairs']} scores in {out}")
+app.add_typer(data, name="data")
+app.command()(teach)  # the shorter name of `data teach`
 
 
 if __name__ == "__main__":

@@ -19,9 +19,11 @@ from typing import Any, Literal
 HeadKind = Literal["sparse", "dense"]
 ObjectiveName = Literal["cl", "kd", "cl+kd"]
 ScheduleName = Literal["linear", "wsd"]
+OnFaultName = Literal["error", "quarantine"]
 HEADS: tuple[HeadKind, ...] = ("sparse", "dense")
 OBJECTIVES: tuple[ObjectiveName, ...] = ("cl", "kd", "cl+kd")
 SCHEDULES: tuple[ScheduleName, ...] = ("linear", "wsd")
+ON_FAULT: tuple[OnFaultName, ...] = ("error", "quarantine")
 
 # The seven projections of paper.md (2502.15526, training scripts).
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -317,8 +319,10 @@ class Grid:
     cells_filter: str = "*"
     teacher: str | None = None
     total_budget_flops: float | None = None
+    on_fault: OnFaultName = "error"
 
     def __post_init__(self) -> None:
+        check(self.on_fault in ON_FAULT, "on_fault", self.on_fault, " or ".join(ON_FAULT))
         check(bool(self.seeds), "seeds", self.seeds, "at least one")
         check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
 

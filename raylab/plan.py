@@ -20,7 +20,9 @@ from raylab.budget import (
     plan_cell,
 )
 from raylab.config import Cell, ConfigError, Execution, Grid
-from raylab.data.collections import Source, read_passages, read_queries
+from raylab.data.collections import read_passages, read_queries
+from raylab.data.files import Fault, OnFault, refuse
+from raylab.data.sources import Source
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer
 
@@ -58,7 +60,8 @@ def plan_grid(grid: Grid, source: Source, execution: Execution) -> GridPlan:
         tokenizer = load_tokenizer(backbone, execution.models_dir)
         key = tokenizer.fingerprint, tokenizer.tokenization
         if key not in samples:
-            samples[key] = _sample_lengths(tokenizer, source)
+            on_fault = refuse if grid.on_fault == "error" else _pass_over
+            samples[key] = _sample_lengths(tokenizer, source, on_fault)
         lengths = _padded_lengths(cell, *samples[key])
         plans.append(
             plan_cell(
@@ -87,15 +90,22 @@ def check_workers(cell: Cell, grid: Grid, execution: Execution) -> None:
             )
 
 
-def _sample_lengths(tokenizer, source: Source) -> tuple[list[int], list[int]]:
+def _pass_over(fault: Fault) -> None:
+    """Ingest puts it into the quarantine; a plan needs sound records only."""
+
+
+def _sample_lengths(tokenizer, source: Source, on_fault: OnFault) -> tuple[list[int], list[int]]:
     """Token counts of the first training queries and passages."""
     split = "train" if "train" in source.queries else next(iter(source.queries))
     queries = [
         q.text
-        for q in itertools.islice(read_queries(source.queries[split]).values(), _SAMPLE_TEXTS)
+        for q in itertools.islice(
+            read_queries(source.queries[split], on_fault).values(), _SAMPLE_TEXTS
+        )
     ]
     path = source.train_passages or source.passages
-    passages = [f"{p.title} {p.text}" for p in itertools.islice(read_passages(path), _SAMPLE_TEXTS)]
+    first = itertools.islice(read_passages(path, on_fault), _SAMPLE_TEXTS)
+    passages = [f"{p.title} {p.text}" for p in first]
     around_q, around_p = tokenizer.overhead("query"), tokenizer.overhead("passage")
     return (
         [len(t) + around_q for t in tokenizer.encode(queries)],

@@ -138,3 +138,21 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path)
     )
     BertForSequenceClassification(config).save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def retriever_folders(tmp_path_factory, model_folder: Path) -> dict[str, Path]:
+    """Retriever checkpoints of the tiny model by head, as raylab saves them."""
+    from raylab.config import Backbone, Encoding
+    from raylab.models.checkpoint import save_retriever
+    from raylab.models.hub import load_base, state_to_save
+
+    folders = {}
+    backbone, encoding = Backbone("tiny", str(model_folder)), Encoding(passage_length=48)
+    for head in ("dense", "sparse"):
+        folder = tmp_path_factory.mktemp("retrievers") / head
+        model, tokenizer = load_base(backbone, None)
+        state = state_to_save(model)
+        save_retriever(folder, model, state, tokenizer, backbone, head, encoding, {"name": head})
+        folders[head] = folder
+    return folders

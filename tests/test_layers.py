@@ -29,6 +29,7 @@ ROOMS = [
     "raylab.ladders",
     "raylab.plan",
     "raylab.jobs",
+    "raylab.cli_data",
     "raylab.cli",
 ]
 

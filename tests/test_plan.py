@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from raylab.budget import CellPlan, Device
 from raylab.config import ConfigError, Execution, Grid
-from raylab.data.collections import open_collection
+from raylab.data.files import CollectionError
+from raylab.data.sources import open_collection
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO, find_ladder
 from raylab.plan import GridPlan, named_device, plan_grid, plan_rows
@@ -112,6 +113,22 @@ def test_kd_pads_to_the_longest_of_the_passages_it_reads(grid, source, tmp_path,
     skewed = open_collection(str(folder))
     planned, expected = (plan_grid(g, skewed, Execution()).cells[0] for g in (kd, one))
     assert planned.tokens / planned.steps == pytest.approx(expected.tokens / expected.steps)
+
+
+def test_faulty_records_are_refused_or_passed_over_as_ingest_will(
+    grid, collection_folder, tmp_path
+):
+    folder = shutil.copytree(collection_folder, tmp_path / "faulty")
+    lines = (folder / "corpus.jsonl").read_text().splitlines()
+    (folder / "corpus.jsonl").write_text("\n".join([lines[0], "{", *lines[1:]]) + "\n")
+    faulty = open_collection(str(folder))
+    with pytest.raises(CollectionError, match=r"corpus\.jsonl:2: not JSON"):
+        plan_grid(grid, faulty, Execution())
+    lenient = dataclasses.replace(grid, on_fault="quarantine")
+    whole = open_collection(str(collection_folder))
+    assert plan_grid(lenient, faulty, Execution()) == plan_grid(grid, whole, Execution())
+    with pytest.raises(ConfigError, match="on_fault = 'ignore': it must be error or quarantine"):
+        dataclasses.replace(grid, on_fault="ignore")
 
 
 def test_texts_are_cut_to_their_limits(grid, source):

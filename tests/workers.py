@@ -14,7 +14,7 @@ import torch
 from raylab.budget import Shape, passages_per_query
 from raylab.config import Backbone, Cell, FineTuning, Lora
 from raylab.data.batches import TrainingBatches
-from raylab.data.teacher import Groups
+from raylab.data.groups import Groups, Ragged
 from raylab.data.tokens import PassageStore, write_store
 from raylab.engine import Optimization, seed_worker
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
@@ -44,10 +44,12 @@ def groups_of(rng: np.random.Generator) -> Groups:
         [" ".join(rng.choice(_WORDS, rng.integers(1, 7))) for _ in range(16)],
         np.zeros(16, bool),
         np.arange(16),
-        [np.setdiff1d(np.arange(PASSAGES), [i, 14, 15])[:5] for i in range(16)],
+        Ragged.of(
+            [np.setdiff1d(np.arange(PASSAGES), [i, 14, 15])[:5] for i in range(16)], np.int64
+        ),
         np.full(16, 5),
         rng.normal(size=16).astype(np.float32),
-        [rng.normal(size=5).astype(np.float32) for _ in range(16)],
+        Ragged.of([rng.normal(size=5) for _ in range(16)], np.float32),
     )
 
 

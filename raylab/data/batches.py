@@ -9,16 +9,18 @@ Legend: Q queries of the global batch, K listed passages a query (positive first
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from raylab.config import Adaptation, ConfigError, FineTuning
 from raylab.data.collections import CollectionError
-from raylab.data.teacher import Groups
+from raylab.data.groups import Groups, Ragged
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
+
+_TOKENISED = 16_384  # queries tokenised at once
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,11 @@ class TrainingBatches:
             )
         if needs_teacher:
             groups.check_scores()
-        fewest = min((len(n) for n in groups.negatives), default=0)
-        if fewest < 1:
+        if not len(groups) or groups.negatives.lengths.min() < 1:
             raise ConfigError("a training group has no negative passage; mine candidates first")
         self.groups, self.store, self.tokenizer, self.tuning = groups, store, tokenizer, tuning
         self.passages, self.seed, self.needs_teacher = passages, seed, needs_teacher
-        self.queries = tokenizer.encode_framed(groups.queries, "query", tuning.query_length)
+        self.queries = _tokenised(groups.queries, tokenizer, tuning.query_length)
         pseudo = np.flatnonzero(groups.body_only)
         real = np.flatnonzero(~groups.body_only)
         count = round(tuning.batch_queries * tuning.pseudo_fraction) if len(pseudo) else 0
@@ -90,9 +91,7 @@ class TrainingBatches:
                 )
         self.orders: dict[tuple[int, int], np.ndarray] = {}
         self._last: tuple[int, Draw] | None = None
-        self.positives_of: dict[str, list[int]] = {}
-        for query_id, row in zip(groups.query_ids, groups.positives, strict=True):
-            self.positives_of.setdefault(query_id, []).append(int(row))
+        self.query_of, self.positives_of = _positives_by_query(groups)
 
     def _members(self, stream: int, step: int) -> list[tuple[int, int]]:
         """(epoch, group) of a stream at a step: slices of seeded permutations, one an epoch."""
@@ -132,10 +131,11 @@ class TrainingBatches:
         for epoch, g in chosen:
             pool = self.groups.negatives[g]
             picks = self._pick(g, np.random.default_rng([self.seed, epoch, g]))
-            rows.append([self.groups.positives[g], *pool[picks]])
+            rows.append(np.concatenate([self.groups.positives[g : g + 1], pool[picks]]))
             if self.needs_teacher and positive_scores is not None and negative_scores is not None:
-                teacher.append([positive_scores[g], *negative_scores[g][picks]])
-        rows_QK = np.array(rows)
+                own = positive_scores[g : g + 1], negative_scores[g][picks]
+                teacher.append(np.concatenate(own))
+        rows_QK = np.array(rows, np.int64)
         body_QK = np.repeat(self.groups.body_only[groups][:, None], self.passages, axis=1)
         # The prompt and special tokens around a passage take their part of the limit.
         around = self.tokenizer.overhead("passage")
@@ -197,11 +197,12 @@ class TrainingBatches:
         )
 
     def _excluded(self, draw: Draw) -> np.ndarray:
-        flat = draw.rows_QK.ravel()
-        excluded = np.zeros((len(draw.groups_Q), len(flat)), bool)
-        for q, g in enumerate(draw.groups_Q):
-            excluded[q] = np.isin(flat, self.positives_of[self.groups.query_ids[g]])
-            excluded[q, q * self.passages] = False
+        own = [self.positives_of[int(q)] for q in self.query_of[draw.groups_Q]]
+        starts = np.cumsum([0, *map(len, own[:-1])])
+        listed = np.concatenate(own)[:, None] == draw.rows_QK.ravel()
+        excluded = np.logical_or.reduceat(listed, starts, axis=0)
+        queries = np.arange(len(own))
+        excluded[queries, queries * self.passages] = False
         return excluded
 
     def mean_lengths(self, draws: int = 32) -> tuple[float, float]:
@@ -211,6 +212,33 @@ class TrainingBatches:
             float(np.mean([d.query_length for d in sample])),
             float(np.mean([d.passage_length for d in sample])),
         )
+
+
+def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> Ragged:
+    """Framed queries, tokenised some thousands at a time: what stays is their tokens."""
+    parts = [
+        Ragged.of(
+            tokenizer.encode_framed(texts[start : start + _TOKENISED], "query", limit),
+            tokenizer.dtype,
+        )
+        for start in range(0, len(texts), _TOKENISED)
+    ]
+    lengths = np.concatenate([part.lengths for part in parts])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Ragged(np.concatenate([part.flat for part in parts]), offsets)
+
+
+def _positives_by_query(groups: Groups) -> tuple[np.ndarray, Ragged]:
+    """(number of each group's query [G], the positives of each query by its number)."""
+    numbers: dict[str, int] = {}
+    query_of = np.fromiter(
+        (numbers.setdefault(query_id, len(numbers)) for query_id in groups.query_ids),
+        np.int64,
+        len(groups),
+    )
+    order = np.argsort(query_of, kind="stable")
+    offsets = np.searchsorted(query_of[order], np.arange(len(numbers) + 1))
+    return query_of, Ragged(groups.positives[order], offsets)
 
 
 def pad(texts: list[np.ndarray], length: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

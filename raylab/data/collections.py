@@ -1,37 +1,49 @@
-"""Test collections on disk: two layouts, read line by line and strictly.
+"""What is in a collection's files: passages, queries and judgements, read record by record and strictly.
 
-    BEIR layout       corpus.jsonl[.gz], queries.jsonl[.gz], qrels/SPLIT.tsv (header line)
-    MS MARCO layout   collection.tsv[.gz], queries.SPLIT.tsv[.gz], qrels.SPLIT.tsv[.gz] (4 columns),
-                      optionally train_passages.tsv[.gz]: passages of the training split that must
-                      stay out of the evaluation index
-
-Every reader yields the line number of each record; every fault is one `CollectionError` that names
-file, line and what would be right. Identifiers are strings.
+Every reader yields the line number of each record. Every fault names file, line and what would be
+right; by default the first one is raised as `CollectionError`, else `on_fault` is told of each and
+the record is left out. Identifiers are strings without white space, since run files are separated
+by it.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import math
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from raylab.artifacts import sha256_of
+from raylab.data import irds
+from raylab.data.files import (
+    CollectionError,
+    Fault,
+    Kind,
+    OnFault,
+    lines,
+    name_of,
+    refuse,
+    rows,
+)
+from raylab.data.sources import Source
 
-EMBEDDED = {"scifact": Path(__file__).parent.parent / "assets" / "scifact"}
 TRAIN = "train"
 # Validation is carved out of the training queries where a collection has no split of its own for it.
 VALIDATION = "valid"
 _VALIDATION_ONE_IN = 5
+_GRADE = re.compile(r"[+-]?[0-9]{1,5}(\.0+)?", re.ASCII)
+_LARGEST_GRADE = 32_767
+_HEADERS = ("query-id", "query_id")
 
-
-class CollectionError(ValueError):
-    """Bad input; the message names file, line and what would be right."""
+_PASSAGE_COLUMNS = {"_id": ("_id", "passage_id", "docid"), "title": ("title",), "text": ("text",)}
+_QUERY_COLUMNS = {"_id": ("_id", "query_id"), "text": ("text",)}
+_JUDGEMENT_COLUMNS = {
+    "query-id": ("query-id", "query_id"),
+    "corpus-id": ("corpus-id", "passage_id"),
+    "score": ("score", "grade"),
+}
 
 
 class Passage(NamedTuple):
@@ -54,74 +66,12 @@ class Judgement(NamedTuple):
     grade: int
 
 
-@dataclass(frozen=True)
-class Source:
-    """Which files make a collection."""
+class _Wrong(Exception):
+    """A record that cannot be used: its kind and reason; the reader adds file, line and record."""
 
-    name: str
-    passages: Path
-    train_passages: Path | None
-    queries: dict[str, Path]  # split -> file; BEIR names the same file for every split
-    qrels: dict[str, Path]
-    embedded: bool = False
-    checksums: dict[str, str] = field(default_factory=dict, compare=False)
-
-    @property
-    def files(self) -> list[Path]:
-        own = [self.passages, *([self.train_passages] if self.train_passages else [])]
-        return [*own, *dict.fromkeys(self.queries.values()), *self.qrels.values()]
-
-    def identity(self) -> dict[str, object]:
-        """Content, not location: the checksum of every file under the part it plays."""
-        roles = {"passages": self.passages, "train_passages": self.train_passages}
-        roles |= {f"queries.{s}": p for s, p in self.queries.items()}
-        roles |= {f"qrels.{s}": p for s, p in self.qrels.items()}
-        sums = {path: sha256_of(path) for path in self.files}
-        return {"files": {role: sums[path] for role, path in roles.items() if path}, "layout": 1}
-
-
-def open_collection(name_or_folder: str) -> Source:
-    """Find a collection: an embedded one by name, or a local folder in one of the two layouts.
-
-    Raises:
-        CollectionError: no such collection or folder, or files that the layout asks for are missing.
-    """
-    embedded = name_or_folder in EMBEDDED
-    folder = EMBEDDED[name_or_folder] if embedded else Path(name_or_folder)
-    if not folder.is_dir():
-        raise CollectionError(
-            f"no collection {name_or_folder!r}: give {', '.join(EMBEDDED)}, or a folder with "
-            "corpus.jsonl[.gz] (BEIR layout) or collection.tsv[.gz] (MS MARCO layout)"
-        )
-    name = name_or_folder if embedded else folder.resolve().name
-    if corpus := _either(folder, "corpus.jsonl"):
-        queries = _required(folder, "queries.jsonl")
-        qrels = {p.stem: p for p in sorted((folder / "qrels").glob("*.tsv"))}
-        if not qrels:
-            raise CollectionError(f"{folder}: no qrels; a BEIR folder has qrels/SPLIT.tsv")
-        return Source(name, corpus, None, dict.fromkeys(qrels, queries), qrels, embedded)
-    if collection := _either(folder, "collection.tsv"):
-        qrels = {p.name.split(".")[1]: p for p in sorted(folder.glob("qrels.*.tsv*"))}
-        if not qrels:
-            raise CollectionError(f"{folder}: no qrels; an MS MARCO folder has qrels.SPLIT.tsv")
-        queries = {split: _required(folder, f"queries.{split}.tsv") for split in qrels}
-        return Source(
-            name, collection, _either(folder, "train_passages.tsv"), queries, qrels, embedded
-        )
-    raise CollectionError(
-        f"{folder}: neither corpus.jsonl[.gz] (BEIR layout) nor collection.tsv[.gz] (MS MARCO layout)"
-    )
-
-
-def _either(folder: Path, name: str) -> Path | None:
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
-
-
-def _required(folder: Path, name: str) -> Path:
-    path = _either(folder, name)
-    if path is None:
-        raise CollectionError(f"{folder}: {name}[.gz] is missing")
-    return path
+    def __init__(self, kind: Kind, reason: str):
+        super().__init__(kind, reason)
+        self.kind, self.reason = kind, reason
 
 
 def is_validation(query_id: str) -> bool:
@@ -129,162 +79,237 @@ def is_validation(query_id: str) -> bool:
     return int(hashlib.sha256(query_id.encode()).hexdigest(), 16) % _VALIDATION_ONE_IN == 0
 
 
-def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of a plain or gzipped UTF-8 file; empty lines are skipped."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    number = 0
+# ---------------------------------------------------------------------------------- records
+
+
+def _told(on_fault: OnFault, file: str | Path, line: int, wrong: _Wrong, record: Any) -> None:
+    text = record if isinstance(record, str) else json.dumps(record, default=str)
+    # Half a surrogate pair can be in JSON, and in no file.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    on_fault(Fault(wrong.kind, str(file), line, wrong.reason, text))
+
+
+def _object(line: str) -> dict[str, Any]:
     try:
-        with opener(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    text = raw.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise CollectionError(
-                        f"{path}:{number}: byte {error.start + 1} is not UTF-8; re-encode the file"
-                    ) from None
-                if text:
-                    yield number, text
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CollectionError(
-            f"{path}:{number + 1}: the gzip stream is damaged ({error})"
-        ) from None
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _Wrong(Kind.FORMAT, f"not JSON ({error.msg}); one object a line") from None
+    except (ValueError, RecursionError):  # numbers of thousands of digits, brackets by the thousand
+        raise _Wrong(Kind.FORMAT, "not JSON that can be read; one object a line") from None
+    if not isinstance(record, dict):
+        raise _Wrong(Kind.FORMAT, "not a JSON object; one object a line")
+    return record
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict]]:
-    for number, line in lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CollectionError(
-                f"{path}:{number}: not JSON ({error.msg}); one object a line"
-            ) from None
-        if not isinstance(record, dict):
-            raise CollectionError(f"{path}:{number}: not a JSON object; one object a line")
-        yield number, record
-
-
-def _string(path: Path, number: int, record: dict, key: str, default: str | None = None) -> str:
+def _string(record: dict[str, Any], key: str, default: str | None = None) -> str:
     value = record.get(key, default)
     if not isinstance(value, str):
-        raise CollectionError(f"{path}:{number}: {key!r} is {value!r}; it must be a string")
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:80] + "..."
+        raise _Wrong(Kind.FORMAT, f"{key!r} is {shown}; it must be a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _Wrong(
+            Kind.ENCODING, f"{key!r} holds half a surrogate pair at character {error.start + 1}"
+        ) from None
     return value
 
 
-def _fields(
-    path: Path, number: int, line: str, count: int, form: str, separator: str | None = "\t"
-) -> list[str]:
+def _fields(line: str, count: int, form: str, separator: str | None = "\t") -> list[str]:
     parts = line.split(separator) if separator is None or count != 2 else line.split(separator, 1)
     if len(parts) != count:
-        raise CollectionError(
-            f"{path}:{number}: {len(parts)} fields, not {count}; a line is {form}"
-        )
+        raise _Wrong(Kind.FIELDS, f"{len(parts)} fields, not {count}; a line is {form}")
     return parts
 
 
-def read_passages(path: Path) -> Iterator[Passage]:
-    """Passages in file order. Duplicates are found by ingest, which sees all shards.
+def _check_id(what: str, value: str) -> None:
+    if not value.strip():
+        raise _Wrong(Kind.ID, f"the {what} id is empty")
+    if "\0" in value or value.split() != [value]:
+        raise _Wrong(Kind.ID, f"{what} id {value!r} holds white space or NUL; run files cannot")
+
+
+def _records(
+    address: str | Path, columns: dict[str, tuple[str, ...]], on_fault: OnFault
+) -> Iterator[tuple[int, Any]]:
+    """(line, what a line holds): values of a Parquet row, else the text of a line."""
+    if name_of(address).endswith(".parquet"):
+        yield from rows(address, columns, on_fault)
+    else:
+        yield from lines(address, on_fault)
+
+
+# ------------------------------------------------------------------------- passages, queries
+
+
+def read_passages(
+    addresses: str | Path | Sequence[str | Path], on_fault: OnFault = refuse
+) -> Iterator[Passage]:
+    """Passages in file order, of one file or several. Duplicates are found by ingest, which sorts.
 
     Raises:
-        CollectionError: malformed line, empty id, or a passage without any text.
+        CollectionError: malformed line, an id that is empty or holds white space, or a passage
+            without any text.
     """
-    if ".jsonl" in path.name:
-        for number, record in _objects(path):
-            passage_id = _string(path, number, record, "_id")
-            title = _string(path, number, record, "title", "")
-            yield _checked(
-                path, Passage(number, passage_id, title, _string(path, number, record, "text"))
-            )
+    several = [addresses] if isinstance(addresses, str | Path) else addresses
+    for address in several:
+        if irds.is_irds(address):
+            found = ((d[0], d) for d in irds.documents(str(address)))
+        else:
+            found = _records(address, _PASSAGE_COLUMNS, on_fault)
+        jsonl = ".jsonl" in name_of(address)
+        for number, record in found:
+            try:
+                passage = _passage(number, record, jsonl)
+            except _Wrong as wrong:
+                _told(on_fault, address, number, wrong, record)
+                continue
+            yield passage
+
+
+def _passage(number: int, record: Any, jsonl: bool) -> Passage:
+    if isinstance(record, tuple):
+        record = dict(zip(("_id", "title", "text"), record[1:], strict=True))
+    if jsonl:
+        record = _object(record)
+    if isinstance(record, dict):
+        title = "" if record.get("title") is None else _string(record, "title")
+        passage = Passage(number, _string(record, "_id"), title, _string(record, "text"))
     else:
-        for number, line in lines(path):
-            passage_id, text = _fields(path, number, line, 2, "ID<tab>TEXT")
-            yield _checked(path, Passage(number, passage_id, "", text))
-
-
-def _checked(path: Path, passage: Passage) -> Passage:
-    if not passage.passage_id.strip():
-        raise CollectionError(f"{path}:{passage.line}: the passage id is empty")
+        passage_id, text = _fields(record, 2, "ID<tab>TEXT")
+        passage = Passage(number, passage_id, "", text)
+    _check_id("passage", passage.passage_id)
     if not (passage.title.strip() or passage.text.strip()):
-        raise CollectionError(f"{path}:{passage.line}: passage {passage.passage_id!r} has no text")
+        raise _Wrong(Kind.EMPTY, f"passage {passage.passage_id!r} has no text")
     return passage
 
 
-def read_queries(path: Path) -> dict[str, Query]:
-    """Queries by id.
+def read_queries(address: str | Path, on_fault: OnFault = refuse) -> dict[str, Query]:
+    """Queries by id; of two with one id the first is kept.
 
     Raises:
-        CollectionError: malformed line, empty text, duplicate id (both lines are named).
+        CollectionError: malformed line, empty text, duplicate id (both lines are named); and
+            whatever the policy, a file without any query.
     """
     queries: dict[str, Query] = {}
-    if ".jsonl" in path.name:
-        records = (
-            Query(n, _string(path, n, r, "_id"), _string(path, n, r, "text"))
-            for n, r in _objects(path)
-        )
+    jsonl = ".jsonl" in name_of(address)
+    if irds.is_irds(address):
+        found = ((n, {"_id": i, "text": t}) for n, i, t in irds.queries(str(address)))
     else:
-        records = (Query(n, *_fields(path, n, line, 2, "ID<tab>TEXT")) for n, line in lines(path))
-    for query in records:
-        if not query.query_id.strip() or not query.text.strip():
-            raise CollectionError(
-                f"{path}:{query.line}: query {query.query_id!r} has an empty id or text"
-            )
-        if query.query_id in queries:
-            first = queries[query.query_id].line
-            raise CollectionError(
-                f"{path}:{query.line}: duplicate query id {query.query_id!r} (first at line {first})"
-            )
+        found = _records(address, _QUERY_COLUMNS, on_fault)
+    for number, record in found:
+        try:
+            query = _query(number, record, jsonl)
+            if query.query_id in queries:
+                first = queries[query.query_id].line
+                raise _Wrong(
+                    Kind.DUPLICATE,
+                    f"duplicate query id {query.query_id!r} (first at line {first})",
+                )
+        except _Wrong as wrong:
+            _told(on_fault, address, number, wrong, record)
+            continue
         queries[query.query_id] = query
+    if not queries:
+        raise CollectionError(f"{address}: no query is there")
     return queries
 
 
-def read_judgements(path: Path) -> list[Judgement]:
-    """Relevance judgements: BEIR (`query-id corpus-id score`, header) or TREC (`qid 0 pid grade`).
+def _query(number: int, record: Any, jsonl: bool) -> Query:
+    if jsonl:
+        record = _object(record)
+    if isinstance(record, dict):
+        query = Query(number, _string(record, "_id"), _string(record, "text"))
+    else:
+        query = Query(number, *_fields(record, 2, "ID<tab>TEXT"))
+    if not query.query_id.strip() or not query.text.strip():
+        raise _Wrong(Kind.EMPTY, f"query {query.query_id!r} has an empty id or text")
+    _check_id("query", query.query_id)
+    return query
+
+
+# -------------------------------------------------------------------------------- judgements
+
+
+def read_judgements(address: str | Path, on_fault: OnFault = refuse) -> list[Judgement]:
+    """Relevance judgements: BEIR (`query-id corpus-id score`, header), TREC (`qid 0 pid grade`), Parquet.
 
     Raises:
-        CollectionError: wrong field count, a grade that is no whole number, a pair judged twice.
+        CollectionError: wrong field count, a grade that is no whole number, a pair judged twice; and
+            whatever the policy, a file without any judgement.
     """
     judgements: list[Judgement] = []
     seen: dict[tuple[str, str], int] = {}
-    beir = False
-    for number, line in lines(path):
-        if not judgements and not beir and line.split()[0] in ("query-id", "query_id"):
-            beir = True
+    beir = begun = False
+    if irds.is_irds(address):
+        found = ((n, tuple(own)) for n, *own in irds.judgements(str(address)))
+    else:
+        found = _records(address, _JUDGEMENT_COLUMNS, on_fault)
+    for number, record in found:
+        if isinstance(record, str) and not record.strip():
             continue
-        if beir:
-            query_id, passage_id, grade = _fields(
-                path, number, line, 3, "QUERY<tab>PASSAGE<tab>GRADE"
-            )
-        else:
-            query_id, _, passage_id, grade = _fields(
-                path, number, line, 4, "QUERY 0 PASSAGE GRADE", None
-            )
+        if not begun and isinstance(record, str) and record.split()[0] in _HEADERS:
+            beir = begun = True
+            continue
+        begun = True
         try:
-            value = float(grade)
-        except ValueError:
-            value = math.nan
-        if not value.is_integer():
-            raise CollectionError(f"{path}:{number}: grade {grade!r}; it must be a whole number")
-        if (query_id, passage_id) in seen:
-            first = seen[query_id, passage_id]
-            raise CollectionError(
-                f"{path}:{number}: query {query_id!r}, passage {passage_id!r} judged twice (first at line {first})"
-            )
-        seen[query_id, passage_id] = number
-        judgements.append(Judgement(number, query_id, passage_id, int(value)))
+            judgement = _judgement(number, record, beir)
+            pair = judgement.query_id, judgement.passage_id
+            if pair in seen:
+                raise _Wrong(
+                    Kind.DUPLICATE,
+                    f"query {pair[0]!r}, passage {pair[1]!r} judged twice (first at line {seen[pair]})",
+                )
+        except _Wrong as wrong:
+            _told(on_fault, address, number, wrong, record)
+            continue
+        seen[pair] = number
+        judgements.append(judgement)
     if not judgements:
-        raise CollectionError(f"{path}: no judgement; a line is QUERY 0 PASSAGE GRADE")
+        raise CollectionError(f"{address}: no judgement; a line is QUERY 0 PASSAGE GRADE")
     return judgements
 
 
-def read_qrels(path: Path) -> dict[str, dict[str, int]]:
+def _judgement(number: int, record: Any, beir: bool) -> Judgement:
+    if isinstance(record, dict):
+        query_id, passage_id = _string(record, "query-id"), _string(record, "corpus-id")
+        grade = str(record.get("score"))
+    elif isinstance(record, tuple):
+        query_id, passage_id, grade = record
+    elif beir:
+        query_id, passage_id, grade = _fields(record, 3, "QUERY<tab>PASSAGE<tab>GRADE")
+    else:
+        query_id, _, passage_id, grade = _fields(record, 4, "QUERY 0 PASSAGE GRADE", None)
+    value = int(float(grade)) if _GRADE.fullmatch(grade) else None
+    if value is None or abs(value) > _LARGEST_GRADE:
+        shown = grade if len(grade) <= 80 else grade[:80] + "..."
+        raise _Wrong(
+            Kind.GRADE,
+            f"grade {shown!r}; it must be a whole number between -{_LARGEST_GRADE} and {_LARGEST_GRADE}",
+        )
+    _check_id("query", query_id)
+    _check_id("passage", passage_id)
+    return Judgement(number, query_id, passage_id, value)
+
+
+def read_qrels(address: str | Path) -> dict[str, dict[str, int]]:
     """Grades by query and passage id.
 
     Raises:
         CollectionError: as `read_judgements`.
     """
+    return _grades(read_judgements(address))
+
+
+def _grades(judgements: Sequence[Judgement]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
-    for judgement in read_judgements(path):
+    for judgement in judgements:
         qrels.setdefault(judgement.query_id, {})[judgement.passage_id] = judgement.grade
     return qrels
+
+
+# ------------------------------------------------------------------------------------ topics
 
 
 @dataclass(frozen=True)
@@ -296,27 +321,70 @@ class Topics:
     qrels: dict[str, dict[str, int]]
 
 
-def read_topics(source: Source) -> dict[str, Topics]:
-    """All splits' judged queries; a collection without a split for it gets `valid` from its train split.
+@dataclass(frozen=True)
+class Judged:
+    """One split as read: all its queries' texts, and the judgements that name one of them."""
+
+    queries: dict[str, str]
+    judgements: list[Judgement]
+
+
+def read_judged(source: Source, on_fault: OnFault = refuse) -> dict[str, Judged]:
+    """Every split's queries and judgements.
 
     Raises:
         CollectionError: also when a judgement names a query that is not there.
     """
-    topics: dict[str, Topics] = {}
-    for split, qrels_path in source.qrels.items():
-        known = read_queries(source.queries[split])
-        queries: dict[str, str] = {}
-        qrels: dict[str, dict[str, int]] = {}
-        for judgement in read_judgements(qrels_path):
-            query = known.get(judgement.query_id)
-            if query is None:
-                raise CollectionError(
-                    f"{qrels_path}:{judgement.line}: unknown query {judgement.query_id!r}; "
-                    f"it must be in {source.queries[split].name}"
-                )
-            queries[judgement.query_id] = query.text
-            qrels.setdefault(judgement.query_id, {})[judgement.passage_id] = judgement.grade
-        topics[split] = Topics(split, queries, qrels)
+    files: dict[str, dict[str, str]] = {}  # BEIR has one file of queries for all splits
+    judged = {}
+    for split, address in source.qrels.items():
+        own = source.queries[split]
+        if own not in files:
+            files[own] = {q.query_id: q.text for q in read_queries(own, on_fault).values()}
+        queries = files[own]
+        kept = []
+        for judgement in read_judgements(address, on_fault):
+            if judgement.query_id in queries:
+                kept.append(judgement)
+                continue
+            reason = f"unknown query {judgement.query_id!r}; it must be in {name_of(own)}"
+            _told(on_fault, address, judgement.line, _Wrong(Kind.UNKNOWN, reason), judgement)
+        judged[split] = Judged(queries, kept)
+    return judged
+
+
+def without_unknown_passages(
+    source: Source, split: str, judged: Judged, known: set[str], on_fault: OnFault = refuse
+) -> Judged:
+    """The split without the judgements that name a passage which is not in `known`.
+
+    Raises:
+        CollectionError: there is one.
+    """
+    kept = []
+    for judgement in judged.judgements:
+        if judgement.passage_id in known:
+            kept.append(judgement)
+            continue
+        names = " or ".join(name_of(address) for address in source.passages)
+        reason = f"unknown passage {judgement.passage_id!r}; it must be in {names}"
+        wrong = _Wrong(Kind.UNKNOWN, reason)
+        _told(on_fault, source.qrels[split], judgement.line, wrong, judgement)
+    return Judged(judged.queries, kept)
+
+
+def topics_of(judged: dict[str, Judged]) -> dict[str, Topics]:
+    """Judged queries by split; a collection without a split for it gets `valid` from its train split.
+
+    Raises:
+        CollectionError: a split whose every judgement was left out.
+    """
+    topics = {}
+    for split, own in judged.items():
+        if not own.judgements:
+            raise CollectionError(f"split {split!r}: no judgement is left")
+        qrels = _grades(own.judgements)
+        topics[split] = Topics(split, {q: own.queries[q] for q in qrels}, qrels)
     if TRAIN in topics and not {"dev", VALIDATION} & set(topics):
         train = topics[TRAIN]
         for split, keep in ((TRAIN, False), (VALIDATION, True)):
@@ -326,3 +394,12 @@ def read_topics(source: Source) -> dict[str, Topics]:
                     split, {q: train.queries[q] for q in ids}, {q: train.qrels[q] for q in ids}
                 )
     return topics
+
+
+def read_topics(source: Source, on_fault: OnFault = refuse) -> dict[str, Topics]:
+    """All splits' judged queries, by split.
+
+    Raises:
+        CollectionError: as the readers and `topics_of`.
+    """
+    return topics_of(read_judged(source, on_fault))

@@ -10,18 +10,13 @@ negatives        list<string>    mined            int32: so many of the first ne
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from raylab.data.collections import CollectionError, Topics, lines
+from raylab.data.collections import CollectionError, Topics
 
 GROUP_SCHEMA = pa.schema(
     [
@@ -118,9 +113,16 @@ def draw_candidates(
 
 
 def group_rows(
-    ask: Ask, candidates: Candidates, scores: Mapping[tuple[str, str], float] | None
+    ask: Ask,
+    candidates: Candidates,
+    scores: Mapping[tuple[str, str], float] | None,
+    margin: float | None = None,
 ) -> list[dict]:
     """One group for each positive of `ask`.
+
+    Args:
+        margin: leave out of a group the negatives that the teacher scores above its positive minus this
+            (false negatives), and groups that keep none. Needs scores.
 
     Raises:
         CollectionError: teacher scores are given and one is missing or not finite.
@@ -141,8 +143,20 @@ def group_rows(
         if scores is not None:
             row["positive_score"] = _score(scores, ask.query_id, positive)
             row["negative_scores"] = [_score(scores, ask.query_id, p) for p in chosen]
-        rows.append(row)
+        if margin is not None:
+            row = _without_false_negatives(row, margin)
+        if margin is None or row["negatives"]:
+            rows.append(row)
     return rows
+
+
+def _without_false_negatives(row: dict, margin: float) -> dict:
+    kept = [s <= row["positive_score"] - margin for s in row["negative_scores"]]
+    return row | {
+        "negatives": list(itertools.compress(row["negatives"], kept)),
+        "negative_scores": list(itertools.compress(row["negative_scores"], kept)),
+        "mined": sum(kept[: row["mined"]]),
+    }
 
 
 def _score(scores: Mapping[tuple[str, str], float], query_id: str, passage_id: str) -> float:
@@ -154,186 +168,3 @@ def _score(scores: Mapping[tuple[str, str], float], query_id: str, passage_id: s
             f"teacher score of query {query_id!r}, passage {passage_id!r} is {value}"
         )
     return value
-
-
-def read_published(path: Path, query_ids: Mapping[str, str]) -> list[dict]:
-    """Groups from the three published JSON-lines formats (paper.md, Fine-tuning).
-
-    Args:
-        query_ids: query text -> id (the format carries texts only); unknown texts become their own id.
-
-    Raises:
-        CollectionError: FILE:LINE of a record that is in none of the formats, misaligned or not finite.
-    """
-    rows = []
-    for number, line in lines(path):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-            for key in ("docids", "scores", "neg_pids", "neg_scores"):
-                if not isinstance(record.get(key) or [], list):
-                    raise ValueError(f"{key!r} is not a list")
-            if "docids" in record:
-                text, (positive, *negatives) = record["query"], record["docids"]
-                positive_score, *negative_scores = record["scores"]
-            else:
-                text, positive, negatives = (
-                    record["question"],
-                    record["pos_pid"],
-                    record["neg_pids"],
-                )
-                positive_score, negative_scores = record.get("pos_score"), record.get("neg_scores")
-            if not isinstance(text, str):
-                raise ValueError("the query is not a string")
-            if not all(type(p) in (str, int) for p in (positive, *negatives)):
-                raise ValueError("a passage id is neither a string nor a whole number")
-            if (positive_score is None) != (negative_scores is None):
-                raise ValueError("the positive is scored and the negatives are not, or vice versa")
-            if negative_scores is not None and len(negative_scores) != len(negatives):
-                raise ValueError(f"{len(negative_scores)} scores for {len(negatives)} negatives")
-            values = [] if negative_scores is None else [positive_score, *negative_scores]
-            if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
-                raise ValueError("a score is not a finite number")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CollectionError(
-                f"{path}:{number}: {error}; a line is one of the published teacher formats "
-                '{"question", "pos_pid", "neg_pids"[, "pos_score", "neg_scores"]} or {"query", "docids", "scores"}'
-            ) from None
-        rows.append(
-            {
-                "query_id": query_ids.get(text, text),
-                "query": text,
-                "body_only": False,
-                "positive": str(positive),
-                "negatives": [str(p) for p in negatives],
-                "mined": len(negatives),
-                "positive_score": positive_score,
-                "negative_scores": negative_scores,
-            }
-        )
-    return rows
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Training groups in memory: columns, with passages as rows of the passage store."""
-
-    query_ids: list[str]
-    queries: list[str]
-    body_only: np.ndarray  # bool [G]
-    positives: np.ndarray  # int64 [G]
-    negatives: list[np.ndarray]  # int64, ragged
-    mined: np.ndarray  # int64 [G]: so many of the first negatives are mined, the rest random
-    positive_scores: np.ndarray | None  # float32 [G]
-    negative_scores: list[np.ndarray] | None
-    source: str = "training groups"  # where they were read, for error messages
-
-    def __len__(self) -> int:
-        return len(self.query_ids)
-
-    def check_scores(self) -> None:
-        """Raise `CollectionError` unless every passage of every group has a finite teacher score."""
-        if self.positive_scores is None or self.negative_scores is None:
-            return
-        counts = np.array([len(n) for n in self.negatives], np.int64)
-        scored = np.array([len(s) for s in self.negative_scores], np.int64)
-        fault = misfit(counts, scored, self.positive_scores, self.negative_scores)
-        if fault is not None:
-            place, why = fault
-            raise CollectionError(f"{self.source}: query {self.query_ids[place]!r}: {why}")
-
-
-def misfit(
-    negatives: np.ndarray,
-    scored: np.ndarray,
-    positive_scores: np.ndarray,
-    negative_scores: Sequence[np.ndarray],
-) -> tuple[int, str] | None:
-    """(place, why) of the first group whose teacher scores are not one finite number a passage.
-
-    Args:
-        negatives: how many negatives each group has.
-        scored: how many of their scores.
-    """
-    groups = len(negatives)
-    if not len(scored) == len(positive_scores) == len(negative_scores) == groups:
-        shortest = min(len(scored), len(positive_scores), len(negative_scores), groups - 1)
-        return shortest, f"teacher scores of {len(scored)} groups for {groups} groups"
-    wrong = np.flatnonzero(scored != negatives)
-    if len(wrong):
-        place = int(wrong[0])
-        return place, f"{scored[place]} teacher scores for {negatives[place]} negatives"
-    flat = np.concatenate([np.asarray(positive_scores), *negative_scores])
-    if not np.isfinite(flat).all():
-        owner = np.concatenate([np.arange(groups), np.repeat(np.arange(groups), scored)])
-        bad = ~np.isfinite(flat)
-        place = int(owner[bad].min())
-        return place, f"a teacher score is {flat[bad & (owner == place)][0]}"
-    return None
-
-
-def read_groups(folder: Path, rows_of) -> Groups:
-    """Read the groups' Parquet shards; `rows_of` maps passage ids to store rows.
-
-    Scores are None unless every group has them.
-
-    Raises:
-        CollectionError: FILE and query id of a group whose teacher scores are not one finite number a
-            passage.
-    """
-    shards = [_read_shard(path) for path in sorted(folder.glob("*.parquet"))]
-    table = pa.concat_tables([shard for shard, _ in shards])
-    negatives = table["negatives"].combine_chunks()
-    bounds = negatives.offsets.to_numpy()
-    flat = rows_of(negatives.values.to_pylist())
-    scored = bool(len(table)) and all(has_scores for shard, has_scores in shards if len(shard))
-    scores, neg_scores = None, None
-    if scored:
-        scores = table["positive_score"].to_numpy()
-        flat_scores = table["negative_scores"].combine_chunks().values.to_numpy()
-        neg_scores = [flat_scores[a:b] for a, b in itertools.pairwise(bounds)]
-    return Groups(
-        query_ids=table["query_id"].to_pylist(),
-        queries=table["query"].to_pylist(),
-        body_only=table["body_only"].to_numpy(zero_copy_only=False),
-        positives=rows_of(table["positive"].to_pylist()),
-        negatives=[flat[a:b] for a, b in itertools.pairwise(bounds)],
-        mined=table["mined"].to_numpy().astype(np.int64),
-        positive_scores=scores,
-        negative_scores=neg_scores,
-        source=str(folder),
-    )
-
-
-def _read_shard(path: Path) -> tuple[pa.Table, bool]:
-    """A shard of groups, and whether all of them have scores.
-
-    Raises:
-        CollectionError: a group with scores that are not one finite number a passage.
-    """
-    table = pq.read_table(path, schema=GROUP_SCHEMA)
-    positive = table["positive_score"].combine_chunks()
-    lists = table["negative_scores"].combine_chunks()
-    halves = pc.xor(positive.is_null(), lists.is_null()).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
-    if halves.any():
-        query = table["query_id"][int(halves.argmax())].as_py()
-        raise CollectionError(
-            f"{path}: query {query!r}: teacher scores of the positive or of the negatives are missing"
-        )
-    given = positive.is_valid()
-    table_given = table.filter(given)
-    lists = lists.filter(given)
-    sizes = lists.value_lengths().to_numpy(zero_copy_only=False)
-    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    counts = table_given["negatives"].combine_chunks().value_lengths()
-    fault = misfit(
-        counts.to_numpy(zero_copy_only=False),
-        sizes,
-        table_given["positive_score"].to_numpy(),
-        np.split(flat, np.cumsum(sizes)[:-1]) if len(sizes) else [],
-    )
-    if fault is not None:
-        query = table_given["query_id"][fault[0]].as_py()
-        raise CollectionError(f"{path}: query {query!r}: {fault[1]}")
-    return table, len(table_given) == len(table)

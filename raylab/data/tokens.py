@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylab.data.collections import CollectionError
+from raylab.data.files import CollectionError
 
 
 def write_store(
@@ -23,10 +23,30 @@ def write_store(
 ) -> int:
     """Write a store from shards of (ids, token arrays, title token counts) in ascending id order.
 
-    Streams: memory is bounded by a shard and by the ids. Returns the number of passages.
+    Returns the number of passages.
 
     Raises:
-        CollectionError: ids that are not in strictly ascending order (a duplicate).
+        CollectionError: as `write_flat_store`.
+    """
+    flat = (
+        (own, np.concatenate(tokens), np.array([len(t) for t in tokens]), title_lengths)
+        for own, tokens, title_lengths in shards
+    )
+    return write_flat_store(folder, flat, dtype)
+
+
+def write_flat_store(
+    folder: Path,
+    shards: Iterable[tuple[Sequence[str], np.ndarray, np.ndarray, Sequence[int] | np.ndarray]],
+    dtype: type,
+) -> int:
+    """Write a store from shards of (ids [N], all tokens in a row, token counts [N], title token counts [N]).
+
+    Streams: memory is bounded by a shard and by what is kept of every passage, its id and two
+    numbers. Ids ascend. Returns the number of passages.
+
+    Raises:
+        CollectionError: ids that are not in strictly ascending order (a duplicate), or none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ids: list[np.ndarray] = []
@@ -34,15 +54,15 @@ def write_store(
     titles: list[np.ndarray] = []
     last: str | None = None
     with open(folder / "tokens.bin", "wb") as file:
-        for shard_ids, tokens, title_lengths in shards:
+        for shard_ids, tokens, token_counts, title_lengths in shards:
             for passage_id in shard_ids:
                 if last is not None and passage_id <= last:
                     raise CollectionError(
                         f"duplicate or unsorted passage id {passage_id!r} after {last!r}"
                     )
                 last = passage_id
-            np.concatenate(tokens).astype(dtype).tofile(file)
-            lengths.append(np.array([len(t) for t in tokens], dtype=np.int64))
+            tokens.astype(dtype, copy=False).tofile(file)
+            lengths.append(np.asarray(token_counts, dtype=np.int64))
             titles.append(np.asarray(title_lengths, dtype=np.uint16))
             ids.append(np.array([i.encode() for i in shard_ids], dtype=np.bytes_))
     if not ids:
@@ -55,16 +75,34 @@ def write_store(
     return len(offsets) - 1
 
 
+def find_ids(ids: np.ndarray, wanted: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Where passages stand among all: (rows int64 [W], known bool [W]; the rows of unknown ones mean nothing).
+
+    Args:
+        ids: bytes [N], ascending, without duplicates.
+    """
+    if not len(wanted):
+        return np.zeros(0, np.int64), np.zeros(0, bool)
+    encoded = np.array([one.encode() for one in wanted], dtype=np.bytes_)
+    rows = np.minimum(np.searchsorted(ids, encoded), len(ids) - 1)
+    known = ids[rows] == encoded
+    if any("\0" in one for one in wanted):  # bytes arrays drop trailing NULs
+        known &= np.array(["\0" not in one for one in wanted])
+    return rows, known
+
+
 class PassageStore:
     """Read side of the store; holds no corpus in memory."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.ids = np.load(folder / "ids.npy", mmap_mode="r")
-        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-        self.titles = np.load(folder / "titles.npy", mmap_mode="r")
+        # Plain views of the maps: slicing a memmap costs ten times as much.
+        self.ids, self.offsets, self.titles = (
+            np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+            for name in ("ids", "offsets", "titles")
+        )
         dtype = np.load(folder / "dtype.npy").dtype
-        self.flat = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r")
+        self.flat = np.asarray(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,14 +113,10 @@ class PassageStore:
         Raises:
             CollectionError: an id that is not in the store.
         """
-        wanted = np.array([i.encode() for i in passage_ids], dtype=np.bytes_)
-        if not len(wanted):
-            return np.zeros(0, np.int64)
-        rows = np.minimum(np.searchsorted(self.ids, wanted), len(self.ids) - 1)
-        wrong = np.flatnonzero(self.ids[rows] != wanted)
-        if len(wrong):
+        rows, known = find_ids(self.ids, passage_ids)
+        if not known.all():
             raise CollectionError(
-                f"unknown passage {passage_ids[wrong[0]]!r}: it is not in the collection"
+                f"unknown passage {passage_ids[int(known.argmin())]!r}: it is not in the collection"
             )
         return rows
 
@@ -93,15 +127,23 @@ class PassageStore:
         self, rows: np.ndarray, limit: int, body_only: np.ndarray | bool = False
     ) -> np.ndarray:
         """Token counts [len(rows)] after cutting to `limit`, at least 1."""
-        total = self.offsets[rows + 1] - self.offsets[rows]
-        skipped = np.where(body_only, self.titles[rows], 0)
-        return np.clip(total - skipped, 1, limit)
+        starts, ends = self.spans(rows, body_only)
+        return np.clip(ends - starts, 1, limit)
+
+    def spans(
+        self, rows: np.ndarray, body_only: np.ndarray | bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where passages begin and end in `flat`, int64 of the shape of `rows`.
+
+        `body_only` leaves titles out. A passage whose body is empty gives its title: no
+        representation is ever empty.
+        """
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        bodies = starts + self.titles[rows]
+        return np.where(body_only & (bodies < ends), bodies, starts), ends
 
     def tokens(self, row: int, limit: int, body_only: bool = False) -> np.ndarray:
-        """Tokens of one passage, cut to `limit`; `body_only` leaves the title out.
-
-        A passage whose body is empty gives its title: no representation is ever empty.
-        """
+        """Tokens of one passage, cut to `limit`; `body_only` as in `spans`."""
         start, end = int(self.offsets[row]), int(self.offsets[row + 1])
         title = int(self.titles[row])
         if body_only and start + title < end:

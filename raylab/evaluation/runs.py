@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from raylab.data.collections import lines
+from raylab.data.files import lines
 
 Qrels = dict[str, dict[str, int]]
 """Query id -> passage id -> grade."""
@@ -257,3 +257,13 @@ def _atomic_writer(path: str | Path) -> Iterator[io.BufferedIOBase]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def drop_own_document(run: Run) -> Run:
+    """The run without the hits whose passage id is the id of their query."""
+    return Run({query_id: _without(ranking, query_id) for query_id, ranking in run.items()})
+
+
+def _without(ranking: Ranking, passage_id: str) -> Ranking:
+    kept = ranking.passage_ids != passage_id
+    return Ranking(ranking.passage_ids[kept], ranking.scores[kept])

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.artifacts import Store
-from raylab.config import ConfigError, Execution, Grid
-from raylab.data.collections import CollectionError, open_collection
+from raylab.config import ON_FAULT, ConfigError, Execution, Grid
+from raylab.data.files import CollectionError
+from raylab.data.sources import open_collection
 from raylab.ladders import LADDERS, find_ladder
 from raylab.models.teachers import check_teacher
 from raylab.plan import named_device, plan_grid, plan_rows
@@ -67,6 +68,12 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
         default=grid.teacher,
         help="model folder, hub id, package:NAME/FOLDER, or scores.parquet",
     )
+    what.add_argument(
+        "--on-fault",
+        default=grid.on_fault,
+        choices=ON_FAULT,
+        help="a faulty record of the collection ends the run, or is left out into quarantine.jsonl",
+    )
     how = options.add_argument_group("where and how it runs (never changes a result)")
     how.add_argument("--storage", default="lab", help="a local folder or any fsspec address")
     how.add_argument("--models", default=None, help="folder with local copies of hub models")
@@ -114,6 +121,7 @@ def chosen(options: argparse.Namespace, grid: Grid) -> tuple[Grid, Execution]:
         total_budget_flops=options.total_budget,
         seeds=parse_seeds(options.seeds),
         teacher=options.teacher,
+        on_fault=options.on_fault,
     )
     execution = Execution(
         storage=options.storage,

@@ -22,7 +22,8 @@ import pandas as pd
 from raylab import report
 from raylab.artifacts import DamagedArtifact, Store
 from raylab.config import ConfigError, Execution, Grid
-from raylab.data.collections import CollectionError, Source, open_collection
+from raylab.data.files import CollectionError
+from raylab.data.sources import Source, open_collection
 from raylab.jobs.collect import collect
 from raylab.jobs.monitor import Monitor
 from raylab.jobs.teach import SHIPPED
@@ -33,9 +34,11 @@ log = logging.getLogger("raylab")
 _STAGES = (
     "collection",
     "tokens",
+    "token-shards",
     "candidates",
     "scores",
     "groups",
+    "arrays",
     "backbone",
     "retriever",
     "embeddings",
@@ -67,7 +70,7 @@ def run_grid(grid: Grid, execution: Execution, plain: bool | None = None) -> Out
     teacher = choose_teacher(grid, source)
     plan_grid(grid, source, execution)  # refuses budgets, sizes and batches that cannot run
     store = Store(execution.storage)
-    with _sole_driver(store):
+    with sole_driver(store):
         for _ in range(_DAMAGE_ROUNDS):
             with contextlib.ExitStack() as stack:
                 walk = Walk(grid, execution, source, teacher, store, Monitor(plain), stack)
@@ -105,7 +108,7 @@ def choose_teacher(grid: Grid, source: Source) -> str | None:
 
 
 @contextlib.contextmanager
-def _sole_driver(store: Store) -> Iterator[None]:
+def sole_driver(store: Store) -> Iterator[None]:
     """One driver a local storage; it also removes what killed writers left."""
     if not store.is_local:
         yield

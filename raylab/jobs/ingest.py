@@ -1,188 +1,80 @@
 """Ingest on Ray Data: raw files -> validated Parquet shards -> the tokenised passage store.
 
 collection artifact   passages/*.parquet (and train_passages/), sorted by id;
-                      topics.parquet, qrels.parquet
-tokens artifact       passages/ (and train_passages/): a passage store each
+                      topics.parquet, qrels.parquet; statistics.json;
+                      quarantine.jsonl when records were left out
+tokens artifact       passages/ (and train_passages/): a passage store each, joined from those of the
+                      shards, which are artifacts of their own while the work goes on
 """
-
-# pyright: reportAttributeAccessIssue=false
-# (the functions of pyarrow.compute are made at run time)
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import ray
 
-from raylab.artifacts import Address, Artifact, Draft, Store
+from raylab.artifacts import Address, Artifact, Store
 from raylab.config import Backbone
-from raylab.data.collections import (
-    TRAIN,
-    CollectionError,
-    Source,
-    Topics,
-    read_judgements,
-    read_passages,
-    read_topics,
-)
+from raylab.data.collections import Topics
+from raylab.data.ingest import PASSAGES, TRAIN_PASSAGES, collection_address, write_collection
+from raylab.data.shards import SORT_KEY, parsed
+from raylab.data.sources import Source
 from raylab.data.tokenizer import Tokenizer
-from raylab.data.tokens import write_store
-from raylab.jobs.cluster import arrow_filesystem, unwrapped
+from raylab.data.tokens import PassageStore, write_flat_store
+from raylab.jobs.cluster import unwrapped
 from raylab.models.hub import load_tokenizer
 
-PASSAGES, TRAIN_PASSAGES = "passages", "train_passages"
-_PARSE_ROWS = 4_096
+TOKEN_SHARDS = "token-shards"
+_WRITE_ROWS = 16_384
 STORE_LIMIT = 512  # tokens of a passage that are kept: the longest length any protocol reads
 
 
 # ------------------------------------------------------------------------------- collection
 
 
-def collection_address(source: Source) -> Address:
-    return Address("collection", source.name, source.identity())
+def ingest(store: Store, source: Source, on_fault: str = "error") -> Artifact:
+    """Validate a collection and commit it as Parquet shards in id order, with statistics.
 
-
-def ingest(store: Store, source: Source) -> Artifact:
-    """Validate a collection and commit it as Parquet.
+    Parsed and sorted by id on Ray, across all blocks, and written in one pass over what comes sorted.
 
     Raises:
-        CollectionError: the first fault, by file and line; nothing is left behind.
+        CollectionError: as `raylab.data.ingest.write_collection`; nothing is left behind.
     """
-    address = collection_address(source)
-    topics = read_topics(
-        source
-    )  # small files first: most faults are found before Ray moves a passage
+    address = collection_address(source, on_fault)
     with store.draft(address) as draft:
-        counts = {PASSAGES: _ingest_passages(store, draft, source.passages, PASSAGES)}
-        if source.train_passages:
-            counts[TRAIN_PASSAGES] = _ingest_passages(
-                store, draft, source.train_passages, TRAIN_PASSAGES
-            )
-        _check_judged(store, draft, source)
-        _write_topics(draft.path, topics)
         draft.meta.update(
-            name=source.name,
-            passages=counts[PASSAGES],
-            train_passages=counts.get(TRAIN_PASSAGES),
-            splits={split: len(t.queries) for split, t in topics.items()},
+            unwrapped(write_collection, draft.path, source, on_fault, _in_order),
+            checksums=address.identity["files"],
         )
     return store.committed(address)
 
 
-def _ingest_passages(store: Store, draft: Draft, path: Path, part: str) -> int:
+def _in_order(addresses: Sequence[str], quarantine: bool) -> Iterable[pa.Table]:
+    files = [{"address": address, "number": i} for i, address in enumerate(addresses)]
     dataset = (
-        ray.data.from_items([{"path": str(path)}])
-        .map_batches(_parse, batch_size=1)  # type: ignore[arg-type]
-        .sort("passage_id")
+        ray.data.from_items(files, override_num_blocks=len(files))
+        .map_batches(_Parse(quarantine), batch_size=1)  # type: ignore[arg-type]
+        .sort(SORT_KEY)
     )
-    unwrapped(dataset.write_parquet, f"{draft.target}/{part}", filesystem=arrow_filesystem(store))
-    table = _column_table(store, draft, part, ["passage_id", "line"])
-    ids, numbers = table["passage_id"], table["line"]
-    if len(table) == 0:
-        raise CollectionError(f"{path}: the file holds no passage")
-    same = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1))
-    if pc.any(same).as_py():
-        at = int(np.flatnonzero(same.to_numpy(zero_copy_only=False))[0])
-        first, second = sorted((numbers[at].as_py(), numbers[at + 1].as_py()))
-        raise CollectionError(
-            f"{path}:{second}: duplicate passage id {ids[at].as_py()!r} (first at line {first}); ids must be unique"
-        )
-    return len(table)
+    return dataset.iter_batches(batch_size=_WRITE_ROWS, batch_format="pyarrow")
 
 
-def _parse(batch: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
-    columns: dict[str, list] = {"passage_id": [], "title": [], "text": [], "line": []}
-    for path in batch["path"]:
-        for passage in read_passages(Path(str(path))):
-            columns["passage_id"].append(passage.passage_id)
-            columns["title"].append(passage.title)
-            columns["text"].append(passage.text)
-            columns["line"].append(passage.line)
-            if len(columns["line"]) == _PARSE_ROWS:
-                yield _typed(columns)
-                columns = {name: [] for name in columns}
-    if columns["line"]:
-        yield _typed(columns)
+@dataclass(frozen=True)
+class _Parse:
+    """Ray Data function: files -> their records, in tables."""
 
+    quarantine: bool
 
-def _typed(columns: dict[str, list]) -> dict[str, Any]:
-    texts = {
-        name: np.array(columns[name], dtype=object) for name in ("passage_id", "title", "text")
-    }
-    return texts | {"line": np.array(columns["line"], dtype=np.int64)}
-
-
-def _column_table(store: Store, draft: Draft, part: str, columns: list[str]) -> pa.Table:
-    files = sorted(f for f in store.fs.find(f"{draft.target}/{part}") if f.endswith(".parquet"))
-    dataset = pads.dataset(files, filesystem=arrow_filesystem(store), format="parquet")
-    return dataset.to_table(columns=columns)
-
-
-def _check_judged(store: Store, draft: Draft, source: Source) -> None:
-    """Every judgement must name a passage that is there; training ones may name training passages."""
-    known = {
-        PASSAGES: _column_table(store, draft, PASSAGES, ["passage_id"])[
-            "passage_id"
-        ].combine_chunks()
-    }
-    if source.train_passages:
-        known[TRAIN] = _column_table(store, draft, TRAIN_PASSAGES, ["passage_id"])[
-            "passage_id"
-        ].combine_chunks()
-    for split, path in source.qrels.items():
-        judgements = read_judgements(path)
-        wanted = pa.array([j.passage_id for j in judgements])
-        found = pc.is_in(wanted, known[PASSAGES])
-        if split == TRAIN and TRAIN in known:
-            found = pc.or_(found, pc.is_in(wanted, known[TRAIN]))
-        if not pc.all(found).as_py():
-            fault = judgements[int(np.flatnonzero(~found.to_numpy(zero_copy_only=False))[0])]
-            raise CollectionError(
-                f"{path}:{fault.line}: unknown passage {fault.passage_id!r}; it must be in {source.passages.name}"
-            )
-
-
-def _write_topics(folder: Path, topics: dict[str, Topics]) -> None:
-    queries = [(t.split, q, text) for t in topics.values() for q, text in t.queries.items()]
-    grades = [
-        (t.split, q, p, grade)
-        for t in topics.values()
-        for q, judged in t.qrels.items()
-        for p, grade in judged.items()
-    ]
-    pq.write_table(
-        pa.table(
-            dict(
-                zip(
-                    ("split", "query_id", "text"),
-                    map(list, zip(*queries, strict=True)),
-                    strict=True,
-                )
-            )
-        ),
-        folder / "topics.parquet",
-    )
-    pq.write_table(
-        pa.table(
-            dict(
-                zip(
-                    ("split", "query_id", "passage_id", "grade"),
-                    map(list, zip(*grades, strict=True)),
-                    strict=True,
-                )
-            )
-        ),
-        folder / "qrels.parquet",
-    )
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        for address, number in zip(batch["address"], batch["number"], strict=True):
+            yield from parsed(str(address), int(number), self.quarantine)
 
 
 def load_topics(folder: Path) -> dict[str, Topics]:
@@ -212,28 +104,16 @@ def training_part(collection: Artifact) -> str:
 # ------------------------------------------------------------------------------------ tokens
 
 
-@dataclass(frozen=True)
-class _Tokenise:
-    """Ray Data function: passages -> their tokens; the tokenizer is loaded once a process."""
-
-    backbone: Backbone
-    models_dir: str | None
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        tokenizer = _tokenizer(self.backbone, self.models_dir)
-        titles = [str(t).strip() for t in batch["title"]]
-        heads = tokenizer.encode(titles, STORE_LIMIT)
-        bodies = [
-            f" {text}" if title else str(text)
-            for title, text in zip(titles, batch["text"], strict=True)
-        ]
-        tails = tokenizer.encode(bodies, STORE_LIMIT)
-        tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
-        return {
-            "passage_id": batch["passage_id"],
-            "tokens": np.array([t.tobytes() for t in tokens], dtype=object),
-            "title_tokens": np.array([min(len(h), STORE_LIMIT) for h in heads], dtype=np.int32),
-        }
+def _tokens(
+    tokenizer: Tokenizer, titles: list[str], texts: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All tokens in a row, token counts and title token counts of passages cut to the store's limit."""
+    titles = [title.strip() for title in titles]
+    heads = tokenizer.encode(titles, STORE_LIMIT)
+    bodies = [f" {text}" if title else text for title, text in zip(titles, texts, strict=True)]
+    tails = tokenizer.encode(bodies, STORE_LIMIT)
+    tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
+    return np.concatenate(tokens), np.array(list(map(len, tokens))), np.array(list(map(len, heads)))
 
 
 _TOKENIZERS: dict[tuple[Backbone, str | None], Tokenizer] = {}
@@ -245,6 +125,17 @@ def _tokenizer(backbone: Backbone, models_dir: str | None) -> Tokenizer:
     return _TOKENIZERS[backbone, models_dir]
 
 
+_FOLDERS: dict[tuple[str, ...], Path] = {}
+
+
+def _folder(store: Store, collection: Artifact) -> Path:
+    """The collection on this node; its checksums are checked once a process, not once a shard."""
+    key = store.uri, collection.path, collection.manifest["attempt"]
+    if key not in _FOLDERS:
+        _FOLDERS[key] = store.local(collection)
+    return _FOLDERS[key]
+
+
 def tokens_address(collection: Artifact, tokenizer: Tokenizer) -> Address:
     identity = {"tokenizer": tokenizer.fingerprint, "limit": STORE_LIMIT}
     return Address(
@@ -252,37 +143,103 @@ def tokens_address(collection: Artifact, tokenizer: Tokenizer) -> Address:
     )
 
 
+@dataclass(frozen=True)
+class TokenShard:
+    """One Parquet shard's tokens to be made: a passage store of its own.
+
+    `file`: the shard's name within the collection's artifact.
+    """
+
+    address: Address
+    file: str
+
+
+def token_shards(collection: Artifact, tokenizer: Tokenizer, part: str) -> list[TokenShard]:
+    """The shards of a collection's part, in id order."""
+    whole = tokens_address(collection, tokenizer)
+    held = collection.manifest["files"]
+    files = sorted(file for file in held if file.startswith(f"{part}/"))
+    return [
+        TokenShard(
+            Address(
+                TOKEN_SHARDS,
+                f"{whole.name}-{part}-{number:05d}",
+                {**whole.identity, "shard": held[file]["sha256"]},
+                whole.inputs,
+            ),
+            file,
+        )
+        for number, file in enumerate(files)
+    ]
+
+
+@dataclass(frozen=True)
+class MakeTokenShard:
+    """Ray Data function: commits the shards whose numbers it is given."""
+
+    store: Store
+    collection: Artifact
+    shards: tuple[TokenShard, ...]
+    backbone: Backbone
+    models_dir: str | None
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for number in batch["id"].tolist():
+            shard = self.shards[number]
+            tokenizer = _tokenizer(self.backbone, self.models_dir)
+            file = _folder(self.store, self.collection) / shard.file
+            with self.store.draft(shard.address) as draft:
+                draft.meta["passages"] = write_flat_store(
+                    draft.path, _tokenised(tokenizer, file), tokenizer.dtype
+                )
+        return batch
+
+
+def _tokenised(
+    tokenizer: Tokenizer, file: Path
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
+    for batch in pq.ParquetFile(file).iter_batches(1_024, columns=["passage_id", "title", "text"]):
+        ids, titles, texts = (batch[name].to_pylist() for name in ("passage_id", "title", "text"))
+        yield ids, *_tokens(tokenizer, titles, texts)
+
+
 def tokenise(
     store: Store, collection: Artifact, backbone: Backbone, models_dir: str | None
 ) -> Artifact:
-    """Commit the passage store(s) of a collection under a backbone's tokenizer."""
+    """Commit the passage store(s) of a collection under a backbone's tokenizer.
+
+    Every Parquet shard's tokens are an artifact of its own until all are there, so that a killed run
+    goes on from the finished ones; the shards are then joined and removed.
+    """
     tokenizer = load_tokenizer(backbone, models_dir)
     address = tokens_address(collection, tokenizer)
-    folder = store.local(collection)
+    shards = {p: token_shards(collection, tokenizer, p) for p in (PASSAGES, TRAIN_PASSAGES)}
+    missing = [s for own in shards.values() for s in own if store.find(s.address) is None]
+    if missing:
+        made = ray.data.range(len(missing), override_num_blocks=len(missing)).map_batches(
+            MakeTokenShard(store, collection, tuple(missing), backbone, models_dir),  # type: ignore[arg-type]
+            batch_size=1,
+        )
+        unwrapped(made.materialize)
     with store.draft(address) as draft:
-        for part in (PASSAGES, TRAIN_PASSAGES):
-            files = sorted(str(f) for f in (folder / part).glob("*.parquet"))
-            if not files:
-                continue
-            dataset = ray.data.read_parquet(files).map_batches(
-                _Tokenise(backbone, models_dir),  # type: ignore[arg-type]
-                batch_size=1_024,
-                zero_copy_batch=False,
-            )
-            draft.meta[part] = unwrapped(
-                write_store,
-                draft.path / part,
-                _token_shards(dataset, tokenizer.dtype),
-                tokenizer.dtype,
-            )
+        for part, own in shards.items():
+            if own:
+                draft.meta[part] = write_flat_store(
+                    draft.path / part, _joined(store, own), tokenizer.dtype
+                )
         statistics = {**draft.meta, "vocabulary": tokenizer.vocabulary}
         (draft.path / "statistics.json").write_text(json.dumps(statistics, indent=1))
-    return store.committed(address)
+        draft.meta["shards_made"] = len(missing)
+    tokens = store.committed(address)
+    for shard in (s for own in shards.values() for s in own):
+        with contextlib.suppress(FileNotFoundError):
+            store.fs.rm(f"{store.root}/{shard.address.path}", recursive=True)
+    return tokens
 
 
-def _token_shards(
-    dataset: ray.data.Dataset, dtype: type
-) -> Iterator[tuple[list[str], list[np.ndarray], list[int]]]:
-    for batch in dataset.iter_batches(batch_size=4_096, batch_format="numpy"):
-        tokens = [np.frombuffer(t, dtype=dtype) for t in batch["tokens"]]
-        yield [str(i) for i in batch["passage_id"]], tokens, batch["title_tokens"].tolist()
+def _joined(
+    store: Store, shards: list[TokenShard]
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
+    for shard in shards:
+        own = PassageStore(store.local(store.committed(shard.address)))
+        yield own.passage_ids(slice(None)), own.flat, np.diff(own.offsets), own.titles

@@ -1,65 +1,71 @@
-"""Mine on Ray Data: an actor pool of BM25 searchers finds candidates for every training query.
+"""Mine on Ray: candidates for every training query from BM25, a retriever checkpoint, or a TREC run.
 
-candidates artifact   (query_id, mined, random)
+candidates artifact   candidates.parquet: (query_id, mined, random), by ascending query id
+index artifacts       of the training passages, which the miners map into memory
+
+Miners work in shards of queries; a killed run goes on from the finished ones.
 """
-
-# pyright: reportAttributeAccessIssue=false
-# (the functions of pyarrow.compute are made at run time)
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
-from ray.data import ActorPoolStrategy
 
-from raylab.artifacts import Address, Artifact, Store
+from raylab.artifacts import Address, Artifact, Store, sha256_of
 from raylab.data.collections import TRAIN, VALIDATION, CollectionError
+from raylab.data.scores import Left, scores_by_query
 from raylab.data.teacher import Ask, Candidates, asks_of_titles, asks_of_topics, draw_candidates
-from raylab.index.bm25 import BM25Index
-from raylab.jobs.cluster import unwrapped
-from raylab.jobs.ingest import load_passages, load_topics, training_part
+from raylab.data.tokens import find_ids
+from raylab.jobs.ingest import PASSAGES, load_passages, load_topics, training_part
+from raylab.jobs.mining_index import BM25, Indexer, Searcher, index_tasks, open_searcher
+from raylab.jobs.shards import Pool, make_shards, ray_pool, remove_shards
+from raylab.jobs.texts import TextHashes, passage_ids
+from raylab.models.teachers import teacher_fingerprint
 
 # Validation queries are mined and scored too, for whoever tunes a distillation loss; never trained on.
 TAUGHT = (TRAIN, VALIDATION)
+_SHARD_QUERIES = 1_024
+_SEARCHED = 256  # queries at once
 
 
 @dataclass(frozen=True)
 class Mining:
-    """How candidates are found: BM25's first `depth` passages, and `random` ones drawn from all.
+    """How candidates are found: the first `depth` passages of a source, and `random` ones drawn from all.
 
-    Positives and their copies are never among them.
+    Positives and their copies are never among them. `source`: "bm25", a retriever checkpoint (folder
+    or hub id), or a TREC run file.
     """
 
     depth: int = 20
     random: int = 12
     pseudo_queries: bool = True
+    source: str = BM25
 
+    @property
+    def run(self) -> Path | None:
+        """The run file, when the source is one."""
+        path = Path(self.source)
+        return path if self.source != BM25 and path.is_file() else None
 
-@dataclass(frozen=True)
-class Texts:
-    """The training passages of a collection: ids, texts under the protocol (title, space, body), bodies."""
-
-    ids: list[str]
-    texts: list[str]
-    titles: list[str]
-    bodies: list[str]
-
-    @classmethod
-    def load(cls, folder: Path, part: str) -> Texts:
-        ids, titles, bodies = [], [], []
-        for batch in load_passages(folder, part):
-            ids += batch["passage_id"]
-            titles += batch["title"]
-            bodies += batch["text"]
-        texts = [f"{t} {b}".strip() for t, b in zip(titles, bodies, strict=True)]
-        return cls(ids, texts, titles, bodies)
+    def identity(self, models_dir: str | None = None) -> dict[str, Any]:
+        """What decides which candidates are found: contents, not places."""
+        facts: dict[str, Any] = {
+            "depth": self.depth,
+            "random": self.random,
+            "pseudo_queries": self.pseudo_queries,
+        }
+        if self.run is not None:
+            facts["run"] = sha256_of(self.run)
+        elif self.source != BM25:
+            facts["retriever"] = teacher_fingerprint(self.source, models_dir)
+        return facts
 
 
 def training_asks(
@@ -75,12 +81,14 @@ def training_asks(
         raise CollectionError(
             f"the collection has no {TRAIN!r} split to train on; it has {', '.join(topics)}"
         )
-    texts = Texts.load(folder, part)
-    known = set(texts.ids)
+    ids = passage_ids(folder, part)
     asks = []
     for split in splits:
-        for ask in asks_of_topics(topics[split]) if split in topics else []:
-            positives = tuple(p for p in ask.positives if p in known)
+        own = asks_of_topics(topics[split]) if split in topics else []
+        _, known = find_ids(ids, [p for ask in own for p in ask.positives])
+        at_hand = iter(known.tolist())
+        for ask in own:
+            positives = tuple(p for p in ask.positives if next(at_hand))
             if positives:
                 asks.append(Ask(ask.query_id, ask.text, positives))
     if not asks:
@@ -88,7 +96,9 @@ def training_asks(
             "no training query has a relevant passage among the training passages"
         )
     if mining.pseudo_queries:
-        asks += asks_of_titles(zip(texts.ids, texts.titles, texts.bodies, strict=True))
+        for batch in load_passages(folder, part):
+            columns = (batch["passage_id"], batch["title"], batch["text"])
+            asks += asks_of_titles(zip(*columns, strict=True))
     return asks
 
 
@@ -97,90 +107,177 @@ _CANDIDATES = pa.schema(
 )
 
 
-class _Miner:
-    """Ray Data actor: ranks the training passages for batches of queries."""
+class Drawer:
+    """Turns a query's ranking into its candidates."""
 
-    def __init__(self, folder: str, part: str, mining: Mining):
-        texts = Texts.load(Path(folder), part)
-        self.mining, self.ids = mining, texts.ids
-        self.index = BM25Index.build(texts.ids, texts.texts)
-        pairs = zip(texts.ids, texts.bodies, strict=True)
-        self.hashes = {i: int(hashlib.sha256(t.encode()).hexdigest()[:15], 16) for i, t in pairs}
+    def __init__(self, folder: Path, part: str, mining: Mining):
+        self.hashes, self.mining = TextHashes.of(folder, part), mining
+        self.ids = self.hashes.ids
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        queries = [str(q) for q in batch["query"]]
-        positives = [tuple(str(p) for p in row) for row in batch["positives"]]
-        # Room for the positives and their copies, which are dropped.
-        found, _ = self.index.search(queries, self.mining.depth + 10)
-        names = [str(i) for i in batch["query_id"]]
-        candidates = [
-            draw_candidates(
-                Ask(name, query, own),
-                [str(p) for p in ranked],
-                self._random(name),
-                self.hashes,
-                self.mining.depth,
-                self.mining.random,
-            )
-            for name, query, own, ranked in zip(names, queries, positives, found, strict=True)
-        ]
-        columns = [names, [list(c.mined) for c in candidates], [list(c.random) for c in candidates]]
-        return pa.table(columns, schema=_CANDIDATES)
+    def draw(self, ask: Ask, ranked: Sequence[str]) -> Candidates:
+        drawn = self._random(ask.query_id)
+        hashes = self.hashes.of_passages([*ask.positives, *ranked, *drawn])
+        return draw_candidates(ask, ranked, drawn, hashes, self.mining.depth, self.mining.random)
 
     def _random(self, query_id: str) -> list[str]:
         """Passages in an order drawn by a hash of the query's id."""
         seed = int(hashlib.sha256(query_id.encode()).hexdigest()[:15], 16)
         count = 2 * (self.mining.depth + self.mining.random)
-        return [
-            self.ids[i] for i in np.random.default_rng(seed).integers(len(self.ids), size=count)
-        ]
+        places = np.random.default_rng(seed).integers(len(self.ids), size=count)
+        return [one.decode() for one in self.ids[places].tolist()]
 
 
-def candidates_address(collection: Artifact, mining: Mining) -> Address:
+@dataclass(frozen=True)
+class MineTask:
+    """One shard: some of the queries."""
+
+    address: Address
+    asks: tuple[Ask, ...]
+
+
+@dataclass(frozen=True)
+class _Miner:
+    """Starts a worker that commits shards of candidates."""
+
+    store: Store
+    folder: Path
+    part: str
+    mining: Mining
+    indexes: tuple[Artifact, ...]
+    models_dir: str | None
+
+    def __call__(self) -> Callable[[MineTask], None]:
+        drawer = Drawer(self.folder, self.part, self.mining)
+        searcher = open_searcher(self.mining.source, self.store, self.indexes, self.models_dir)
+
+        def make(task: MineTask) -> None:
+            with self.store.draft(task.address) as draft:
+                found = search_and_draw(task.asks, searcher, drawer, self.mining.depth)
+                count = write_candidates(found, draft.path / "candidates.parquet")
+                draft.meta["queries"] = count
+
+        return make
+
+
+def search_and_draw(
+    asks: Sequence[Ask], searcher: Searcher, drawer: Drawer, depth: int
+) -> Iterator[tuple[str, Candidates]]:
+    """The candidates of each query."""
+    for start in range(0, len(asks), _SEARCHED):
+        batch = asks[start : start + _SEARCHED]
+        # Room for the positives and their copies, which are dropped.
+        room = depth + 10 + max(len(ask.positives) for ask in batch)
+        found, _ = searcher.search([ask.text for ask in batch], room)
+        for ask, ranked in zip(batch, found.tolist(), strict=True):
+            yield ask.query_id, drawer.draw(ask, ranked)
+
+
+def write_candidates(found: Iterable[tuple[str, Candidates]], path: Path) -> int:
+    """Write candidates by ascending query id; returns for how many queries.
+
+    Raises:
+        CollectionError: a query without any.
+    """
+    count = 0
+    with pq.ParquetWriter(path, _CANDIDATES) as writer:
+        rows: list[dict[str, Any]] = []
+        for query_id, own in found:
+            if not own.mined:
+                raise CollectionError(f"query {query_id!r}: the collection has no other passage")
+            rows.append(
+                {"query_id": query_id, "mined": list(own.mined), "random": list(own.random)}
+            )
+            count += 1
+            if len(rows) == _SHARD_QUERIES:
+                writer.write_table(pa.Table.from_pylist(rows, schema=_CANDIDATES))
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, schema=_CANDIDATES))
+    return count
+
+
+def candidates_address(
+    collection: Artifact, mining: Mining, models_dir: str | None = None
+) -> Address:
     return Address(
         "candidates",
         collection.manifest["name"],
-        vars(mining),
+        mining.identity(models_dir),
         {"collection": collection.fingerprint},
     )
 
 
-def mine(store: Store, collection: Artifact, mining: Mining, actors: int) -> Artifact:
-    """Commit BM25 candidates for every training query.
+def mine(
+    store: Store,
+    collection: Artifact,
+    mining: Mining,
+    actors: int,
+    models_dir: str | None = None,
+    pool: Pool = ray_pool,
+) -> Artifact:
+    """Commit candidates for every training query (from a run: for every one that it has).
 
     Raises:
-        CollectionError: see `training_asks`; also a query without any candidate.
+        CollectionError: see `training_asks`; also a query without any candidate, and a fault in the run.
+        ConfigError: no retriever there.
     """
-    part = training_part(collection)
-    address = candidates_address(collection, mining)
+    address = candidates_address(collection, mining, models_dir)
     if (done := store.find(address)) is not None:
         return done
-    folder = store.local(collection)
-    asks = training_asks(folder, part, mining, TAUGHT)
+    folder, part = store.local(collection), training_part(collection)
+    asks = sorted(training_asks(folder, part, mining, TAUGHT), key=lambda ask: ask.query_id)
+    if mining.run is not None:
+        return _mine_run(store, address, folder, part, mining, asks)
+    tasks = index_tasks(store, collection, part, mining.source, models_dir)
+    indexes = make_shards(store, tasks, Indexer(store, mining.source, models_dir), actors, pool)
+    shards = make_shards(
+        store,
+        list(_tasks(address, asks)),
+        _Miner(store, folder, part, mining, tuple(indexes), models_dir),
+        actors,
+        pool,
+    )
     with store.draft(address) as draft:
-        rows = [
-            {"query_id": a.query_id, "query": a.text, "positives": list(a.positives)} for a in asks
-        ]
-        dataset = ray.data.from_items(rows, override_num_blocks=4 * actors).map_batches(
-            _Miner,
-            fn_constructor_args=(str(folder), part, mining),
-            compute=ActorPoolStrategy(size=actors),
-            batch_size=256,
-            num_cpus=1,
-        )
-        batches = unwrapped(lambda: list(dataset.iter_batches(batch_format="pyarrow")))
-        table = pa.concat_tables(batches).sort_by("query_id")
-        bare = table.filter(pc.equal(pc.list_value_length(table["mined"]), 0))
-        if len(bare):
-            raise CollectionError(
-                f"query {bare['query_id'][0].as_py()!r}: the collection has no other passage"
-            )
-        pq.write_table(table, draft.path / "candidates.parquet")
-        draft.meta["queries"] = len(table)
+        found = (one for shard in shards for one in candidates_by_query(store.local(shard)))
+        draft.meta["queries"] = write_candidates(found, draft.path / "candidates.parquet")
+    remove_shards(store, shards)
     return store.committed(address)
 
 
-def read_candidates(folder: Path) -> dict[str, Candidates]:
-    """Of a candidates artifact, by query."""
-    rows = pq.read_table(folder / "candidates.parquet").to_pylist()
-    return {row["query_id"]: Candidates(tuple(row["mined"]), tuple(row["random"])) for row in rows}
+def _tasks(address: Address, asks: Sequence[Ask]) -> Iterator[MineTask]:
+    for start in range(0, len(asks), _SHARD_QUERIES):
+        own = tuple(asks[start : start + _SHARD_QUERIES])
+        name = f"{address.name}-{start // _SHARD_QUERIES:05d}"
+        what = {**address.identity, "queries": [start, start + len(own)]}
+        yield MineTask(Address(address.stage, name, what, address.inputs), own)
+
+
+def _mine_run(
+    store: Store, address: Address, folder: Path, part: str, mining: Mining, asks: list[Ask]
+) -> Artifact:
+    """Candidates from a run's own rankings; equal scores by passage id descending, as in trec_eval."""
+    assert mining.run is not None
+    drawer, left = Drawer(folder, part, mining), Left()
+    by_id = {ask.query_id: ask for ask in asks}
+    apart = None if part == PASSAGES else passage_ids(folder, PASSAGES)
+    found = (
+        (query_id, drawer.draw(by_id[query_id], _ranking(scores)))
+        for query_id, scores in scores_by_query(mining.run, list(by_id), drawer.ids, apart, left)
+    )
+    with store.draft(address) as draft:
+        count = write_candidates(found, draft.path / "candidates.parquet")
+        if not count:
+            raise CollectionError(f"{mining.run}: it has none of the {len(asks)} training queries")
+        draft.meta.update(queries=count, hits_on_evaluation_passages=left.other_passages)
+    return store.committed(address)
+
+
+def _ranking(scores) -> list[str]:
+    ordered = sorted(scores, reverse=True)
+    return sorted(ordered, key=lambda passage: -scores[passage][0])
+
+
+def candidates_by_query(folder: Path) -> Iterator[tuple[str, Candidates]]:
+    """Of a candidates artifact, in ascending order of query id."""
+    for batch in pq.ParquetFile(folder / "candidates.parquet").iter_batches(_SHARD_QUERIES):
+        for row in batch.to_pylist():
+            yield row["query_id"], Candidates(tuple(row["mined"]), tuple(row["random"]))

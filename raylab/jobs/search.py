@@ -17,17 +17,17 @@ import ray
 
 from raylab.artifacts import Address, Artifact, Store
 from raylab.config import HeadKind
+from raylab.data.registry import Protocol, protocol
 from raylab.encoding import read_shard
-from raylab.evaluation.benchmarks import Protocol, drop_own_document, protocol
 from raylab.evaluation.measures import evaluate
-from raylab.evaluation.runs import Run, read_run, write_run
+from raylab.evaluation.runs import Run, drop_own_document, read_run, write_run
 from raylab.index.bm25 import BM25Index
 from raylab.index.dense import DenseIndex
 from raylab.index.sparse import SparseIndex
 from raylab.index.topk import merge_topk
 from raylab.jobs.cluster import unwrapped
 from raylab.jobs.ingest import PASSAGES, load_topics
-from raylab.jobs.mine import Texts
+from raylab.jobs.texts import Texts
 
 INDEX, RUN, MEASURES = "index", "run", "measures"
 

@@ -21,6 +21,7 @@ from raylab.jobs.cluster import arrow_filesystem, root_cause
 
 _RUNS = "train"  # folder of Ray Train's own state and checkpoints below the storage root
 BACKBONE, RETRIEVER = "backbone", "retriever"
+ARRAYS = "arrays"  # training groups as the workers map them
 
 
 # --------------------------------------------------------------------------------- addresses

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 
 from raylab.artifacts import Artifact, DamagedArtifact, Store
 from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
-from raylab.data.collections import EMBEDDED, TRAIN, Source
+from raylab.data.collections import TRAIN
+from raylab.data.ingest import collection_address
+from raylab.data.sources import EMBEDDED, Source
 from raylab.encoding import shards
 from raylab.jobs.cluster import connect
 from raylab.jobs.collect import BM25, Walked
@@ -15,7 +18,6 @@ from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, qu
 from raylab.jobs.fine_tune import adapt_all, fine_tune_all
 from raylab.jobs.ingest import (
     PASSAGES,
-    collection_address,
     ingest,
     tokenise,
     tokens_address,
@@ -23,6 +25,7 @@ from raylab.jobs.ingest import (
 )
 from raylab.jobs.monitor import Monitor
 from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
+from raylab.jobs.shards import ray_pool
 from raylab.jobs.teach import Mining, Teaching, make_groups
 from raylab.jobs.train import AdaptationJob, CellJob, adaptation_address, cell_address
 from raylab.models.backbone import weights_fingerprint
@@ -87,11 +90,11 @@ class Walk:
     # ------------------------------------------------------------------ data
 
     def _ingest(self) -> tuple[Artifact, dict[str, Artifact]]:
-        collection = self.store.find(collection_address(self.source))
+        collection = self.store.find(collection_address(self.source, self.grid.on_fault))
         if collection is None:
             self.ray()
             self.monitor.enter("ingest", 1)
-            collection = ingest(self.store, self.source)
+            collection = ingest(self.store, self.source, self.grid.on_fault)
             self.monitor.advance(
                 f"{collection.meta['passages']} passages, splits {collection.meta['splits']}"
             )
@@ -116,6 +119,7 @@ class Walk:
             self.execution.models_dir,
             self.execution.encoding_actors,
             EMBEDDED.get(self.grid.collection),
+            pool=functools.partial(ray_pool, gpu=self.execution.use_gpu),
         )
         groups = self.store.find(teaching.address())
         if groups is None:

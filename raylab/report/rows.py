@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from raylab.evaluation.benchmarks import protocol
+from raylab.data.registry import protocol
 
 TRAINED, UNTRAINED, BASELINE = "trained", "untrained", "baseline"
 KINDS = (BASELINE, UNTRAINED, TRAINED)

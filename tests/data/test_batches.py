@@ -1,14 +1,18 @@
 """Tokens and batches: exact texts, determinism by (seed, step), independence of the number of workers."""
 
 import dataclasses
+import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raylab.config import Adaptation, ConfigError, FineTuning, Tokenization
 from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.collections import CollectionError
-from raylab.data.teacher import Groups
+from raylab.data.groups import Groups, Ragged, open_groups, write_arrays
+from raylab.data.teacher import GROUP_SCHEMA
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore, write_store
 
@@ -41,10 +45,12 @@ def groups(store) -> Groups:
         queries=[f"cell gene {i}" for i in range(20)],
         body_only=np.arange(20) >= 10,
         positives=positives,
-        negatives=[rng.permutation(np.setdiff1d(np.arange(30), [p]))[:6] for p in positives],
+        negatives=Ragged.of(
+            [rng.permutation(np.setdiff1d(np.arange(30), [p]))[:6] for p in positives], np.int64
+        ),
         mined=np.full(20, 4),
         positive_scores=rng.normal(size=20).astype(np.float32),
-        negative_scores=[rng.normal(size=6).astype(np.float32) for _ in positives],
+        negative_scores=Ragged.of([rng.normal(size=6) for _ in positives], np.float32),
     )
 
 
@@ -72,9 +78,17 @@ def test_the_store_gives_back_every_passage(store):
     )
 
 
-@pytest.mark.parametrize("unknown", ["p", "p99", "a", "z"])
+def test_a_passage_without_a_body_gives_its_title_in_full(tmp_path):
+    write_store(tmp_path, [(["a", "b"], [np.arange(9), np.arange(4)], [9, 1])], np.uint16)
+    store = PassageStore(tmp_path)
+    rows, body = np.array([0, 1]), np.array([True, True])
+    assert [len(store.tokens(row, 100, True)) for row in rows] == [9, 3]
+    assert store.lengths(rows, 100, body).tolist() == [9, 3]
+
+
+@pytest.mark.parametrize("unknown", ["p", "p99", "a", "z", "p01\0"])
 def test_unknown_passages_are_named(store, unknown):
-    with pytest.raises(CollectionError, match=f"unknown passage '{unknown}'"):
+    with pytest.raises(CollectionError, match=re.escape(f"unknown passage {unknown!r}")):
         store.rows(["p01", unknown])
 
 
@@ -92,6 +106,88 @@ def test_a_draw_depends_on_seed_and_step_alone(groups, store, tokenizer):
         a, b = first.draw(step), second.draw(step)
         assert a.rows_QK.tolist() == b.rows_QK.tolist()
         assert a.groups_Q.tolist() == b.groups_Q.tolist()
+
+
+def test_a_step_is_made_again_from_seed_and_step(groups, store, tokenizer):
+    """As written down here, apart from the code: runs that are resumed years later depend on it."""
+    seed, passages, pools = 3, 4, [len(n) for n in groups.negatives]
+    made = batches(groups, store, tokenizer, batch_queries=8, pseudo_fraction=0.25)
+    for step in (0, 1, 9, 30):
+        listed = []
+        for stream, members, take in ((0, range(10), 6), (1, range(10, 20), 2)):
+            for position in range(step * take, step * take + take):
+                epoch, place = divmod(position, len(members))
+                order = np.random.default_rng([seed, stream, epoch]).permutation(len(members))
+                group = members[order[place]]
+                random = np.random.default_rng([seed, epoch, group])
+                easy = random.binomial(passages - 1, made.tuning.random_fraction)
+                hard = random.choice(4, passages - 1 - easy, replace=False) if easy < 3 else []
+                more = 4 + random.choice(pools[group] - 4, easy, replace=easy > 2) if easy else []
+                picks = np.concatenate([hard, more]).astype(int)
+                listed.append([groups.positives[group], *groups.negatives[group][picks]])
+        assert made.draw(step).rows_QK.tolist() == np.array(listed).tolist()
+
+
+def written(folder, store, rows, rows_a_shard: int, row_group: int) -> Groups:
+    """Groups in Parquet shards of any size, as a worker opens them."""
+    folder.mkdir()
+    table = pa.Table.from_pylist(rows, schema=GROUP_SCHEMA)
+    for number, start in enumerate(range(0, len(rows), rows_a_shard)):
+        part, path = table.slice(start, rows_a_shard), folder / f"groups-{number:05d}.parquet"
+        pq.write_table(part, path, row_group_size=row_group)
+    write_arrays(folder, store.rows, folder / "arrays")
+    return open_groups(folder / "arrays")
+
+
+def test_batches_do_not_depend_on_workers_blocks_or_what_was_drawn_before(
+    tmp_path, store, tokenizer
+):
+    rng = np.random.default_rng(5)
+    rows = []
+    for g in range(40):
+        ids = [IDS[i] for i in rng.permutation(30)[: rng.integers(3, 12)]]
+        scores = rng.normal(size=len(ids)).astype(np.float32).tolist()
+        rows.append(
+            {"query_id": f"q{g % 33}", "query": f"cell {g}", "body_only": g % 3 == 0, "mined": 2,
+             "positive": ids[0], "negatives": ids[1:], "positive_score": scores[0],
+             "negative_scores": scores[1:]}
+        )  # fmt: skip
+    one = batches(written(tmp_path / "one", store, rows, 40, 40), store, tokenizer)
+    many = batches(written(tmp_path / "many", store, rows, 7, 2), store, tokenizer)
+    for step in range(20):
+        one.draw(step)
+    for step in (17, 3, 44):
+        whole = one.collate(one.draw(step))
+        for world in (1, 2, 4):
+            parts = [many.collate(many.draw(step), rank, world) for rank in range(world)]
+            for field in dataclasses.fields(whole):
+                own = [getattr(part, field.name) for part in parts]
+                shared = field.name in ("teacher_QK", "excluded_QP")
+                joined = own[0] if shared else np.concatenate(own)
+                assert np.array_equal(joined, getattr(whole, field.name))
+                assert not shared or all(np.array_equal(own[0], other) for other in own)
+
+
+def test_groups_stay_in_their_files(tmp_path, store, tokenizer):
+    """Of half a million queries with 200 candidates each a worker holds what it draws."""
+    ids = IDS[:20]
+    rows = [
+        {"query_id": f"q{g}", "query": "cell", "body_only": False, "positive": ids[0],
+         "negatives": ids[1:], "mined": 19, "positive_score": 1.0, "negative_scores": [0.5] * 19}
+        for g in range(5)
+    ]  # fmt: skip
+    groups = written(tmp_path / "g", store, rows, 5, 5)
+    for array in (
+        groups.negatives.flat,
+        groups.negatives.offsets,
+        groups.negative_scores.flat,
+        groups.positives,
+        groups.queries.encoded.flat,
+    ):
+        while not isinstance(array, np.memmap):
+            assert array.base is not None
+            array = array.base
+        assert array.mode == "r"
 
 
 def test_workers_share_one_batch(groups, store, tokenizer):
@@ -172,7 +268,10 @@ def test_teacher_scores_that_cannot_be_are_refused_with_their_query(
     else:
         negative = negative[:13]
     bad = dataclasses.replace(
-        groups, negative_scores=negative, positive_scores=positive, source="lab/groups/x"
+        groups,
+        negative_scores=Ragged.of(negative, np.float32),
+        positive_scores=positive,
+        source="lab/groups/x",
     )
     with pytest.raises(CollectionError) as error:
         batches(bad, store, tokenizer)
@@ -187,7 +286,7 @@ def test_a_scale_that_overflows_is_refused_when_drawn(groups, store, tokenizer):
 
 def test_scores_that_are_not_asked_for_are_not_checked(groups, store, tokenizer):
     negative = [scores * np.nan for scores in groups.negative_scores]
-    bare = dataclasses.replace(groups, negative_scores=negative)
+    bare = dataclasses.replace(groups, negative_scores=Ragged.of(negative, np.float32))
     tuning = FineTuning(batch_queries=8, negatives=3)
     made = TrainingBatches(bare, store, tokenizer, tuning, 4, seed=3, needs_teacher=False)
     assert made.draw(0).teacher_QK is None

@@ -8,13 +8,13 @@ import pytest
 from raylab.data.collections import (
     CollectionError,
     is_validation,
-    open_collection,
     read_judgements,
     read_passages,
     read_qrels,
     read_queries,
     read_topics,
 )
+from raylab.data.sources import open_collection
 
 
 def write(path, text: str | bytes):

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylab.data.collections import CollectionError, Topics
+from raylab.data.groups import open_groups, write_arrays
+from raylab.data.published import read_published
 from raylab.data.teacher import (
     GROUP_SCHEMA,
     Ask,
@@ -19,8 +21,6 @@ from raylab.data.teacher import (
     asks_of_topics,
     draw_candidates,
     group_rows,
-    read_groups,
-    read_published,
 )
 
 # --------------------------------------------------------------------------------------- asks
@@ -180,7 +180,7 @@ def test_the_three_published_formats_give_the_same_groups(tmp_path):
         {"question": "why", "pos_pid": "7", "neg_pids": ["1", "2"]},
         {"query": "why", "docids": [7, 1, 2], "scores": [9.5, 1, -2.5]},
     )  # fmt: skip
-    rows = read_published(path, {"why": "q12"})
+    rows = list(read_published(path, {"why": "q12"}))
     for row in rows:
         assert (row["query_id"], row["query"]) == ("q12", "why")
         assert (row["positive"], row["negatives"], row["mined"]) == ("7", ["1", "2"], 2)
@@ -230,7 +230,7 @@ def test_a_faulty_record_is_named_by_file_and_line(tmp_path, record):
     good = {"question": "q", "pos_pid": 1, "neg_pids": [2]}
     path = published(tmp_path, good, good, record)
     with pytest.raises(CollectionError) as fault:
-        read_published(path, {})
+        list(read_published(path, {}))
     message = str(fault.value)
     assert message.startswith(f"{path}:3: ")
     assert '"docids"' in message  # what would be right
@@ -266,7 +266,8 @@ def write(folder, *shards):
             pa.Table.from_pylist(shard, schema=GROUP_SCHEMA),
             folder / f"groups-{number:05d}.parquet",
         )
-    return read_groups(folder, rows_of)
+    write_arrays(folder, rows_of, folder / "arrays")
+    return open_groups(folder / "arrays")
 
 
 def test_groups_of_several_shards_come_back_as_they_were_written(tmp_path):
@@ -275,8 +276,8 @@ def test_groups_of_several_shards_come_back_as_they_were_written(tmp_path):
     third = group("q3", "p5", ["p1", "p0"], [6, 5, 4])
     groups = write(tmp_path, [first, second], [third])
     assert len(groups) == 3
-    assert groups.query_ids == ["q1", "q2", "q3"]
-    assert groups.queries == ["text of q1", "text of q2", "text of q3"]
+    assert list(groups.query_ids) == ["q1", "q2", "q3"]
+    assert list(groups.queries) == ["text of q1", "text of q2", "text of q3"]
     assert groups.body_only.tolist() == [False, True, False]
     assert groups.positives.tolist() == [10, 14, 15]
     assert [n.tolist() for n in groups.negatives] == [[11, 12, 13], [15], [11, 10]]
@@ -341,7 +342,7 @@ def test_published_groups_survive_parquet(tmp_path):
         {"query": "how", "docids": ["p3", "p4"], "scores": [0.5, -0.5]},
     )
     (tmp_path / "groups").mkdir()
-    groups = write(tmp_path / "groups", read_published(path, {"why": "q1"}))
-    assert groups.query_ids == ["q1", "how"]
+    groups = write(tmp_path / "groups", list(read_published(path, {"why": "q1"})))
+    assert list(groups.query_ids) == ["q1", "how"]
     assert [n.tolist() for n in groups.negatives] == [[11, 12], [14]]
     assert [s.tolist() for s in groups.negative_scores] == [[1.0, 2.0], [-0.5]]

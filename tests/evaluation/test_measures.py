@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylab.data.collections import read_qrels
-from raylab.evaluation.benchmarks import BEIR, TREC_DL, drop_own_document, protocol
+from raylab.data.registry import BEIR, TREC_DL, protocol
 from raylab.evaluation.measures import evaluate
-from raylab.evaluation.runs import Run, read_run
+from raylab.evaluation.runs import Run, drop_own_document, read_run
 
 NAMES = ["nDCG@10", "nDCG", "RR", "RR@10", "RR(rel=2)@10", "R@100", "R(rel=2)@1000", "AP", "AP@5"]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raylab.config import Backbone, Encoding
-from raylab.data.collections import open_collection, read_passages
+from raylab.data.collections import read_passages
+from raylab.data.sources import open_collection
 from raylab.models.hub import load_tokenizer
 from raylab.models.retriever import Retriever, collapse, length_batches
 

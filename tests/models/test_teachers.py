@@ -3,6 +3,8 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import (
@@ -10,10 +12,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
 )
 
 from raylab.config import ConfigError
+from raylab.models.retriever import Retriever
 from raylab.models.teachers import MAX_TOKENS, Teacher, check_teacher, teacher_fingerprint
 
 WORDS = [
@@ -104,11 +108,69 @@ def test_a_bi_encoder_scores_by_the_cosine_of_mean_states(bi_encoder_folder, bat
 
 
 def test_scores_do_not_depend_on_what_was_scored_before(bi_encoder_folder):
+    """To the bit: a run that is killed and goes on must end with the same scores."""
     first, second = Teacher(str(bi_encoder_folder)), Teacher(str(bi_encoder_folder))
     second.score(QUERIES[::-1], PASSAGES)
-    np.testing.assert_allclose(
-        first.score(QUERIES, PASSAGES), second.score(QUERIES, PASSAGES), atol=1e-6
+    assert first.score(QUERIES, PASSAGES).tolist() == second.score(QUERIES, PASSAGES).tolist()
+
+
+@pytest.fixture(scope="module")
+def sparse_encoder_folder(tmp_path_factory, model_folder):
+    """A random BERT with a masked language model's head, as SPLADE models are published."""
+    folder = tmp_path_factory.mktemp("sparse") / "tiny-splade"
+    tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
+    tokenizer.save_pretrained(str(folder))
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        pad_token_id=0,
     )
+    model = BertForMaskedLM(config)
+    torch.nn.init.normal_(model.cls.predictions.bias, std=0.5)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 8_192])
+def test_a_sparse_encoder_scores_by_the_product_of_term_weights(
+    sparse_encoder_folder, batch_tokens
+):
+    teacher = Teacher(str(sparse_encoder_folder))
+    assert teacher.kind == "sparse encoder"
+    scores = teacher.score(QUERIES, PASSAGES, batch_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(str(sparse_encoder_folder))
+    model = BertForMaskedLM.from_pretrained(str(sparse_encoder_folder)).double().eval()
+
+    def weights(text: str) -> np.ndarray:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :MAX_TOKENS]
+        with torch.no_grad():
+            return np.log1p(np.maximum(model(input_ids=ids).logits[0].numpy(), 0).max(0))
+
+    expected = [weights(q) @ weights(p) for q, p in zip(QUERIES, PASSAGES, strict=True)]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert len(set(np.round(expected, 6))) == len(expected)
+
+
+@pytest.mark.parametrize("head", ["dense", "sparse"])
+def test_a_retriever_scores_as_it_retrieves(retriever_folders, head):
+    folder = str(retriever_folders[head])
+    check_teacher(folder)
+    teacher, retriever = Teacher(folder), Retriever.load(folder)
+    assert teacher.kind == "retriever"
+    for query, passage, score in zip(
+        QUERIES, PASSAGES, teacher.score(QUERIES, PASSAGES), strict=True
+    ):
+        product = retriever.encode_queries([query]) @ retriever.encode_passages([passage]).T
+        product = product.toarray() if head == "sparse" else product
+        assert score == pytest.approx(product.item(), rel=1e-5)
+
+
+def test_nothing_to_score_is_no_score(bi_encoder_folder):
+    assert Teacher(str(bi_encoder_folder)).score([], []).shape == (0,)
 
 
 def test_a_missing_teacher_is_one_clear_error(tmp_path):
@@ -129,7 +191,8 @@ def test_a_teacher_is_looked_for_before_anything_else(tmp_path, teacher_folder):
     check_teacher(str(teacher_folder))
     shutil.copytree(teacher_folder, tmp_path / "models" / "BERT")
     check_teacher("org/BERT", str(tmp_path / "models"))
-    (tmp_path / "scores.parquet").write_bytes(b"")
+    scores = {"query_id": ["q"], "passage_id": ["p"], "score": [1.0]}
+    pq.write_table(pa.table(scores), tmp_path / "scores.parquet")
     check_teacher(str(tmp_path / "scores.parquet"))
     (tmp_path / "empty").mkdir()
     for missing in ("nowhere", "nowhere.parquet", "empty"):

@@ -1,0 +1,272 @@
+"""`raylab data`: read a collection, bring candidates and teacher scores to it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raylab.artifacts import Artifact, Store
+from raylab.config import ON_FAULT, ConfigError, Execution
+from raylab.data.files import CollectionError
+from raylab.data.ingest import QUARANTINE, collection_address
+from raylab.data.registry import BENCHMARKS
+from raylab.data.sources import open_collection
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+
+_Collection = Annotated[str, typer.Option(help="scifact, or a folder in BEIR or MS MARCO layout")]
+_Storage = Annotated[str, typer.Option(help="a local folder or any fsspec address")]
+_Source = Annotated[str, typer.Option(help="bm25, a retriever checkpoint, or a TREC run file")]
+_Depth = Annotated[int, typer.Option(min=1, help="candidates a query, best first")]
+_Random = Annotated[int, typer.Option(min=0, help="passages drawn at random beside them")]
+_Titles = Annotated[bool, typer.Option(help="passages' titles ask for their bodies, too")]
+_Actors = Annotated[int, typer.Option(min=1, help="worker processes")]
+_Models = Annotated[str | None, typer.Option(help="folder with local copies of hub models")]
+_Gpu = Annotated[bool, typer.Option("--gpu", help="one GPU a worker")]
+_TEACHER = (
+    "cross-encoder, sparse or dense encoder, or retriever: folder, hub id, package:NAME/FOLDER"
+)
+
+
+def fail(error: Exception) -> typer.Exit:
+    """Say it in one line; bad input ends with status 2."""
+    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    return typer.Exit(2)
+
+
+@app.command("list")
+def list_benchmarks() -> None:
+    """The benchmarks known by name: splits, measures, run depth, quirks."""
+    table = Table("collection", "split", "ir_datasets", "measures", "depth", "notes")
+    for benchmark in BENCHMARKS.values():
+        for name, split in benchmark.splits.items():
+            rules = split.protocol
+            notes = [
+                "graded" if split.graded else "",
+                f"binary from {rules.binary_level}" if rules.binary_level > 1 else "",
+                "queries are documents" if rules.drop_own_document else "",
+                "embedded" if benchmark.embedded else "",
+            ]
+            table.add_row(
+                benchmark.name,
+                name,
+                split.ir_datasets or "",
+                " ".join(rules.measures),
+                str(rules.run_depth),
+                ", ".join(filter(None, notes)),
+            )
+    console.print(table)
+
+
+@app.command("ingest")
+def ingest_collection(
+    collection: Annotated[
+        str,
+        typer.Argument(
+            help="scifact; a folder, .zip or fsspec address in BEIR, MS MARCO or Parquet layout; "
+            "irds:NAME"
+        ),
+    ],
+    storage: Annotated[str, typer.Option(help="a local folder or any fsspec address")] = "lab",
+    on_fault: Annotated[
+        str, typer.Option(help="error: stop at the first faulty record; quarantine: set it aside")
+    ] = "error",
+) -> None:
+    """Read, validate and write a collection as Parquet shards in id order; finished work is kept."""
+    store = Store(storage)
+    try:
+        if on_fault not in ON_FAULT:
+            raise ConfigError(f"--on-fault {on_fault!r}: it must be one of {', '.join(ON_FAULT)}")
+        source = open_collection(collection)
+        address = collection_address(source, on_fault)
+        made = store.find(address)
+        if made is None:
+            from raylab.jobs.cluster import connect
+            from raylab.jobs.grid import sole_driver
+            from raylab.jobs.ingest import ingest
+
+            with sole_driver(store), connect(Execution(storage=storage)):
+                made = ingest(store, source, on_fault)
+    except (ConfigError, CollectionError, OSError) as error:
+        raise fail(error) from None
+    _show_collection(store, made)
+
+
+def _show_collection(store: Store, made: Artifact) -> None:
+    meta = made.meta
+    kept_apart = f", {meta['train_passages']:,} for training" if meta["train_passages"] else ""
+    print(f"{meta['passages']:,} passages{kept_apart}")
+    for split, queries in meta["splits"].items():
+        print(f"{split:>14}  {queries:,} judged queries")
+    print(f"{'verified':>14}  {', '.join(meta.get('verified', [])) or 'no published checksum'}")
+    for kind, count in meta.get("quarantined", {}).items():
+        print(f"{'quarantined':>14}  {count:,} x {kind}")
+    folder = f"{store.uri}/{made.path}/{made.manifest['attempt']}"
+    if meta.get("quarantined"):
+        print(f"{'reasons':>14}  {folder}/{QUARANTINE}")
+    print(f"{'collection':>14}  {folder}")
+
+
+@app.command()
+def mine(
+    out: Annotated[Path, typer.Option(help="Parquet file of training groups to write")],
+    collection: _Collection = "scifact",
+    storage: _Storage = "lab",
+    source: _Source = "bm25",
+    depth: _Depth = 20,
+    random: _Random = 12,
+    titles: _Titles = True,
+    teacher: Annotated[str | None, typer.Option(help=f"scores the candidates: {_TEACHER}")] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="leave out negatives scored above the positive minus this"),
+    ] = None,
+    actors: _Actors = 2,
+    models: _Models = None,
+    gpu: _Gpu = False,
+) -> None:
+    """Mine candidates for every training query: training groups, as `--teacher FILE` of a grid takes them.
+
+    Positives and copies of them are never among the candidates, nor are passages kept for evaluation.
+    """
+    try:
+        if margin is not None and teacher is None:
+            raise ConfigError("--margin: it needs --teacher, whose scores it compares")
+        _check(source, teacher, models)
+        with _teaching(
+            collection, storage, source, depth, random, titles, actors, models, gpu
+        ) as make:
+            from raylab.jobs.teach import make_groups
+
+            teaching = make(teacher, margin)
+            groups = make_groups(teaching)
+            _write_groups(teaching.store, groups, out)
+    except (ConfigError, CollectionError) as error:
+        raise fail(error) from None
+    left_out = groups.meta.get("groups_without_negatives_left", 0)
+    told = f", {left_out} left out for want of a negative below the margin" if left_out else ""
+    print(f"{groups.meta['groups']} groups in {out}{told}")
+
+
+@app.command()
+def teach(
+    teacher: Annotated[str, typer.Option(help=_TEACHER)],
+    out: Annotated[Path, typer.Option(help="Parquet file of scores to write")],
+    collection: _Collection = "scifact",
+    storage: _Storage = "lab",
+    source: _Source = "bm25",
+    depth: _Depth = 20,
+    random: _Random = 12,
+    titles: _Titles = True,
+    actors: _Actors = 2,
+    models: _Models = None,
+    gpu: _Gpu = False,
+) -> None:
+    """Mine candidates for every training query and title, and score them with a teacher.
+
+    What is killed goes on from its finished shards when it is run again.
+    """
+    try:
+        _check(source, teacher, models)
+        with _teaching(
+            collection, storage, source, depth, random, titles, actors, models, gpu
+        ) as make:
+            from raylab.jobs.mine import mine as find
+            from raylab.jobs.teach import teach as score
+
+            teaching = make(teacher, None)
+            store, found = teaching.store, teaching.collection
+            scores = score(
+                teaching, find(store, found, teaching.mining, actors, models, teaching.pool)
+            )
+            with _whole(out) as aside:
+                shutil.copyfile(store.local(scores) / "scores.parquet", aside)
+    except (ConfigError, CollectionError) as error:
+        raise fail(error) from None
+    print(f"{scores.meta['pairs']} scores in {out}")
+
+
+def _check(source: str, teacher: str | None, models: str | None) -> None:
+    """Find what is asked for before anything is done.
+
+    Raises:
+        ConfigError, CollectionError: it is not there, or no such thing.
+    """
+    from raylab.data.published import form_of
+    from raylab.models.teachers import check_retriever, check_teacher
+
+    if Path(source).is_file():
+        if form_of(Path(source)) != "scores":
+            raise ConfigError(f"--source {source}: it holds training groups, not a ranking")
+    elif source != "bm25":
+        check_retriever("--source", source, models)
+    if teacher is not None:
+        if Path(teacher).is_file():
+            raise ConfigError(
+                f"--teacher {teacher}: candidates are scored by a model, not by a file"
+            )
+        check_teacher(teacher, models)
+
+
+@contextmanager
+def _teaching(
+    collection: str,
+    storage: str,
+    source: str,
+    depth: int,
+    random: int,
+    titles: bool,
+    actors: int,
+    models: str | None,
+    gpu: bool,
+) -> Iterator[Any]:
+    """On Ray, with the collection ingested: a function (teacher, margin) -> `Teaching`."""
+    found = open_collection(collection)
+    from raylab.jobs.cluster import connect
+    from raylab.jobs.ingest import collection_address, ingest
+    from raylab.jobs.mine import Mining
+    from raylab.jobs.shards import ray_pool
+    from raylab.jobs.teach import Teaching
+
+    store, pool = Store(storage), functools.partial(ray_pool, gpu=gpu)
+    with connect(Execution(storage=storage, models_dir=models, use_gpu=gpu)):
+        ingested = store.find(collection_address(found)) or ingest(store, found)
+        mining = Mining(depth, random, titles, source)
+        yield lambda teacher, margin: Teaching(
+            store, ingested, mining, teacher, models, actors, margin=margin, pool=pool
+        )
+
+
+def _write_groups(store: Store, groups: Artifact, out: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from raylab.data.teacher import GROUP_SCHEMA
+
+    with _whole(out) as aside, pq.ParquetWriter(aside, GROUP_SCHEMA, compression="zstd") as writer:
+        for shard in sorted(store.local(groups).glob("*.parquet")):
+            for batch in pq.ParquetFile(shard).iter_batches(1_024):
+                writer.write_batch(batch.cast(GROUP_SCHEMA))
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A file beside `out` that takes its name when the block ends without an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield aside
+        os.replace(aside, out)
+    finally:
+        aside.unlink(missing_ok=True)

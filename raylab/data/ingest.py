@@ -1,0 +1,157 @@
+"""Raw files -> a validated collection in a folder: shards in id order, topics, statistics, quarantine.
+
+Whoever calls brings the order: `raylab.jobs.ingest` sorts on Ray, `in_order` below in this process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raylab.artifacts import Address
+from raylab.config import ON_FAULT
+from raylab.data.collections import (
+    TRAIN,
+    Judged,
+    Topics,
+    read_judged,
+    topics_of,
+    without_unknown_passages,
+)
+from raylab.data.files import CollectionError, Fault, refuse
+from raylab.data.shards import PARSED, SORT_KEY, parsed, write_shards
+from raylab.data.sources import Source
+
+PASSAGES, TRAIN_PASSAGES = "passages", "train_passages"
+QUARANTINE = "quarantine.jsonl"
+
+InOrder = Callable[[Sequence[str], bool], Iterable[pa.Table]]
+"""(addresses, whether faulty records are kept) -> tables of `PARSED`, sorted by `SORT_KEY`."""
+
+
+def collection_address(source: Source, on_fault: str = "error") -> Address:
+    """Where a collection's artifact stands: by its files' content, and by what is done about faults."""
+    identity = source.identity()
+    if on_fault != "error":
+        identity["on_fault"] = on_fault
+    return Address("collection", source.name, identity)
+
+
+class Quarantine:
+    """The policy `quarantine`: a file of records that were left out, each with its reason.
+
+    One JSON object a line: `kind`, `file`, `line`, `reason`, `record`. The file is made with the
+    first fault.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / QUARANTINE
+        self.counts: Counter[str] = Counter()
+        self._file: Any = None
+
+    def __call__(self, fault: Fault) -> None:
+        if self._file is None:
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+        self.counts[str(fault.kind)] += 1
+        self._file.write(json.dumps(fault._asdict(), ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def in_order(addresses: Sequence[str], quarantine: bool) -> list[pa.Table]:
+    """Sorted in this process: for collections that fit in its memory."""
+    tables = [t for i, a in enumerate(addresses) for t in parsed(a, i, quarantine)]
+    whole = pa.concat_tables(tables) if tables else PARSED.empty_table()
+    return [whole.sort_by([(key, "ascending") for key in SORT_KEY])]
+
+
+def write_collection(
+    folder: Path, source: Source, on_fault: str = "error", order: InOrder = in_order
+) -> dict[str, Any]:
+    """Validate a collection and write it into a folder; returns the facts that go on its manifest.
+
+    ``on_fault``: `error` refuses the collection at its first fault; `quarantine` leaves each faulty
+    record out, writes it with its reason to `quarantine.jsonl` and counts it.
+
+    Raises:
+        CollectionError: a fault, by file and line. Whatever the policy: a damaged compressed stream
+            or Parquet file, an archive that is not the published one, a collection or a split of
+            which nothing is left.
+    """
+    if on_fault not in ON_FAULT:
+        raise CollectionError(f"--on-fault {on_fault!r}: it must be one of {', '.join(ON_FAULT)}")
+    verified = source.verify()
+    quarantine = Quarantine(folder)
+    tell = refuse if on_fault == "error" else quarantine
+    try:
+        # Small files first: most faults are found before a passage is moved.
+        judged = read_judged(source, tell)
+        wanted = {j.passage_id for own in judged.values() for j in own.judgements}
+        statistics: dict[str, Any] = {}
+        known: dict[str, set[str]] = {TRAIN_PASSAGES: set()}
+        for part, files in ((PASSAGES, source.passages), (TRAIN_PASSAGES, source.train_passages)):
+            if files:
+                batches = order(files, on_fault == "quarantine")
+                statistics[part], known[part] = write_shards(
+                    folder / part, batches, files, wanted, tell
+                )
+        for split, own in judged.items():
+            # Training judgements may name the passages that are kept apart for training.
+            there = known[PASSAGES] | (known[TRAIN_PASSAGES] if split == TRAIN else set())
+            judged[split] = without_unknown_passages(source, split, own, there, tell)
+        topics = topics_of(judged)
+    finally:
+        quarantine.close()
+    _write_topics(folder, topics)
+    statistics["splits"] = _split_facts(source, judged, topics)
+    (folder / "statistics.json").write_text(json.dumps(statistics, indent=1))
+    return {
+        "name": source.name,
+        "passages": statistics[PASSAGES]["passages"],
+        "train_passages": statistics.get(TRAIN_PASSAGES, {}).get("passages"),
+        "splits": {split: len(t.queries) for split, t in topics.items()},
+        "quarantined": dict(sorted(quarantine.counts.items())),
+        "verified": verified,
+    }
+
+
+def _split_facts(
+    source: Source, judged: dict[str, Judged], topics: dict[str, Topics]
+) -> dict[str, dict[str, int]]:
+    """Counts by split; where a split has its own file of queries, also those that nobody judged."""
+    facts = {
+        split: {"queries": len(own.queries), "judgements": sum(map(len, own.qrels.values()))}
+        for split, own in topics.items()
+    }
+    files = list(source.queries.values())
+    for split, own in judged.items():
+        if files.count(source.queries[split]) == 1:
+            judged_queries = {j.query_id for j in own.judgements}
+            facts[split]["queries_without_judgement"] = len(own.queries) - len(judged_queries)
+    return facts
+
+
+def _write_topics(folder: Path, topics: dict[str, Topics]) -> None:
+    queries = [(t.split, q, text) for t in topics.values() for q, text in t.queries.items()]
+    grades = [
+        (t.split, q, p, grade)
+        for t in topics.values()
+        for q, judged in t.qrels.items()
+        for p, grade in judged.items()
+    ]
+    for name, columns, rows in (
+        ("topics", ("split", "query_id", "text"), queries),
+        ("qrels", ("split", "query_id", "passage_id", "grade"), grades),
+    ):
+        values = map(list, zip(*rows, strict=True))
+        table = pa.table(dict(zip(columns, values, strict=True)))
+        pq.write_table(table, folder / f"{name}.parquet")

@@ -1,0 +1,577 @@
+"""Damaged input: a clear error or the quarantine file, never a library's traceback or a wrong row.
+
+Two kinds of damage. Known damage: single records are made faulty in a known way, so the outcome is
+known exactly, under both policies. Random damage: bytes of a file are changed at random, and the
+outcome must be what an independent reader of a few lines, `reference` below, makes of those bytes.
+"""
+
+import gzip
+import io
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from raylab.data.files import CollectionError, Kind
+from raylab.data.ingest import QUARANTINE, write_collection
+from raylab.data.sources import open_collection
+
+PASSAGES = [(f"p{i:02d}", f"Title {i}", f"text of passage {i}, naïve") for i in range(12)]
+QUERIES = [(f"q{i}", f"question {i}?") for i in range(5)]
+JUDGED = [(f"q{i}", f"p{i * 2:02d}", i % 3) for i in range(5)]
+EXAMPLES = 100  # of each of the twelve tests below
+FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "tsv", "tsv.gz", "parquet")
+
+
+def fuzz(examples: int):
+    """Deterministic, so that a failure is everybody's; no deadline, since writing files takes what it takes."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+# ------------------------------------------------------------------------------ good records
+
+
+def passage_line(form: str, passage) -> bytes:
+    passage_id, title, text = passage
+    if form.startswith("tsv"):
+        return f"{passage_id}\t{text}".encode()
+    return json.dumps({"_id": passage_id, "title": title, "text": text}).encode()
+
+
+def query_line(form: str, query) -> bytes:
+    if form.startswith("tsv"):
+        return "\t".join(query).encode()
+    return json.dumps({"_id": query[0], "text": query[1]}).encode()
+
+
+def judgement_line(form: str, judged) -> bytes:
+    query_id, passage_id, grade = judged
+    own = (query_id, "0", passage_id) if form.startswith("tsv") else (query_id, passage_id)
+    return "\t".join((*own, str(grade))).encode()
+
+
+def packed(form: str, data: bytes) -> bytes:
+    if form.endswith(".gz"):
+        return gzip.compress(data, 1)
+    return pa.compress(data, "zstd", asbytes=True) if form.endswith(".zst") else data
+
+
+def paths(folder: Path, form: str) -> dict[str, Path]:
+    if form.startswith("tsv"):
+        names = (f"collection.{form}", f"queries.test.{form}", f"qrels.test.{form}")
+    elif form == "parquet":
+        names = ("corpus.parquet", "queries.parquet", "qrels/test.parquet")
+    else:
+        names = (f"corpus.{form}", f"queries.{form}", "qrels/test.tsv")
+    return {k: folder / n for k, n in zip(("passages", "queries", "qrels"), names, strict=True)}
+
+
+def write_lines(folder: Path, form: str, records: dict[str, list[bytes]]) -> dict[str, Path]:
+    """A collection of these lines; the header of BEIR's qrels is added."""
+    files = paths(folder, form)
+    for kind, path in files.items():
+        own = list(records[kind])
+        if kind == "qrels" and not form.startswith("tsv"):
+            own.insert(0, b"query-id\tcorpus-id\tscore")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = b"".join(line + b"\n" for line in own)
+        path.write_bytes(data if path.suffix == ".tsv" else packed(form, data))
+    return files
+
+
+def good_lines(form: str) -> dict[str, list[bytes]]:
+    return {
+        "passages": [passage_line(form, p) for p in PASSAGES],
+        "queries": [query_line(form, q) for q in QUERIES],
+        "qrels": [judgement_line(form, j) for j in JUDGED],
+    }
+
+
+def result(folder: Path, out: Path, on_fault: str):
+    """(passages, judgements, quarantined records, counts) of a collection written to `out`."""
+    out.mkdir()
+    meta = write_collection(out, open_collection(str(folder)), on_fault)
+    shards = sorted((out / "passages").glob("*.parquet"))
+    table = pa.concat_tables([pq.read_table(s) for s in shards]).to_pylist()
+    passages = [(r["passage_id"], r["title"], r["text"]) for r in table]
+    qrels = [
+        (r["query_id"], r["passage_id"], r["grade"])
+        for r in pq.read_table(out / "qrels.parquet").to_pylist()
+    ]
+    told = out / QUARANTINE
+    faults = [json.loads(line) for line in told.open()] if told.exists() else []
+    assert meta["quarantined"] == dict(sorted(Counter(f["kind"] for f in faults).items()))
+    assert meta["passages"] == len(passages)
+    return passages, qrels, faults
+
+
+# ----------------------------------------------------------------------------- known damage
+
+JUNK = st.sampled_from(
+    [b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80", b"\xc0\xaf"]
+)
+
+
+@st.composite
+def faulty_passage(draw, form: str, before: tuple[str, str, str]):
+    """(line, kind) of a record that cannot be used, `before` being one that comes before it."""
+    if form.startswith("tsv"):
+        line, kind = draw(
+            st.sampled_from(
+                [
+                    (b"no tab at all", Kind.FIELDS),
+                    (b"\tno id", Kind.ID),
+                    (b"two words\ttext", Kind.ID),
+                    (b"nul\0\ttext", Kind.ID),
+                    (b"x1\t   ", Kind.EMPTY),
+                    (b"x1\t", Kind.EMPTY),
+                    (f"{before[0]}\tagain".encode(), Kind.DUPLICATE),
+                    (b"x1\tbad ", Kind.ENCODING),
+                ]
+            )
+        )
+        return (line + draw(JUNK) if kind is Kind.ENCODING else line), kind
+    good = b'{"_id": "x1", "text": "some text"}'
+    line, kind = draw(
+        st.sampled_from(
+            [
+                (good[: draw(st.integers(1, len(good) - 1))], Kind.FORMAT),
+                (b"[1, 2]", Kind.FORMAT),
+                (b'"text"', Kind.FORMAT),
+                (b"NaN", Kind.FORMAT),
+                (b"[" * 100_000, Kind.FORMAT),
+                (b"1" * 5_000, Kind.FORMAT),
+                (b'{"_id": 7, "text": "t"}', Kind.FORMAT),
+                (b'{"_id": "x1", "text": null}', Kind.FORMAT),
+                (b'{"_id": "x1"}', Kind.FORMAT),
+                (b'{"_id": "x1", "title": ["t"], "text": "t"}', Kind.FORMAT),
+                (b'{"text": "t"}', Kind.FORMAT),
+                (b'{"_id": "", "text": "t"}', Kind.ID),
+                (b'{"_id": "a b", "text": "t"}', Kind.ID),
+                (b'{"_id": "a\\u0000", "text": "t"}', Kind.ID),
+                (b'{"_id": "a\\u2028", "text": "t"}', Kind.ID),
+                (b'{"_id": "x1", "title": " ", "text": "\\n"}', Kind.EMPTY),
+                (b'{"_id": "x1", "text": "half \\ud800"}', Kind.ENCODING),
+                (b'{"_id": "\\udfff", "text": "half"}', Kind.ENCODING),
+                (json.dumps({"_id": before[0], "text": "again"}).encode(), Kind.DUPLICATE),
+                (b'{"_id": "x1", "text": "bad ', Kind.ENCODING),
+            ]
+        )
+    )
+    junk = kind is Kind.ENCODING and line.endswith(b"bad ")
+    return (line + draw(JUNK) + b'"}' if junk else line), kind
+
+
+@st.composite
+def faulty_query(draw, form: str):
+    if form.startswith("tsv"):
+        cases = [(b"only", Kind.FIELDS), (b"x1\t ", Kind.EMPTY), (b"a b\tc", Kind.ID)]
+        cases += [(b"q0\tagain", Kind.DUPLICATE), (b"x1\t" + draw(JUNK), Kind.ENCODING)]
+    else:
+        cases = [(b'{"_id": "x1"', Kind.FORMAT), (b'{"_id": "x1", "text": 3}', Kind.FORMAT)]
+        cases += [(b'{"_id": "x1", "text": ""}', Kind.EMPTY), (b"{}", Kind.FORMAT)]
+        cases += [(b'{"_id": "q0", "text": "again"}', Kind.DUPLICATE)]
+        cases += [(b'{"_id": "x1", "text": "' + draw(JUNK) + b'"}', Kind.ENCODING)]
+    return draw(st.sampled_from(cases))
+
+
+@st.composite
+def faulty_judgement(draw, form: str):
+    def line(query_id="q1", passage_id="p01", grade="1"):
+        return judgement_line(form, (query_id, passage_id, grade))
+
+    grade = draw(
+        st.sampled_from(["high", "0.5", "nan", "inf", "1e400", "1_0", "१", "99999", "1" * 400, "-"])
+    )
+    cases = [
+        (line(grade=grade), Kind.GRADE),
+        (line() + b"\textra", Kind.FIELDS),
+        (b"q1\tp01" if form.startswith("tsv") else b"q1", Kind.FIELDS),
+        (line(query_id="q9"), Kind.UNKNOWN),
+        (line(passage_id="p99"), Kind.UNKNOWN),
+        (judgement_line(form, JUDGED[0]), Kind.DUPLICATE),
+        (line() + draw(JUNK), Kind.ENCODING),
+    ]
+    return draw(st.sampled_from(cases))
+
+
+@st.composite
+def known_damage(draw, form: str):
+    """(lines by file, faults by file and line number)."""
+    records, faults = good_lines(form), {}
+    header = 0 if form.startswith("tsv") else 1
+    for kind, faulty in (
+        ("passages", faulty_passage(form, PASSAGES[0])),
+        ("queries", faulty_query(form)),
+        ("qrels", faulty_judgement(form)),
+    ):
+        own, places = [], {}
+        count = draw(st.integers(0, 2))
+        # After the first record, so that a duplicate is the second of the two.
+        at = sorted(
+            draw(st.lists(st.integers(1, len(records[kind])), min_size=count, max_size=count))
+        )
+        seen = set()
+        for index, line in enumerate(records[kind] + [None]):
+            while at and at[0] == index:
+                at.pop(0)
+                bad, why = draw(faulty)
+                if bad not in seen:
+                    seen.add(bad)
+                    own.append(bad)
+                    places[len(own) + (header if kind == "qrels" else 0)] = why
+            if line is not None:
+                own.append(line)
+        records[kind] = own
+        faults[kind] = places
+    return records, faults
+
+
+@pytest.mark.parametrize("form", [f for f in FORMATS if f != "parquet"])
+def test_known_damage_is_found_to_the_line_and_nothing_else_is_lost(form):
+    examples = 0
+
+    @fuzz(EXAMPLES)
+    @given(known_damage(form))
+    def check(damaged):
+        nonlocal examples
+        examples += 1
+        records, faults = damaged
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name, "own")
+            files = write_lines(folder, form, records)
+            expected = {
+                (str(files[kind]), line): str(why)
+                for kind, places in faults.items()
+                for line, why in places.items()
+            }
+            passages, qrels, told = result(folder, Path(name, "out"), "quarantine")
+            titled = [(p, "" if form.startswith("tsv") else t, x) for p, t, x in PASSAGES]
+            assert passages == titled
+            assert sorted(qrels) == JUDGED
+            assert {(f["file"], f["line"]): f["kind"] for f in told} == expected
+            assert len(told) == len(expected)
+            if expected:
+                with pytest.raises(CollectionError) as refused:
+                    result(folder, Path(name, "refused"), "error")
+                where = str(refused.value)
+                assert any(where.startswith(f"{f}:{n}: ") for f, n in expected), where
+            else:
+                assert result(folder, Path(name, "refused"), "error")[0] == titled
+
+    check()
+    assert examples >= EXAMPLES
+
+
+# ------------------------------------------------------------------------------- Parquet
+
+
+def parquet_tables(values: dict[str, list]) -> dict[str, pa.Table]:
+    """Tables of tuples; text given as bytes goes in unchecked, as a careless writer's does."""
+
+    def text(own):
+        raw = [v.encode() if isinstance(v, str) else v for v in own]
+        array = pa.array(raw, pa.binary())
+        return pa.StringArray.from_buffers(len(array), *array.buffers()[1:], array.buffers()[0])
+
+    columns = {k: list(zip(*v, strict=True)) for k, v in values.items()}
+    names = {
+        "passages": ("_id", "title", "text"),
+        "queries": ("_id", "text"),
+        "qrels": ("query-id", "corpus-id", "score"),
+    }
+    return {
+        kind: pa.table(
+            {
+                name: pa.array(own, pa.int64()) if name == "score" else text(own)
+                for name, own in zip(names[kind], columns[kind], strict=True)
+            }
+        )
+        for kind in names
+    }
+
+
+PARQUET_FAULTS = {
+    "passages": [
+        (("x1", "t", None), Kind.FORMAT),
+        ((None, "t", "text"), Kind.FORMAT),
+        (("x1", "t", b"\xff\xfe"), Kind.ENCODING),
+        ((b"\xff", "t", "text"), Kind.ENCODING),
+        (("", "t", "text"), Kind.ID),
+        (("a b", "t", "text"), Kind.ID),
+        (("x1", "", " "), Kind.EMPTY),
+        (("p00", "t", "again"), Kind.DUPLICATE),
+    ],
+    "queries": [
+        (("x1", None), Kind.FORMAT),
+        (("x1", b"\xff"), Kind.ENCODING),
+        (("x1", ""), Kind.EMPTY),
+        (("q0", "again"), Kind.DUPLICATE),
+    ],
+    "qrels": [
+        (("q1", "p01", None), Kind.GRADE),
+        (("q1", "p01", 2**40), Kind.GRADE),
+        (("q9", "p01", 1), Kind.UNKNOWN),
+        (("q1", "p99", 1), Kind.UNKNOWN),
+        (("q1", None, 1), Kind.FORMAT),
+        ((*JUDGED[0][:2], 2), Kind.DUPLICATE),
+    ],
+}
+
+
+def test_known_damage_in_parquet():
+    good = {"passages": PASSAGES, "queries": QUERIES, "qrels": JUDGED}
+    examples = 0
+
+    @fuzz(EXAMPLES)
+    @given(
+        st.fixed_dictionaries(
+            {
+                kind: st.lists(st.tuples(st.integers(1, 5), st.sampled_from(cases)), max_size=2)
+                for kind, cases in PARQUET_FAULTS.items()
+            }
+        )
+    )
+    def check(damage):
+        nonlocal examples
+        examples += 1
+        rows, faults = {}, {}
+        for kind, cases in damage.items():
+            own = list(good[kind])
+            inserted = sorted(dict(cases).items(), key=lambda case: case[0])
+            for shift, (at, (row, _)) in enumerate(inserted):
+                own.insert(at + shift, row)
+            rows[kind] = own
+            faults[kind] = [(at + i + 1, str(why)) for i, (at, (_, why)) in enumerate(inserted)]
+            if len({row for _, (row, _) in inserted}) < len(inserted):
+                return  # the same faulty row twice: then the second one is also a duplicate
+        with tempfile.TemporaryDirectory() as name:
+            files = paths(Path(name, "own"), "parquet")
+            for kind, table in parquet_tables(rows).items():
+                files[kind].parent.mkdir(parents=True, exist_ok=True)
+                pq.write_table(table, files[kind])
+            expected = {(str(files[k]), n): why for k, own in faults.items() for n, why in own}
+            passages, qrels, told = result(Path(name, "own"), Path(name, "out"), "quarantine")
+            assert passages == PASSAGES
+            assert sorted(qrels) == JUDGED
+            assert {(f["file"], f["line"]): f["kind"] for f in told} == expected
+            if expected:
+                with pytest.raises(CollectionError) as refused:
+                    result(Path(name, "own"), Path(name, "refused"), "error")
+                where = str(refused.value)
+                assert any(where.startswith(f"{f}:{n}: ") for f, n in expected), where
+
+    check()
+    assert examples >= EXAMPLES
+
+
+# --------------------------------------------------------------------------- random damage
+
+
+@st.composite
+def mutation(draw):
+    """How to change bytes: a function of the bytes."""
+    kind = draw(st.sampled_from(["flip", "insert", "delete", "cut", "repeat"]))
+    where, byte = draw(st.floats(0, 1, exclude_max=True)), draw(st.integers(0, 255))
+    length = draw(st.integers(1, 40))
+
+    def change(data: bytes) -> bytes:
+        at = int(where * len(data))
+        return {
+            "flip": data[:at] + bytes([data[at] ^ (byte or 1)]) + data[at + 1 :],
+            "insert": data[:at] + bytes([byte]) * length + data[at:],
+            "delete": data[:at] + data[at + length :],
+            "cut": data[:at],
+            "repeat": data[: at + length] + data[at:],
+        }[kind]
+
+    return change
+
+
+def reference(form: str, files: dict[str, Path]):
+    """Passages and judgements that a naive reader keeps of these files; None when a stream is damaged."""
+
+    def text_lines(path: Path) -> list[str] | None:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            try:
+                data = gzip.decompress(data)
+            except Exception:
+                return None
+        found = []
+        for number, raw in enumerate(data.split(b"\n")):
+            if number == 0 and raw.startswith(b"\xef\xbb\xbf"):
+                raw = raw[3:]
+            try:
+                line = raw.decode().rstrip("\r")
+            except UnicodeDecodeError:
+                continue
+            if line:
+                found.append(line)
+        return found
+
+    def pairs(path: Path):
+        for line in own[path]:
+            if ".jsonl" in path.name:
+                try:
+                    record = json.loads(line)
+                    title = record.get("title")
+                    values = (record["_id"], "" if title is None else title, record["text"])
+                    for value in values:
+                        value.encode()
+                except (ValueError, KeyError, AttributeError, UnicodeEncodeError):
+                    continue
+                yield values
+            elif "\t" in line:
+                first, second = line.split("\t", 1)
+                yield first, "", second
+
+    def usable(value: str) -> bool:
+        return value != "" and "\0" not in value and value.split() == [value]
+
+    own = {path: text_lines(path) for path in files.values()}
+    if None in own.values():
+        return None
+    passages, queries, qrels = {}, set(), {}
+    for passage_id, title, text in pairs(files["passages"]):
+        if usable(passage_id) and (title.strip() or text.strip()):
+            passages.setdefault(passage_id, (passage_id, title, text))
+    for query_id, _, text in pairs(files["queries"]):
+        if usable(query_id) and text.strip():
+            queries.add(query_id)
+    beir = False
+    for number, line in enumerate(w for w in own[files["qrels"]] if w.strip()):
+        if number == 0 and line.split()[0] in ("query-id", "query_id"):
+            beir = True
+            continue
+        parts = line.split("\t") if beir else line.split()
+        if len(parts) != (3 if beir else 4):
+            continue
+        query_id, passage_id, grade = parts[0], parts[-2], parts[-1]
+        digits, point, rest = grade.lstrip("+-").partition(".")
+        sign = grade[: len(grade) - len(grade.lstrip("+-"))]
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and len(sign) <= 1):
+            continue
+        if point and not (rest and set(rest) == {"0"}):
+            continue
+        value = int(sign + digits)
+        if abs(value) > 32_767 or not (usable(query_id) and usable(passage_id)):
+            continue
+        # The first of two judgements is the one that counts, known ids or not.
+        qrels.setdefault((query_id, passage_id), value)
+    kept = [(q, p, g) for (q, p), g in qrels.items() if q in queries and p in passages]
+    return sorted(passages.values()), sorted(kept)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "tsv", "tsv.gz"])
+def test_random_damage_gives_what_a_naive_reader_keeps_or_a_clear_error(form):
+    outcomes = Counter()
+
+    @fuzz(EXAMPLES)
+    @given(
+        st.sampled_from(["passages", "queries", "qrels"]),
+        st.lists(mutation(), min_size=1, max_size=3),
+    )
+    def check(kind, changes):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name, "own")
+            files = write_lines(folder, form, good_lines(form))
+            data = files[kind].read_bytes()
+            for change in changes:
+                data = change(data) if data else data
+            files[kind].write_bytes(data)
+            kept = reference(form, files)
+            why = ""
+            try:
+                passages, qrels, _ = result(folder, Path(name, "out"), "quarantine")
+            except CollectionError as error:
+                # Only what no policy can mend: a damaged stream, or nothing left.
+                outcomes["refused"] += 1
+                why = str(error)
+            if why:
+                assert kept is None or not kept[0] or not kept[1], why
+                assert str(files[kind]) in why or "no judgement is left" in why
+            else:
+                outcomes["kept"] += 1
+                assert kept is not None
+                assert (passages, sorted(qrels)) == kept
+
+    check()
+    assert sum(outcomes.values()) >= EXAMPLES
+    assert outcomes["refused"] > 0
+    assert outcomes["kept"] > 0 or form == "tsv.gz"  # gzip's own checksum lets little pass
+
+
+@pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])
+def test_cut_and_garbled_binary_files_are_refused(form):
+    """Neither format must carry checksums, so bytes are damaged where that cannot pass: ends and magic."""
+    examples = 0
+
+    @fuzz(EXAMPLES)
+    @given(
+        st.sampled_from(["passages", "queries"]),
+        st.floats(0, 0.999),
+        st.sampled_from(["cut", "magic", "noise"]),
+        st.binary(min_size=16, max_size=64),
+    )
+    @example("passages", 0.0, "cut", b"0" * 16)
+    def check(kind, share, how, noise):
+        nonlocal examples
+        examples += 1
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name, "own")
+            if form == "parquet":
+                files = paths(folder, form)
+                good = {"passages": PASSAGES, "queries": QUERIES, "qrels": JUDGED}
+                for own, table in parquet_tables(good).items():
+                    files[own].parent.mkdir(parents=True, exist_ok=True)
+                    pq.write_table(table, files[own])
+            else:
+                files = write_lines(folder, form, good_lines(form))
+            data = files[kind].read_bytes()
+            files[kind].write_bytes(
+                {
+                    "cut": data[: int(share * len(data))],
+                    "magic": bytes(4) + data[4:-4] + bytes(4),
+                    "noise": b"\0" + noise,
+                }[how]
+            )
+            for on_fault in ("error", "quarantine"):
+                with pytest.raises(CollectionError) as refused:
+                    result(folder, Path(name, on_fault), on_fault)
+                assert str(refused.value).startswith(str(files[kind]))
+
+    check()
+    assert examples >= EXAMPLES
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("raylab.data.files.LONGEST_LINE_BYTES", 4_096)
+    files = write_lines(tmp_path / "own", "tsv", good_lines("tsv"))
+    with files["passages"].open("ab") as file:
+        file.write(b"x\t" + b"y" * 10_000)
+    with pytest.raises(CollectionError, match=r"collection\.tsv:13: a line of .* MiB or more"):
+        result(tmp_path / "own", tmp_path / "out", "quarantine")
+
+
+def test_the_reference_reads_what_is_sound(tmp_path):
+    """The oracle above is itself checked on input that nothing is wrong with."""
+    for form in ("jsonl", "tsv.gz"):
+        files = write_lines(tmp_path / form, form, good_lines(form))
+        passages, qrels = reference(form, files)
+        assert [p for p, _, _ in passages] == [p for p, _, _ in PASSAGES]
+        assert qrels == JUDGED
+    assert io.BytesIO(packed("x.gz", b"a")).read(2) == b"\x1f\x8b"

@@ -1,0 +1,16 @@
+"""A collection in a store, without Ray."""
+
+from pathlib import Path
+
+from raylab.artifacts import Artifact, Store
+from raylab.data.ingest import collection_address, write_collection
+from raylab.data.sources import open_collection
+
+
+def committed(store: Store, folder: Path) -> Artifact:
+    """The collection artifact of a folder."""
+    source = open_collection(str(folder))
+    address = collection_address(source)
+    with store.draft(address) as draft:
+        draft.meta.update(write_collection(draft.path, source))
+    return store.committed(address)
