@@ -36,6 +36,7 @@ log = logging.getLogger("raylab")
 # Lookups check sizes always, and checksums too up to this size; readers always check checksums.
 CHECK_ON_LOOKUP_BYTES = 512 * 1024**2
 _BLOCK_BYTES = 1024**2
+_SHARDS = "-shards"
 
 
 class DamagedArtifact(RuntimeError):
@@ -86,6 +87,15 @@ class Address:
     @property
     def path(self) -> str:
         return path_of(self.stage, self.name, self.fingerprint)
+
+    def shard(self, number: int, what: Mapping[str, Any]) -> Address:
+        """Where a part of the work stands until this artifact has taken it over (`Store.sweep`)."""
+        return Address(
+            self.stage + _SHARDS,
+            f"{self.name}-{number:05d}",
+            {"of": self.path, **what},
+            {"of": self.fingerprint},
+        )
 
 
 @dataclass(frozen=True)
@@ -344,25 +354,42 @@ class Store:
             self.fs.mv(manifest, self._join(path, f"damaged-{int(time.time())}.json"))
 
     def sweep(self, stages: tuple[str, ...]) -> int:
-        """Remove attempts that no manifest names (the debris of killed writers); returns how many.
+        """Remove what killed writers left, and say of how many artifacts.
 
-        Only for a driver that knows no writer is alive.
+        Attempts that no manifest names, and shards of artifacts that are whole. Only for a driver that
+        knows no writer is alive.
         """
-        removed = 0
-        for stage in stages:
-            try:
-                homes = self.fs.ls(self._join(stage), detail=False)
-            except FileNotFoundError:
-                continue
-            for home in homes:
-                entries = [os.path.basename(e.rstrip("/")) for e in self.fs.ls(home, detail=False)]
-                attempts = [e for e in entries if e.startswith("attempt-")]
-                if not attempts:
-                    continue
-                artifact = self._read_manifest(f"{stage}/{os.path.basename(home.rstrip('/'))}")
-                live = artifact.manifest["attempt"] if artifact else None
-                for attempt in attempts:
-                    if attempt != live:
-                        self.fs.rm(f"{home}/{attempt}", recursive=True)
-                        removed += 1
-        return removed
+        return sum(
+            self._sweep_home(f"{stage}/{home}")
+            for one in stages
+            for stage in (one, one + _SHARDS)
+            for home in self._names(stage)
+        )
+
+    def _names(self, path: str) -> list[str]:
+        try:
+            entries = self.fs.ls(self._join(path), detail=False)
+        except FileNotFoundError:
+            return []
+        return [os.path.basename(entry.rstrip("/")) for entry in entries]
+
+    def _sweep_home(self, path: str) -> int:
+        attempts = {name for name in self._names(path) if name.startswith("attempt-")}
+        if not attempts:
+            return 0
+        artifact = self._read_manifest(path)
+        if artifact is not None:
+            attempts.discard(artifact.manifest["attempt"])
+            whole = artifact.manifest["inputs"].get("of") and artifact.manifest["identity"]["of"]
+            if whole and self._read_manifest(whole) is not None:
+                self.remove(artifact)
+                return 1
+        for attempt in attempts:
+            self.fs.rm(self._join(path, attempt), recursive=True)
+        return len(attempts)
+
+    def remove(self, artifact: Artifact) -> None:
+        """Remove an artifact, its manifest first: of a killed removal only debris is left."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self._join(artifact.path, "manifest.json"))
+            self.fs.rm(self._join(artifact.path), recursive=True)

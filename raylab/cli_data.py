@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.artifacts import Artifact, Store
-from raylab.config import ON_FAULT, ConfigError, Execution
-from raylab.data.files import CollectionError
-from raylab.data.ingest import QUARANTINE, collection_address
+from raylab.config import FAULTS, ConfigError, Execution, quarantined_kinds
+from raylab.data.faults import QUARANTINE, CollectionError
+from raylab.data.ingest import collection_address
 from raylab.data.registry import BENCHMARKS
 from raylab.data.sources import open_collection
 
@@ -35,6 +35,13 @@ _Titles = Annotated[bool, typer.Option(help="passages' titles ask for their bodi
 _Actors = Annotated[int, typer.Option(min=1, help="worker processes")]
 _Models = Annotated[str | None, typer.Option(help="folder with local copies of hub models")]
 _Gpu = Annotated[bool, typer.Option("--gpu", help="one GPU a worker")]
+_OnFault = Annotated[
+    str,
+    typer.Option(
+        help="error: the first faulty record ends it; quarantine, or quarantine:KIND,...: it is set "
+        f"aside; kinds: {', '.join(FAULTS)}"
+    ),
+]
 _TEACHER = (
     "cross-encoder, sparse or dense encoder, or retriever: folder, hub id, package:NAME/FOLDER"
 )
@@ -80,21 +87,17 @@ def ingest_collection(
         ),
     ],
     storage: Annotated[str, typer.Option(help="a local folder or any fsspec address")] = "lab",
-    on_fault: Annotated[
-        str, typer.Option(help="error: stop at the first faulty record; quarantine: set it aside")
-    ] = "error",
+    on_fault: _OnFault = "error",
 ) -> None:
     """Read, validate and write a collection as Parquet shards in id order; finished work is kept."""
     store = Store(storage)
     try:
-        if on_fault not in ON_FAULT:
-            raise ConfigError(f"--on-fault {on_fault!r}: it must be one of {', '.join(ON_FAULT)}")
         source = open_collection(collection)
         address = collection_address(source, on_fault)
         made = store.find(address)
         if made is None:
             from raylab.jobs.cluster import connect
-            from raylab.jobs.grid import sole_driver
+            from raylab.jobs.driver import sole_driver
             from raylab.jobs.ingest import ingest
 
             with sole_driver(store), connect(Execution(storage=storage)):
@@ -111,12 +114,19 @@ def _show_collection(store: Store, made: Artifact) -> None:
     for split, queries in meta["splits"].items():
         print(f"{split:>14}  {queries:,} judged queries")
     print(f"{'verified':>14}  {', '.join(meta.get('verified', [])) or 'no published checksum'}")
-    for kind, count in meta.get("quarantined", {}).items():
+    _show_quarantined(store, made)
+    print(f"{'collection':>14}  {_folder(store, made)}")
+
+
+def _folder(store: Store, made: Artifact) -> str:
+    return f"{store.uri}/{made.path}/{made.manifest['attempt']}"
+
+
+def _show_quarantined(store: Store, made: Artifact) -> None:
+    for kind, count in made.meta.get("quarantined", {}).items():
         print(f"{'quarantined':>14}  {count:,} x {kind}")
-    folder = f"{store.uri}/{made.path}/{made.manifest['attempt']}"
-    if meta.get("quarantined"):
-        print(f"{'reasons':>14}  {folder}/{QUARANTINE}")
-    print(f"{'collection':>14}  {folder}")
+    if made.meta.get("quarantined"):
+        print(f"{'reasons':>14}  {_folder(store, made)}/{QUARANTINE}")
 
 
 @app.command()
@@ -136,6 +146,7 @@ def mine(
     actors: _Actors = 2,
     models: _Models = None,
     gpu: _Gpu = False,
+    on_fault: _OnFault = "error",
 ) -> None:
     """Mine candidates for every training query: training groups, as `--teacher FILE` of a grid takes them.
 
@@ -144,9 +155,9 @@ def mine(
     try:
         if margin is not None and teacher is None:
             raise ConfigError("--margin: it needs --teacher, whose scores it compares")
-        _check(source, teacher, models)
+        _check(source, teacher, models, on_fault)
         with _teaching(
-            collection, storage, source, depth, random, titles, actors, models, gpu
+            collection, storage, source, depth, random, titles, actors, models, gpu, on_fault
         ) as make:
             from raylab.jobs.teach import make_groups
 
@@ -158,6 +169,7 @@ def mine(
     left_out = groups.meta.get("groups_without_negatives_left", 0)
     told = f", {left_out} left out for want of a negative below the margin" if left_out else ""
     print(f"{groups.meta['groups']} groups in {out}{told}")
+    _show_quarantined(teaching.store, groups)
 
 
 @app.command()
@@ -173,15 +185,16 @@ def teach(
     actors: _Actors = 2,
     models: _Models = None,
     gpu: _Gpu = False,
+    on_fault: _OnFault = "error",
 ) -> None:
     """Mine candidates for every training query and title, and score them with a teacher.
 
     What is killed goes on from its finished shards when it is run again.
     """
     try:
-        _check(source, teacher, models)
+        _check(source, teacher, models, on_fault)
         with _teaching(
-            collection, storage, source, depth, random, titles, actors, models, gpu
+            collection, storage, source, depth, random, titles, actors, models, gpu, on_fault
         ) as make:
             from raylab.jobs.mine import mine as find
             from raylab.jobs.teach import teach as score
@@ -198,12 +211,13 @@ def teach(
     print(f"{scores.meta['pairs']} scores in {out}")
 
 
-def _check(source: str, teacher: str | None, models: str | None) -> None:
+def _check(source: str, teacher: str | None, models: str | None, on_fault: str) -> None:
     """Find what is asked for before anything is done.
 
     Raises:
         ConfigError, CollectionError: it is not there, or no such thing.
     """
+    quarantined_kinds(on_fault)
     from raylab.data.published import form_of
     from raylab.models.teachers import check_retriever, check_teacher
 
@@ -231,19 +245,22 @@ def _teaching(
     actors: int,
     models: str | None,
     gpu: bool,
+    on_fault: str,
 ) -> Iterator[Any]:
     """On Ray, with the collection ingested: a function (teacher, margin) -> `Teaching`."""
     found = open_collection(collection)
     from raylab.jobs.cluster import connect
-    from raylab.jobs.ingest import collection_address, ingest
+    from raylab.jobs.driver import sole_driver
+    from raylab.jobs.ingest import ingest
     from raylab.jobs.mine import Mining
     from raylab.jobs.shards import ray_pool
     from raylab.jobs.teach import Teaching
 
     store, pool = Store(storage), functools.partial(ray_pool, gpu=gpu)
-    with connect(Execution(storage=storage, models_dir=models, use_gpu=gpu)):
-        ingested = store.find(collection_address(found)) or ingest(store, found)
-        mining = Mining(depth, random, titles, source)
+    execution = Execution(storage=storage, models_dir=models, use_gpu=gpu)
+    with sole_driver(store), connect(execution):
+        ingested = store.find(collection_address(found, on_fault)) or ingest(store, found, on_fault)
+        mining = Mining(depth, random, titles, source, on_fault)
         yield lambda teacher, margin: Teaching(
             store, ingested, mining, teacher, models, actors, margin=margin, pool=pool
         )

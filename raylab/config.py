@@ -19,11 +19,11 @@ from typing import Any, Literal
 HeadKind = Literal["sparse", "dense"]
 ObjectiveName = Literal["cl", "kd", "cl+kd"]
 ScheduleName = Literal["linear", "wsd"]
-OnFaultName = Literal["error", "quarantine"]
 HEADS: tuple[HeadKind, ...] = ("sparse", "dense")
 OBJECTIVES: tuple[ObjectiveName, ...] = ("cl", "kd", "cl+kd")
 SCHEDULES: tuple[ScheduleName, ...] = ("linear", "wsd")
-ON_FAULT: tuple[OnFaultName, ...] = ("error", "quarantine")
+# What can be wrong with a record of a collection or a teacher file (`raylab.data.faults.Kind`).
+FAULTS = ("encoding", "format", "fields", "empty", "id", "duplicate", "unknown", "grade", "score")
 
 # The seven projections of paper.md (2502.15526, training scripts).
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -37,6 +37,25 @@ def check(condition: bool, where: str, value: object, right: str) -> None:
     """Raise `ConfigError` naming field, value and what would be right, unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{where} = {value!r}: it must be {right}")
+
+
+def quarantined_kinds(on_fault: str) -> frozenset[str]:
+    """The kinds of fault whose records are set aside; a fault of any other kind ends the reading.
+
+    ``on_fault``: `error` (none), `quarantine` (all), or `quarantine:KIND[,KIND...]`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    policy, named, names = on_fault.partition(":")
+    kinds = frozenset(names.split(",") if named else FAULTS)
+    check(
+        on_fault == "error" or (policy == "quarantine" and kinds <= set(FAULTS)),
+        "on_fault",
+        on_fault,
+        f"error, quarantine, or quarantine:KIND[,KIND...] of the kinds {', '.join(FAULTS)}",
+    )
+    return frozenset() if on_fault == "error" else kinds
 
 
 def identity(config: Any) -> Any:
@@ -319,10 +338,10 @@ class Grid:
     cells_filter: str = "*"
     teacher: str | None = None
     total_budget_flops: float | None = None
-    on_fault: OnFaultName = "error"
+    on_fault: str = "error"  # see `quarantined_kinds`
 
     def __post_init__(self) -> None:
-        check(self.on_fault in ON_FAULT, "on_fault", self.on_fault, " or ".join(ON_FAULT))
+        quarantined_kinds(self.on_fault)
         check(bool(self.seeds), "seeds", self.seeds, "at least one")
         check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
 

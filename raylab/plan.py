@@ -19,9 +19,9 @@ from raylab.budget import (
     passages_per_query,
     plan_cell,
 )
-from raylab.config import Cell, ConfigError, Execution, Grid
+from raylab.config import Cell, ConfigError, Execution, Grid, quarantined_kinds
 from raylab.data.collections import read_passages, read_queries
-from raylab.data.files import Fault, OnFault, refuse
+from raylab.data.faults import Fault, OnFault, refuse
 from raylab.data.sources import Source
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer
@@ -60,7 +60,7 @@ def plan_grid(grid: Grid, source: Source, execution: Execution) -> GridPlan:
         tokenizer = load_tokenizer(backbone, execution.models_dir)
         key = tokenizer.fingerprint, tokenizer.tokenization
         if key not in samples:
-            on_fault = refuse if grid.on_fault == "error" else _pass_over
+            on_fault = _pass_over if quarantined_kinds(grid.on_fault) else refuse
             samples[key] = _sample_lengths(tokenizer, source, on_fault)
         lengths = _padded_lengths(cell, *samples[key])
         plans.append(

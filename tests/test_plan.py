@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from raylab.budget import CellPlan, Device
 from raylab.config import ConfigError, Execution, Grid
-from raylab.data.files import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO, find_ladder
@@ -127,7 +127,7 @@ def test_faulty_records_are_refused_or_passed_over_as_ingest_will(
     lenient = dataclasses.replace(grid, on_fault="quarantine")
     whole = open_collection(str(collection_folder))
     assert plan_grid(lenient, faulty, Execution()) == plan_grid(grid, whole, Execution())
-    with pytest.raises(ConfigError, match="on_fault = 'ignore': it must be error or quarantine"):
+    with pytest.raises(ConfigError, match="on_fault = 'ignore': it must be error, quarantine"):
         dataclasses.replace(grid, on_fault="ignore")
 
 

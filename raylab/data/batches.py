@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raylab.config import Adaptation, ConfigError, FineTuning
-from raylab.data.collections import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.groups import Groups, Ragged
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore

@@ -17,16 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raylab.data import irds
-from raylab.data.files import (
-    CollectionError,
-    Fault,
-    Kind,
-    OnFault,
-    lines,
-    name_of,
-    refuse,
-    rows,
-)
+from raylab.data.faults import CollectionError, Kind, OnFault, Wrong, refuse, tell
+from raylab.data.files import lines, name_of, rows
 from raylab.data.sources import Source
 
 TRAIN = "train"
@@ -66,14 +58,6 @@ class Judgement(NamedTuple):
     grade: int
 
 
-class _Wrong(Exception):
-    """A record that cannot be used: its kind and reason; the reader adds file, line and record."""
-
-    def __init__(self, kind: Kind, reason: str):
-        super().__init__(kind, reason)
-        self.kind, self.reason = kind, reason
-
-
 def is_validation(query_id: str) -> bool:
     """Whether a training query belongs to the carved validation part (one in five, by hash)."""
     return int(hashlib.sha256(query_id.encode()).hexdigest(), 16) % _VALIDATION_ONE_IN == 0
@@ -82,22 +66,15 @@ def is_validation(query_id: str) -> bool:
 # ---------------------------------------------------------------------------------- records
 
 
-def _told(on_fault: OnFault, file: str | Path, line: int, wrong: _Wrong, record: Any) -> None:
-    text = record if isinstance(record, str) else json.dumps(record, default=str)
-    # Half a surrogate pair can be in JSON, and in no file.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    on_fault(Fault(wrong.kind, str(file), line, wrong.reason, text))
-
-
 def _object(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise _Wrong(Kind.FORMAT, f"not JSON ({error.msg}); one object a line") from None
+        raise Wrong(Kind.FORMAT, f"not JSON ({error.msg}); one object a line") from None
     except (ValueError, RecursionError):  # numbers of thousands of digits, brackets by the thousand
-        raise _Wrong(Kind.FORMAT, "not JSON that can be read; one object a line") from None
+        raise Wrong(Kind.FORMAT, "not JSON that can be read; one object a line") from None
     if not isinstance(record, dict):
-        raise _Wrong(Kind.FORMAT, "not a JSON object; one object a line")
+        raise Wrong(Kind.FORMAT, "not a JSON object; one object a line")
     return record
 
 
@@ -106,11 +83,11 @@ def _string(record: dict[str, Any], key: str, default: str | None = None) -> str
     if not isinstance(value, str):
         shown = repr(value)
         shown = shown if len(shown) <= 80 else shown[:80] + "..."
-        raise _Wrong(Kind.FORMAT, f"{key!r} is {shown}; it must be a string")
+        raise Wrong(Kind.FORMAT, f"{key!r} is {shown}; it must be a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise _Wrong(
+        raise Wrong(
             Kind.ENCODING, f"{key!r} holds half a surrogate pair at character {error.start + 1}"
         ) from None
     return value
@@ -119,15 +96,15 @@ def _string(record: dict[str, Any], key: str, default: str | None = None) -> str
 def _fields(line: str, count: int, form: str, separator: str | None = "\t") -> list[str]:
     parts = line.split(separator) if separator is None or count != 2 else line.split(separator, 1)
     if len(parts) != count:
-        raise _Wrong(Kind.FIELDS, f"{len(parts)} fields, not {count}; a line is {form}")
+        raise Wrong(Kind.FIELDS, f"{len(parts)} fields, not {count}; a line is {form}")
     return parts
 
 
 def _check_id(what: str, value: str) -> None:
     if not value.strip():
-        raise _Wrong(Kind.ID, f"the {what} id is empty")
+        raise Wrong(Kind.ID, f"the {what} id is empty")
     if "\0" in value or value.split() != [value]:
-        raise _Wrong(Kind.ID, f"{what} id {value!r} holds white space or NUL; run files cannot")
+        raise Wrong(Kind.ID, f"{what} id {value!r} holds white space or NUL; run files cannot")
 
 
 def _records(
@@ -162,8 +139,8 @@ def read_passages(
         for number, record in found:
             try:
                 passage = _passage(number, record, jsonl)
-            except _Wrong as wrong:
-                _told(on_fault, address, number, wrong, record)
+            except Wrong as wrong:
+                tell(on_fault, address, number, wrong, record)
                 continue
             yield passage
 
@@ -181,7 +158,7 @@ def _passage(number: int, record: Any, jsonl: bool) -> Passage:
         passage = Passage(number, passage_id, "", text)
     _check_id("passage", passage.passage_id)
     if not (passage.title.strip() or passage.text.strip()):
-        raise _Wrong(Kind.EMPTY, f"passage {passage.passage_id!r} has no text")
+        raise Wrong(Kind.EMPTY, f"passage {passage.passage_id!r} has no text")
     return passage
 
 
@@ -203,12 +180,12 @@ def read_queries(address: str | Path, on_fault: OnFault = refuse) -> dict[str, Q
             query = _query(number, record, jsonl)
             if query.query_id in queries:
                 first = queries[query.query_id].line
-                raise _Wrong(
+                raise Wrong(
                     Kind.DUPLICATE,
                     f"duplicate query id {query.query_id!r} (first at line {first})",
                 )
-        except _Wrong as wrong:
-            _told(on_fault, address, number, wrong, record)
+        except Wrong as wrong:
+            tell(on_fault, address, number, wrong, record)
             continue
         queries[query.query_id] = query
     if not queries:
@@ -224,7 +201,7 @@ def _query(number: int, record: Any, jsonl: bool) -> Query:
     else:
         query = Query(number, *_fields(record, 2, "ID<tab>TEXT"))
     if not query.query_id.strip() or not query.text.strip():
-        raise _Wrong(Kind.EMPTY, f"query {query.query_id!r} has an empty id or text")
+        raise Wrong(Kind.EMPTY, f"query {query.query_id!r} has an empty id or text")
     _check_id("query", query.query_id)
     return query
 
@@ -257,12 +234,12 @@ def read_judgements(address: str | Path, on_fault: OnFault = refuse) -> list[Jud
             judgement = _judgement(number, record, beir)
             pair = judgement.query_id, judgement.passage_id
             if pair in seen:
-                raise _Wrong(
+                raise Wrong(
                     Kind.DUPLICATE,
                     f"query {pair[0]!r}, passage {pair[1]!r} judged twice (first at line {seen[pair]})",
                 )
-        except _Wrong as wrong:
-            _told(on_fault, address, number, wrong, record)
+        except Wrong as wrong:
+            tell(on_fault, address, number, wrong, record)
             continue
         seen[pair] = number
         judgements.append(judgement)
@@ -284,7 +261,7 @@ def _judgement(number: int, record: Any, beir: bool) -> Judgement:
     value = int(float(grade)) if _GRADE.fullmatch(grade) else None
     if value is None or abs(value) > _LARGEST_GRADE:
         shown = grade if len(grade) <= 80 else grade[:80] + "..."
-        raise _Wrong(
+        raise Wrong(
             Kind.GRADE,
             f"grade {shown!r}; it must be a whole number between -{_LARGEST_GRADE} and {_LARGEST_GRADE}",
         )
@@ -348,7 +325,7 @@ def read_judged(source: Source, on_fault: OnFault = refuse) -> dict[str, Judged]
                 kept.append(judgement)
                 continue
             reason = f"unknown query {judgement.query_id!r}; it must be in {name_of(own)}"
-            _told(on_fault, address, judgement.line, _Wrong(Kind.UNKNOWN, reason), judgement)
+            tell(on_fault, address, judgement.line, Wrong(Kind.UNKNOWN, reason), judgement)
         judged[split] = Judged(queries, kept)
     return judged
 
@@ -368,8 +345,8 @@ def without_unknown_passages(
             continue
         names = " or ".join(name_of(address) for address in source.passages)
         reason = f"unknown passage {judgement.passage_id!r}; it must be in {names}"
-        wrong = _Wrong(Kind.UNKNOWN, reason)
-        _told(on_fault, source.qrels[split], judgement.line, wrong, judgement)
+        wrong = Wrong(Kind.UNKNOWN, reason)
+        tell(on_fault, source.qrels[split], judgement.line, wrong, judgement)
     return Judged(judged.queries, kept)
 
 

@@ -1,4 +1,4 @@
-"""Files of a collection, wherever they are: addresses, decompression, lines, checksums, faults.
+"""Files of a collection, wherever they are: addresses, decompression, lines, rows, checksums.
 
 An address is a local path or anything fsspec opens (`s3://bucket/nfcorpus/corpus.jsonl.gz`,
 `zip://nfcorpus/corpus.jsonl::nfcorpus.zip`); its name ends in `.gz`, in `.zst`, or in neither.
@@ -12,14 +12,15 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from enum import StrEnum
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from raylab.data.faults import CollectionError, OnFault, refuse, undecodable
 
 _BLOCK_BYTES = 1024**2
 # A line that is longer is no record: a damaged file must not be read into memory whole.
@@ -28,44 +29,6 @@ _ROWS = 1_024
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 # What the libraries below raise of bytes that are not what the name says.
 _DAMAGE = (EOFError, zlib.error, zipfile.BadZipFile, pa.ArrowException, OSError)
-
-
-class CollectionError(ValueError):
-    """Bad input; the message names file, line and what would be right."""
-
-
-class Kind(StrEnum):
-    """What can be wrong with one record."""
-
-    ENCODING = "not UTF-8"
-    FORMAT = "not a record"
-    FIELDS = "wrong field count"
-    EMPTY = "empty text"
-    ID = "bad id"
-    DUPLICATE = "duplicate"
-    UNKNOWN = "unknown id"
-    GRADE = "bad grade"
-
-
-class Fault(NamedTuple):
-    """One record that cannot be used; ``line`` counts lines (of Parquet: rows) from 1."""
-
-    kind: Kind
-    file: str
-    line: int
-    reason: str
-    record: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
-
-
-OnFault = Callable[[Fault], None]
-
-
-def refuse(fault: Fault) -> None:
-    """The policy `error`: the first fault ends the reading."""
-    raise CollectionError(str(fault))
 
 
 def name_of(address: str | Path) -> str:
@@ -150,23 +113,13 @@ def lines(address: str | Path, on_fault: OnFault = refuse) -> Iterator[tuple[int
                     # A byte order mark would become part of the first identifier.
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    on_fault(_undecodable(str(address), number, raw, error))
+                    on_fault(undecodable(str(address), number, raw, error))
                     continue
                 if text:
                     yield number, text
         except _DAMAGE as error:
             what = f"the {compression} stream is damaged" if compression else "cannot be read"
             raise CollectionError(f"{address}:{number + 1}: {what} ({_said(error)})") from None
-
-
-def _undecodable(file: str, number: int, raw: bytes, error: UnicodeDecodeError) -> Fault:
-    return Fault(
-        Kind.ENCODING,
-        file,
-        number,
-        f"byte {error.start + 1} is not UTF-8; re-encode the file",
-        raw.rstrip(b"\r\n").decode("utf-8", "backslashreplace"),
-    )
 
 
 def rows(
@@ -221,7 +174,7 @@ def _decoded(
             try:
                 value = value.decode("utf-8")
             except UnicodeDecodeError as error:
-                on_fault(_undecodable(file, number, value, error))
+                on_fault(undecodable(file, number, value, error))
                 return None
         record[key] = value
     return record

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raylab.data.collections import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.teacher import GROUP_SCHEMA
 
 _BATCH_GROUPS = 1_024

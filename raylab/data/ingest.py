@@ -6,7 +6,6 @@ Whoever calls brings the order: `raylab.jobs.ingest` sorts on Ray, `in_order` be
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.artifacts import Address
-from raylab.config import ON_FAULT
+from raylab.config import quarantined_kinds
 from raylab.data.collections import (
     TRAIN,
     Judged,
@@ -24,12 +23,11 @@ from raylab.data.collections import (
     topics_of,
     without_unknown_passages,
 )
-from raylab.data.files import CollectionError, Fault, refuse
+from raylab.data.faults import Quarantine
 from raylab.data.shards import PARSED, SORT_KEY, parsed, write_shards
 from raylab.data.sources import Source
 
 PASSAGES, TRAIN_PASSAGES = "passages", "train_passages"
-QUARANTINE = "quarantine.jsonl"
 
 InOrder = Callable[[Sequence[str], bool], Iterable[pa.Table]]
 """(addresses, whether faulty records are kept) -> tables of `PARSED`, sorted by `SORT_KEY`."""
@@ -38,33 +36,9 @@ InOrder = Callable[[Sequence[str], bool], Iterable[pa.Table]]
 def collection_address(source: Source, on_fault: str = "error") -> Address:
     """Where a collection's artifact stands: by its files' content, and by what is done about faults."""
     identity = source.identity()
-    if on_fault != "error":
-        identity["on_fault"] = on_fault
+    if kinds := quarantined_kinds(on_fault):
+        identity["quarantined"] = sorted(kinds)
     return Address("collection", source.name, identity)
-
-
-class Quarantine:
-    """The policy `quarantine`: a file of records that were left out, each with its reason.
-
-    One JSON object a line: `kind`, `file`, `line`, `reason`, `record`. The file is made with the
-    first fault.
-    """
-
-    def __init__(self, folder: Path):
-        self.path = folder / QUARANTINE
-        self.counts: Counter[str] = Counter()
-        self._file: Any = None
-
-    def __call__(self, fault: Fault) -> None:
-        if self._file is None:
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
-        self.counts[str(fault.kind)] += 1
-        self._file.write(json.dumps(fault._asdict(), ensure_ascii=False) + "\n")
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def in_order(addresses: Sequence[str], quarantine: bool) -> list[pa.Table]:
@@ -79,38 +53,32 @@ def write_collection(
 ) -> dict[str, Any]:
     """Validate a collection and write it into a folder; returns the facts that go on its manifest.
 
-    ``on_fault``: `error` refuses the collection at its first fault; `quarantine` leaves each faulty
-    record out, writes it with its reason to `quarantine.jsonl` and counts it.
+    ``on_fault``: which faulty records are left out, counted, and written with their reasons to
+    `quarantine.jsonl` (`raylab.config.quarantined_kinds`); any other fault refuses the collection.
 
     Raises:
         CollectionError: a fault, by file and line. Whatever the policy: a damaged compressed stream
             or Parquet file, an archive that is not the published one, a collection or a split of
             which nothing is left.
     """
-    if on_fault not in ON_FAULT:
-        raise CollectionError(f"--on-fault {on_fault!r}: it must be one of {', '.join(ON_FAULT)}")
     verified = source.verify()
-    quarantine = Quarantine(folder)
-    tell = refuse if on_fault == "error" else quarantine
-    try:
+    with Quarantine(folder, on_fault) as quarantine:
         # Small files first: most faults are found before a passage is moved.
-        judged = read_judged(source, tell)
+        judged = read_judged(source, quarantine)
         wanted = {j.passage_id for own in judged.values() for j in own.judgements}
         statistics: dict[str, Any] = {}
         known: dict[str, set[str]] = {TRAIN_PASSAGES: set()}
         for part, files in ((PASSAGES, source.passages), (TRAIN_PASSAGES, source.train_passages)):
             if files:
-                batches = order(files, on_fault == "quarantine")
+                batches = order(files, bool(quarantine.kinds))
                 statistics[part], known[part] = write_shards(
-                    folder / part, batches, files, wanted, tell
+                    folder / part, batches, files, wanted, quarantine
                 )
         for split, own in judged.items():
             # Training judgements may name the passages that are kept apart for training.
             there = known[PASSAGES] | (known[TRAIN_PASSAGES] if split == TRAIN else set())
-            judged[split] = without_unknown_passages(source, split, own, there, tell)
+            judged[split] = without_unknown_passages(source, split, own, there, quarantine)
         topics = topics_of(judged)
-    finally:
-        quarantine.close()
     _write_topics(folder, topics)
     statistics["splits"] = _split_facts(source, judged, topics)
     (folder / "statistics.json").write_text(json.dumps(statistics, indent=1))
@@ -119,7 +87,7 @@ def write_collection(
         "passages": statistics[PASSAGES]["passages"],
         "train_passages": statistics.get(TRAIN_PASSAGES, {}).get("passages"),
         "splits": {split: len(t.queries) for split, t in topics.items()},
-        "quarantined": dict(sorted(quarantine.counts.items())),
+        "quarantined": quarantine.facts(),
         "verified": verified,
     }
 

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from raylab.data.files import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.registry import BENCHMARKS
 
 PREFIX = "irds:"

@@ -7,8 +7,8 @@ TREC run     query Q0 passage rank score tag                                    
 Parquet      the keys of one of the above as columns; training groups as raylab writes them; or
              query_id, passage_id, score[, rank]                                scores
 All plain or gzip. The format is told by what a file holds, whatever its name. Groups are read in
-one pass, some hundreds at a time; scores by `raylab.data.scores`. A fault names FILE:LINE (Parquet: FILE,
-row N).
+one pass, some hundreds at a time; scores by `raylab.data.scores`. A fault names FILE:LINE, of Parquet the
+row; it ends the reading, or `on_fault` is told of it and the record is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raylab.data.collections import CollectionError
+from raylab.data.faults import CollectionError, Kind, OnFault, Wrong, refuse, tell, undecodable
 from raylab.data.teacher import GROUP_SCHEMA
 from raylab.data.tokens import find_ids
 
@@ -81,7 +81,7 @@ def schema_of(path: Path) -> pa.Schema:
         raise CollectionError(f"{path}: the Parquet file is damaged ({error})") from None
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, on_fault: OnFault = refuse) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of a plain or gzipped UTF-8 file, told by its bytes; not empty ones."""
     number = 0
     with open(path, "rb") as raw:
@@ -92,9 +92,8 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 try:
                     text = line.decode("utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as error:
-                    raise CollectionError(
-                        f"{path}:{number}: byte {error.start + 1} is not UTF-8; re-encode the file"
-                    ) from None
+                    on_fault(undecodable(str(path), number, line, error))
+                    continue
                 if text.strip():
                     yield number, text
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -104,6 +103,9 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 # ---------------------------------------------------------------------------------------- groups
+
+
+_Numbered = tuple[int, Any, dict[str, Any]]  # number of a record, the record, its group
 
 
 @dataclass
@@ -130,6 +132,7 @@ def read_groups_of(
     passage_ids: np.ndarray | None = None,
     held_out: Container[str] = (),
     tally: Tally | None = None,
+    on_fault: OnFault = refuse,
 ) -> Iterator[list[dict[str, Any]]]:
     """The groups of a file of groups in file order, some hundreds at a time, as rows of `GROUP_SCHEMA`.
 
@@ -140,15 +143,15 @@ def read_groups_of(
 
     Raises:
         CollectionError: FILE:LINE of a record that is in none of the formats, misaligned, or not
-            finite, and of one that names an unknown passage.
+            finite, and of one that names an unknown passage; a damaged stream, whatever the policy.
     """
     tally = tally or Tally()
-    numbered = _numbered_groups(path)
+    numbered = _numbered_groups(path, on_fault)
     while batch := list(islice(numbered, _BATCH_GROUPS)):
         if passage_ids is not None:
-            _check_known(path, batch, passage_ids)
+            batch = list(_known(path, batch, passage_ids, on_fault))
         rows = []
-        for _, row in batch:
+        for _, _, row in batch:
             if row["query"] in held_out:
                 tally.held_out += 1
                 continue
@@ -161,39 +164,50 @@ def read_groups_of(
             yield rows
 
 
-def _check_known(path: Path, batch: Sequence[tuple[str, dict]], passage_ids: np.ndarray) -> None:
-    named = [(place, p) for place, row in batch for p in (row["positive"], *row["negatives"])]
-    _, known = find_ids(passage_ids, [p for _, p in named])
-    if not known.all():
-        place, passage = named[int(known.argmin())]
-        raise CollectionError(
-            f"{path}{place}: unknown passage {passage!r}; it is not among the training passages"
-        )
+def _known(
+    path: Path, batch: Sequence[_Numbered], passage_ids: np.ndarray, on_fault: OnFault
+) -> Iterator[_Numbered]:
+    """The groups of which every passage is known."""
+    named = [[row["positive"], *row["negatives"]] for _, _, row in batch]
+    _, known = find_ids(passage_ids, [passage for own in named for passage in own])
+    ends = np.cumsum([len(own) for own in named])
+    for (number, record, row), own, found in zip(
+        batch, named, np.split(known, ends[:-1]), strict=True
+    ):
+        if found.all():
+            yield number, record, row
+            continue
+        unknown = own[int(found.argmin())]
+        reason = f"unknown passage {unknown!r}; it is not among the training passages"
+        tell(on_fault, path, number, Wrong(Kind.UNKNOWN, reason), record)
 
 
-def _numbered_groups(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(":LINE" or ", row N", group) of every record."""
-    for place, record in _records(path):
+def _numbered_groups(path: Path, on_fault: OnFault) -> Iterator[_Numbered]:
+    for number, record in _records(path, on_fault):
         try:
-            yield place, _group(record() if callable(record) else record)
+            row = _group(json.loads(record) if isinstance(record, str) else record)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            kind = error.kind if isinstance(error, Wrong) else Kind.FORMAT
             why = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise CollectionError(
-                f"{path}{place}: {why}; a line is one of the published teacher formats "
-                '{"question", "pos_pid", "neg_pids"[, "pos_score", "neg_scores"]} or {"query", "docids", "scores"}'
-            ) from None
+            reason = (
+                f"{why}; a line is one of the published teacher formats "
+                '{"question", "pos_pid", "neg_pids"[, "pos_score", "neg_scores"]} or '
+                '{"query", "docids", "scores"}'
+            )
+            tell(on_fault, path, number, Wrong(kind, reason), record)
+            continue
+        yield number, record, row
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
+def _records(path: Path, on_fault: OnFault) -> Iterator[tuple[int, Any]]:
     if not is_parquet(path):
-        for number, line in text_lines(path):
-            yield f":{number}", lambda line=line: json.loads(line)
+        yield from text_lines(path, on_fault)
         return
     number = 0
     for batch in parquet_batches(path, _BATCH_GROUPS, None):
         for record in batch.to_pylist():
             number += 1
-            yield f", row {number}", record
+            yield number, record
 
 
 def parquet_batches(
@@ -232,7 +246,7 @@ def _group(record: Any) -> dict[str, Any]:
     if (positive_score is None) != (scores is None):
         raise ValueError("the positive is scored and the negatives are not, or vice versa")
     if scores is not None and len(scores) != len(negatives):
-        raise ValueError(f"{len(scores)} scores for {len(negatives)} negatives")
+        raise Wrong(Kind.FIELDS, f"{len(scores)} scores for {len(negatives)} negatives")
     passages = [_passage(p) for p in (positive, *negatives)]
     _check_passages(passages)
     mined = record.get("mined", len(negatives))
@@ -255,8 +269,8 @@ def _check_passages(passages: Sequence[str]) -> None:
     if len(set(passages)) < len(passages):
         twice = next(p for i, p in enumerate(passages) if p in passages[:i])
         if twice == passages[0]:
-            raise ValueError(f"the positive {twice!r} is among the negatives")
-        raise ValueError(f"passage {twice!r} is listed twice")
+            raise Wrong(Kind.DUPLICATE, f"the positive {twice!r} is among the negatives")
+        raise Wrong(Kind.DUPLICATE, f"passage {twice!r} is listed twice")
 
 
 def _list(record: dict, key: str) -> list:
@@ -275,18 +289,18 @@ def _scores(record: dict, key: str) -> list | None:
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{what} is not a string with text")
+        raise Wrong(Kind.EMPTY, f"{what} is not a string with text")
     value.encode()  # half a surrogate pair, which JSON can spell, is no text
     return value
 
 
 def _passage(value: Any) -> str:
     if type(value) not in (str, int):
-        raise ValueError("a passage id is neither a string nor a whole number")
+        raise Wrong(Kind.ID, "a passage id is neither a string nor a whole number")
     return _text(str(value), "a passage id")
 
 
 def _score(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) <= FLOAT32_MAX:
-        raise ValueError("a score is not a finite float32 number")
+        raise Wrong(Kind.SCORE, "a score is not a finite float32 number")
     return float(value)

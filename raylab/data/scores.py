@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raylab.data.collections import CollectionError
+from raylab.data.faults import CollectionError, Kind, OnFault, Wrong, refuse, tell
 from raylab.data.published import (
     FLOAT32_MAX,
     SCORED,
@@ -48,53 +48,55 @@ def is_run(path: Path) -> bool:
     return not is_parquet(path)
 
 
-def place_of(path: Path, number: int) -> str:
-    """How a fault in record `number` of a file of scores begins."""
-    return f"{path}, row {number}" if is_parquet(path) else f"{path}:{number}"
-
-
-def read_scores(path: Path) -> Iterator[pa.Table]:
+def read_scores(path: Path, on_fault: OnFault = refuse) -> Iterator[pa.Table]:
     """The scores of a TREC run or of a Parquet file in file order, as tables of `SCORES`.
 
     Raises:
         CollectionError: FILE:LINE of a wrong number of columns, an empty id, or a score that is no
-            finite float32 number.
+            finite float32 number; whatever the policy, a damaged stream or a table of other columns.
     """
-    yield from _parquet_scores(path) if is_parquet(path) else _run_scores(path)
+    yield from (_parquet_scores if is_parquet(path) else _run_scores)(path, on_fault)
 
 
-def _run_scores(path: Path) -> Iterator[pa.Table]:
-    numbered = text_lines(path)
+def _run_scores(path: Path, on_fault: OnFault) -> Iterator[pa.Table]:
+    numbered = text_lines(path, on_fault)
     while batch := list(islice(numbered, _BATCH_SCORES)):
-        queries, passages, scores = [], [], np.empty(len(batch), np.float64)
-        for i, (number, line) in enumerate(batch):
+        queries, passages, scores, places = [], [], [], []
+        for number, line in batch:
             fields = line.split()
-            if len(fields) != 6:
-                raise CollectionError(
-                    f"{path}:{number}: {len(fields)} columns; "
-                    "a run has 6: query Q0 passage rank score tag"
-                )
+            try:
+                scores.append(_score_of(fields))
+            except Wrong as wrong:
+                tell(on_fault, path, number, wrong, line)
+                continue
             queries.append(fields[0])
             passages.append(fields[2])
-            try:
-                scores[i] = float(fields[4])
-            except ValueError:
-                scores[i] = np.nan
-            if not abs(scores[i]) <= FLOAT32_MAX:
-                raise CollectionError(
-                    f"{path}:{number}: score {fields[4]!r}; a score is a finite float32 number"
-                )
+            places.append(number)
         columns = [
             queries,
             passages,
-            pa.array(scores.astype(np.float32)),
-            pa.nulls(len(batch), pa.int32()),
-            [number for number, _ in batch],
+            pa.array(scores, pa.float32()),
+            pa.nulls(len(scores), pa.int32()),
+            pa.array(places, pa.int64()),
         ]
         yield pa.table(columns, schema=SCORES)
 
 
-def _parquet_scores(path: Path) -> Iterator[pa.Table]:
+def _score_of(fields: Sequence[str]) -> float:
+    if len(fields) != 6:
+        raise Wrong(
+            Kind.FIELDS, f"{len(fields)} columns; a run has 6: query Q0 passage rank score tag"
+        )
+    try:
+        score = float(fields[4])
+    except ValueError:
+        score = math.nan
+    if not abs(score) <= FLOAT32_MAX:
+        raise Wrong(Kind.SCORE, f"score {fields[4]!r}; a score is a finite float32 number")
+    return score
+
+
+def _parquet_scores(path: Path, on_fault: OnFault) -> Iterator[pa.Table]:
     schema = schema_of(path)
     columns = [*SCORED, *(["rank"] if "rank" in schema.names else [])]
     start = 1
@@ -108,19 +110,27 @@ def _parquet_scores(path: Path) -> Iterator[pa.Table]:
             table = table.select(SCORES.names).cast(SCORES)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise CollectionError(f"{path}: not a table of {', '.join(SCORED)} ({error})") from None
-        for name in SCORED:
-            if table[name].null_count:
-                place = start + int(table[name].is_null().to_numpy().argmax())
-                raise CollectionError(f"{path}, row {place}: {name} is null")
-        values = table["score"].to_numpy()
-        if not np.isfinite(values).all():
-            row = table.slice(int(np.flatnonzero(~np.isfinite(values))[0]), 1).to_pylist()[0]
-            raise CollectionError(
-                f"{path}, row {row['place']}: teacher score of query {row['query_id']!r}, "
-                f"passage {row['passage_id']!r} is {row['score']}"
-            )
         start += len(table)
-        yield table
+        yield _whole_rows(path, table, on_fault)
+
+
+def _whole_rows(path: Path, table: pa.Table, on_fault: OnFault) -> pa.Table:
+    """The rows that have ids and a finite score."""
+    kept = np.isfinite(table["score"].to_numpy())  # a null reads as NaN
+    for name in ("query_id", "passage_id"):
+        kept &= table[name].is_valid().to_numpy()
+    if kept.all():
+        return table
+    for row in table.filter(pa.array(~kept)).to_pylist():
+        null = next((name for name in SCORED if row[name] is None), None)
+        wrong = Wrong(
+            Kind.SCORE if null in (None, "score") else Kind.ID,
+            f"{null} is null"
+            if null
+            else f"teacher score of query {row['query_id']!r}, passage {row['passage_id']!r} is {row['score']}",
+        )
+        tell(on_fault, path, row["place"], wrong, row)
+    return table.filter(pa.array(kept))
 
 
 @dataclass
@@ -137,6 +147,7 @@ def scores_by_query(
     passage_ids: np.ndarray,
     evaluation_ids: np.ndarray | None = None,
     left: Left | None = None,
+    on_fault: OnFault = refuse,
 ) -> Iterator[tuple[str, Scores]]:
     """The scores of each query of `query_ids` that has some, in that order.
 
@@ -147,7 +158,7 @@ def scores_by_query(
 
     Raises:
         CollectionError: as `read_scores`; FILE:LINE of an unknown passage, and of a passage that a
-            query has twice.
+            query has twice (of which `on_fault` permitting the first score is kept).
     """
     left = left or Left()
     count = min(
@@ -158,11 +169,11 @@ def scores_by_query(
         return
     with tempfile.TemporaryDirectory(prefix="raylab-scores-") as scratch:
         parts = [Path(scratch, f"{number:03d}.arrow") for number in range(count)]
-        _part(path, known, passage_ids, evaluation_ids, left, parts)
+        _part(path, known, passage_ids, evaluation_ids, left, parts, on_fault)
         for part in parts:
             with pa.memory_map(str(part)) as file:
                 table = pa.ipc.open_stream(file).read_all()
-            yield from _queries_of(path, table, query_ids)
+            yield from _queries_of(path, table, query_ids, on_fault)
 
 
 _PARTED = pa.schema([("query", pa.int32()), *(SCORES.field(n) for n in SCORES.names[1:])])
@@ -175,14 +186,17 @@ def _part(
     evaluation_ids: np.ndarray | None,
     left: Left,
     parts: Sequence[Path],
+    on_fault: OnFault,
 ) -> None:
     """Write the scores of the queries into one file for each range of them."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     writers = [pa.ipc.new_stream(str(part), _PARTED, options=options) for part in parts]
     try:
-        for table in read_scores(path):
+        for table in read_scores(path, on_fault):
             numbers, asked = find_ids(query_ids, table["query_id"].to_pylist())
-            wanted = asked & _usable(path, table, asked, passage_ids, evaluation_ids, left)
+            wanted = asked & _usable(
+                path, table, asked, passage_ids, evaluation_ids, left, on_fault
+            )
             left.other_queries += int((~asked).sum())
             numbers, table = numbers[wanted].astype(np.int32), table.filter(pa.array(wanted))
             columns = [pa.array(numbers), *(table[name] for name in SCORES.names[1:])]
@@ -206,6 +220,7 @@ def _usable(
     passage_ids: np.ndarray,
     evaluation_ids: np.ndarray | None,
     left: Left,
+    on_fault: OnFault,
 ) -> np.ndarray:
     """Which pairs have a passage that may be trained on."""
     passages = table["passage_id"].to_pylist()
@@ -216,17 +231,16 @@ def _usable(
         _, apart = (
             find_ids(evaluation_ids, names) if evaluation_ids is not None else (None, known[others])
         )
-        if not apart.all():
-            at = int(others[int(apart.argmin())])
-            raise CollectionError(
-                f"{place_of(path, table['place'][at].as_py())}: unknown passage {passages[at]!r}; "
-                "it is not in the collection"
-            )
-        left.other_passages += len(others)
+        for row in table.take(pa.array(others[~apart])).to_pylist():
+            reason = f"unknown passage {row['passage_id']!r}; it is not in the collection"
+            tell(on_fault, path, row["place"], Wrong(Kind.UNKNOWN, reason), row)
+        left.other_passages += int(apart.sum())
     return known
 
 
-def _queries_of(path: Path, table: pa.Table, query_ids: list[str]) -> Iterator[tuple[str, Scores]]:
+def _queries_of(
+    path: Path, table: pa.Table, query_ids: list[str], on_fault: OnFault
+) -> Iterator[tuple[str, Scores]]:
     numbers = table["query"].to_numpy()
     order = np.argsort(numbers, kind="stable")
     numbers, table = numbers[order], table.take(pa.array(order))
@@ -234,20 +248,15 @@ def _queries_of(path: Path, table: pa.Table, query_ids: list[str]) -> Iterator[t
     ends = np.append(starts, len(numbers))[1:]
     for start, end in zip(starts, ends, strict=True):
         own = table.slice(start, end - start)
-        passages = own["passage_id"].to_pylist()
-        scores = dict(
-            zip(
-                passages,
-                zip(own["score"].to_pylist(), own["rank"].to_pylist(), strict=True),
-                strict=True,
-            )
-        )
         query_id = query_ids[int(numbers[start])]
-        if len(scores) < len(passages):
-            seen: set[str] = set()
-            at = next(i for i, p in enumerate(passages) if p in seen or seen.add(p))
-            raise CollectionError(
-                f"{place_of(path, own['place'][at].as_py())}: passage {passages[at]!r} again for "
-                f"query {query_id!r}; a pair has one score"
-            )
+        passages = own["passage_id"].to_pylist()
+        values = zip(own["score"].to_pylist(), own["rank"].to_pylist(), strict=True)
+        scores: dict[str, tuple[float, int | None]] = {}
+        for place, (passage, value) in enumerate(zip(passages, values, strict=True)):
+            if passage in scores:
+                row = own.slice(place, 1).to_pylist()[0]
+                reason = f"passage {passage!r} again for query {query_id!r}; a pair has one score"
+                tell(on_fault, path, row["place"], Wrong(Kind.DUPLICATE, reason), row)
+                continue
+            scores[passage] = value
         yield query_id, scores

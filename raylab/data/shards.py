@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raylab.data.collections import Passage, read_passages
-from raylab.data.files import CollectionError, Fault, Kind, OnFault, refuse
+from raylab.data.faults import CollectionError, Fault, Kind, OnFault, refuse
 
 SHARD_ROWS = 16_384
 _PARSE_ROWS, _PARSE_CHARACTERS = 4_096, 16 * 1024**2

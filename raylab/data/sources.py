@@ -18,7 +18,8 @@ from pathlib import Path
 import fsspec
 
 from raylab.data import irds
-from raylab.data.files import CollectionError, below, digest, is_local, name_of
+from raylab.data.faults import CollectionError
+from raylab.data.files import below, digest, is_local, name_of
 from raylab.data.registry import BENCHMARKS, Benchmark
 
 EMBEDDED = {

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from raylab.data.collections import CollectionError, Topics
+from raylab.data.collections import Topics
+from raylab.data.faults import CollectionError
 
 GROUP_SCHEMA = pa.schema(
     [

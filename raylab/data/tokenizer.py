@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from raylab.config import ConfigError, Tokenization
+from raylab.data.tokenise import TextTokenizer
 
 MASK_TOKEN = "_"  # the literal token that MNTP masks with (paper.md, Backbone)
 TextKind = Literal["query", "passage"]
@@ -39,6 +40,10 @@ class Tokenizer:
         gguf_file: str | None = None,
         tokenization: Tokenization | None = None,
     ):
+        from transformers import (
+            AutoTokenizer,  # takes seconds, and workers that tokenise need it not
+        )
+
         try:
             self._hf = AutoTokenizer.from_pretrained(
                 source, **({"gguf_file": gguf_file} if gguf_file else {})
@@ -93,10 +98,17 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Hash of the vocabulary, merges and normalisation, not of the folder it came from."""
+        return hashlib.sha256(json.dumps(self._state(), sort_keys=True).encode()).hexdigest()
+
+    def _state(self) -> dict[str, Any]:
+        """The tokenizers library's own description, without what depends on the last call."""
         state = json.loads(self._hf.backend_tokenizer.to_str())
-        state.pop("truncation", None)
-        state.pop("padding", None)
-        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        return {key: state[key] for key in state if key not in ("truncation", "padding")}
+
+    @cached_property
+    def text(self) -> TextTokenizer:
+        """The tokenizer of texts alone, which workers take along."""
+        return TextTokenizer(json.dumps(self._state()), self.dtype)
 
     @property
     def contract(self) -> dict[str, Any]:
@@ -117,10 +129,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], limit: int | None = None) -> list[np.ndarray]:
         """Token ids (1-d arrays) of each text alone, cut to `limit` tokens."""
-        if not len(texts):
-            return []
-        encodings = self._hf(list(texts), add_special_tokens=False, return_attention_mask=False)
-        return [np.asarray(ids[:limit], dtype=self.dtype) for ids in encodings["input_ids"]]
+        return self.text.encode(texts, limit)
 
     def overhead(self, kind: TextKind) -> int:
         """How many tokens of a length limit the contract takes for itself."""

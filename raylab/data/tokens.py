@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylab.data.files import CollectionError
+from raylab.data.faults import CollectionError
 
 
 def write_store(

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.artifacts import Store
-from raylab.config import ON_FAULT, ConfigError, Execution, Grid
-from raylab.data.files import CollectionError
+from raylab.config import ConfigError, Execution, Grid
+from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.ladders import LADDERS, find_ladder
 from raylab.models.teachers import check_teacher
@@ -71,8 +71,8 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
     what.add_argument(
         "--on-fault",
         default=grid.on_fault,
-        choices=ON_FAULT,
-        help="a faulty record of the collection ends the run, or is left out into quarantine.jsonl",
+        help="error: a faulty record ends the run; quarantine[:KIND,...]: it is left out, and told of in "
+        "quarantine.jsonl",
     )
     how = options.add_argument_group("where and how it runs (never changes a result)")
     how.add_argument("--storage", default="lab", help="a local folder or any fsspec address")

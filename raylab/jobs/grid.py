@@ -10,42 +10,23 @@ only. A damaged artifact that a stage meets is set aside and the chain is walked
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from raylab import report
 from raylab.artifacts import DamagedArtifact, Store
 from raylab.config import ConfigError, Execution, Grid
-from raylab.data.files import CollectionError
 from raylab.data.sources import Source, open_collection
 from raylab.jobs.collect import collect
+from raylab.jobs.driver import sole_driver
 from raylab.jobs.monitor import Monitor
 from raylab.jobs.teach import SHIPPED
 from raylab.jobs.walk import Walk
 from raylab.plan import plan_grid
 
 log = logging.getLogger("raylab")
-_STAGES = (
-    "collection",
-    "tokens",
-    "token-shards",
-    "candidates",
-    "scores",
-    "groups",
-    "arrays",
-    "backbone",
-    "retriever",
-    "embeddings",
-    "index",
-    "run",
-    "measures",
-)
 _DAMAGE_ROUNDS = 3
 
 
@@ -105,40 +86,3 @@ def choose_teacher(grid: Grid, source: Source) -> str | None:
         f"cells with KD need teacher scores, and collection {source.name!r} ships none: "
         "give --teacher (a model folder, a hub id or a Parquet file of scores), or --cells '*-cl'"
     )
-
-
-@contextlib.contextmanager
-def sole_driver(store: Store) -> Iterator[None]:
-    """One driver a local storage; it also removes what killed writers left."""
-    if not store.is_local:
-        yield
-        return
-    fresh = not os.path.exists(store.root)
-    os.makedirs(store.root, exist_ok=True)
-    path = Path(store.root, "driver.lock")
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"--storage {store.uri}: another raylab driver is at work there"
-            ) from None
-        removed = store.sweep(_STAGES)
-        if removed:
-            log.warning("removed %d unfinished artifact(s) that a killed process left", removed)
-        try:
-            yield
-        except (ConfigError, CollectionError):
-            path.unlink()
-            _remove_empty(Path(store.root), keep=not fresh)
-            raise
-
-
-def _remove_empty(folder: Path, keep: bool) -> None:
-    """Remove the empty folders below `folder`, and itself when nothing is left and `keep` is false."""
-    for child in folder.iterdir():
-        if child.is_dir():
-            _remove_empty(child, keep=False)
-    if not keep:
-        with contextlib.suppress(OSError):
-            folder.rmdir()

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.artifacts import Address, Artifact, Store, sha256_of
-from raylab.data.collections import TRAIN, VALIDATION, CollectionError
+from raylab.config import quarantined_kinds
+from raylab.data.collections import TRAIN, VALIDATION
+from raylab.data.faults import CollectionError, Quarantine
 from raylab.data.scores import Left, scores_by_query
 from raylab.data.teacher import Ask, Candidates, asks_of_titles, asks_of_topics, draw_candidates
 from raylab.data.tokens import find_ids
@@ -40,19 +42,26 @@ class Mining:
     """How candidates are found: the first `depth` passages of a source, and `random` ones drawn from all.
 
     Positives and their copies are never among them. `source`: "bm25", a retriever checkpoint (folder
-    or hub id), or a TREC run file.
+    or hub id), or a TREC run file. `on_fault`: which faulty records of a run, or of a teacher's file, are
+    left out (`raylab.config.quarantined_kinds`).
     """
 
     depth: int = 20
     random: int = 12
     pseudo_queries: bool = True
     source: str = BM25
+    on_fault: str = "error"
 
     @property
     def run(self) -> Path | None:
         """The run file, when the source is one."""
         path = Path(self.source)
         return path if self.source != BM25 and path.is_file() else None
+
+    def policy(self) -> dict[str, Any]:
+        """The part of an identity that says which faults are left out."""
+        kinds = quarantined_kinds(self.on_fault)
+        return {"quarantined": sorted(kinds)} if kinds else {}
 
     def identity(self, models_dir: str | None = None) -> dict[str, Any]:
         """What decides which candidates are found: contents, not places."""
@@ -63,6 +72,7 @@ class Mining:
         }
         if self.run is not None:
             facts["run"] = sha256_of(self.run)
+            facts |= self.policy()
         elif self.source != BM25:
             facts["retriever"] = teacher_fingerprint(self.source, models_dir)
         return facts
@@ -246,9 +256,8 @@ def mine(
 def _tasks(address: Address, asks: Sequence[Ask]) -> Iterator[MineTask]:
     for start in range(0, len(asks), _SHARD_QUERIES):
         own = tuple(asks[start : start + _SHARD_QUERIES])
-        name = f"{address.name}-{start // _SHARD_QUERIES:05d}"
-        what = {**address.identity, "queries": [start, start + len(own)]}
-        yield MineTask(Address(address.stage, name, what, address.inputs), own)
+        what = {"queries": [start, start + len(own)]}
+        yield MineTask(address.shard(start // _SHARD_QUERIES, what), own)
 
 
 def _mine_run(
@@ -259,15 +268,17 @@ def _mine_run(
     drawer, left = Drawer(folder, part, mining), Left()
     by_id = {ask.query_id: ask for ask in asks}
     apart = None if part == PASSAGES else passage_ids(folder, PASSAGES)
-    found = (
-        (query_id, drawer.draw(by_id[query_id], _ranking(scores)))
-        for query_id, scores in scores_by_query(mining.run, list(by_id), drawer.ids, apart, left)
-    )
-    with store.draft(address) as draft:
+    with store.draft(address) as draft, Quarantine(draft.path, mining.on_fault) as quarantine:
+        ranked = scores_by_query(mining.run, list(by_id), drawer.ids, apart, left, quarantine)
+        found = ((q, drawer.draw(by_id[q], _ranking(scores))) for q, scores in ranked)
         count = write_candidates(found, draft.path / "candidates.parquet")
         if not count:
             raise CollectionError(f"{mining.run}: it has none of the {len(asks)} training queries")
-        draft.meta.update(queries=count, hits_on_evaluation_passages=left.other_passages)
+        draft.meta.update(
+            queries=count,
+            hits_on_evaluation_passages=left.other_passages,
+            quarantined=quarantine.facts(),
+        )
     return store.committed(address)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -76,5 +75,4 @@ def make_shards(
 def remove_shards(store: Store, shards: Iterable[Artifact]) -> None:
     """Remove shards whose content another artifact has taken over."""
     for shard in shards:
-        with contextlib.suppress(FileNotFoundError):
-            store.fs.rm(f"{store.root}/{shard.path}", recursive=True)
+        store.remove(shard)

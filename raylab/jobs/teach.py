@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from raylab.artifacts import Address, Artifact, Draft, Store, sha256_of
 from raylab.config import ConfigError
-from raylab.data.collections import TRAIN, CollectionError
+from raylab.data.collections import TRAIN
+from raylab.data.faults import CollectionError, OnFault, Quarantine
 from raylab.data.groups import write_shards
 from raylab.data.published import Tally, form_of, read_groups_of
 from raylab.data.scores import Left, Scores, is_run, scores_by_query
@@ -100,6 +101,8 @@ class Teaching:
                 )
                 inputs["scores"] = made.fingerprint
         identity = self.mining.identity(self.models_dir)
+        if scores is not None:
+            identity |= self.mining.policy()
         if self.margin is not None:
             identity["margin"] = self.margin
         return Address("groups", self.collection.manifest["name"], identity, inputs)
@@ -186,12 +189,11 @@ class _Pairs:
         for start in range(0, len(order), _SHARD_PAIRS):
             places = order[start : start + _SHARD_PAIRS]
             numbers, ask_of = np.unique(self.ask_of[places], return_inverse=True)
-            what = {**address.identity, "pairs": [start, start + len(places)]}
-            name = f"{address.name}-{start // _SHARD_PAIRS:05d}"
+            what = {"pairs": [start, start + len(places)]}
             yield (
                 places,
                 ScoreTask(
-                    Address(address.stage, name, what, address.inputs),
+                    address.shard(start // _SHARD_PAIRS, what),
                     tuple(self.asks[number] for number in numbers),
                     ask_of.astype(np.int32),
                     self.rows[places],
@@ -280,25 +282,32 @@ def make_groups(teaching: Teaching) -> Artifact:
         candidates = store.local(mined)
         if teaching.teacher is not None:
             file = store.local(teach(teaching, mined)) / "scores.parquet"
-    with store.draft(teaching.address()) as draft:
+    on_fault = teaching.mining.on_fault
+    with store.draft(teaching.address()) as draft, Quarantine(draft.path, on_fault) as quarantine:
         if file is not None and candidates is None and form_of(file) == "groups":
-            batches = _read_groups(file, folder, part, draft)
+            batches = _read_groups(file, folder, part, draft, quarantine)
         else:
             asks = _sorted_asks(folder, part, teaching.mining)
-            scores = None if file is None else _scores(file, asks, folder, part, draft)
-            found = _scored_candidates(asks, scores, file)
+            scores = None if file is None else _scores(file, asks, folder, part, draft, quarantine)
+            partial = file is not None and (is_run(file) or bool(quarantine.kinds))
+            found = _scored_candidates(asks, scores, partial, draft)
             if candidates is not None:
                 found = _mined_candidates(asks, candidates, scores)
             batches = _groups_of(found, teaching.margin, draft)
         groups, pseudo = write_shards(batches, draft.path)
         if not groups:
             raise CollectionError(f"{teaching.teacher}: no training group is left of it")
-        draft.meta.update(groups=groups, pseudo=pseudo, teacher=teaching.teacher)
+        draft.meta.update(
+            groups=groups,
+            pseudo=pseudo,
+            teacher=teaching.teacher,
+            quarantined=quarantine.facts(),
+        )
     return store.committed(teaching.address())
 
 
 def _read_groups(
-    file: Path, folder: Path, part: str, draft: Draft
+    file: Path, folder: Path, part: str, draft: Draft, on_fault: OnFault
 ) -> Iterator[list[dict[str, Any]]]:
     """Groups of a file, of training queries and of such that the collection does not have."""
     topics = load_topics(folder)
@@ -309,18 +318,18 @@ def _read_groups(
     held_out = {text for t in topics.values() if t.split != TRAIN for text in t.queries.values()}
     tally = Tally()
     yield from read_groups_of(
-        file, query_ids, passage_ids(folder, part), held_out - set(query_ids), tally
+        file, query_ids, passage_ids(folder, part), held_out - set(query_ids), tally, on_fault
     )
     draft.meta.update(own_queries=tally.own_queries, held_out_for_evaluation=tally.held_out)
 
 
 def _scores(
-    file: Path, asks: Sequence[Ask], folder: Path, part: str, draft: Draft
+    file: Path, asks: Sequence[Ask], folder: Path, part: str, draft: Draft, on_fault: OnFault
 ) -> Iterator[tuple[str, Scores]]:
     left = Left()
     apart = None if part == PASSAGES else passage_ids(folder, PASSAGES)
     names = [ask.query_id for ask in asks]
-    yield from scores_by_query(file, names, passage_ids(folder, part), apart, left)
+    yield from scores_by_query(file, names, passage_ids(folder, part), apart, left, on_fault)
     draft.meta.update(scores_of_evaluation_passages=left.other_passages)
 
 
@@ -342,16 +351,16 @@ def _mined_candidates(
 
 
 def _scored_candidates(
-    asks: Sequence[Ask], scores: Iterator[tuple[str, Scores]] | None, file: Path | None
+    asks: Sequence[Ask], scores: Iterator[tuple[str, Scores]] | None, partial: bool, draft: Draft
 ) -> _Found:
     """Negatives from a file of scores: ranked ones are mined, the others random, as they were written.
 
-    Without any rank the scored passages are all taken as mined, best score first. A run has no score
-    of a positive that its system did not find, and not all queries; these are left out.
+    Without any rank the scored passages are all taken as mined, best score first. `partial`: the file
+    need not have every query and positive (a run has no score of a positive that its system did not
+    find); the queries that lack one are left out, and counted.
     """
     assert scores is not None
-    assert file is not None
-    partial, given, last = is_run(file), iter(scores), None
+    given, last, left_out = iter(scores), None, 0
     for ask in asks:
         last = next(given, None) if last is None else last
         own: Scores = {}
@@ -359,19 +368,18 @@ def _scored_candidates(
             own, last = last[1], None
         candidates = _candidates_of(ask, own)
         if partial:
-            ask = Ask(
-                ask.query_id,
-                ask.text,
-                tuple(p for p in ask.positives if p in own),
-                ask.body_only,
-            )
-            if not ask.positives or not candidates.mined:
+            positives = tuple(p for p in ask.positives if p in own)
+            ask = Ask(ask.query_id, ask.text, positives, ask.body_only)
+            if not positives or not candidates.mined:
+                left_out += 1
                 continue
         if not candidates.mined:
             raise CollectionError(
                 f"the teacher scores hold no negative passage for training query {ask.query_id!r}"
             )
         yield ask, candidates, _values(ask.query_id, own)
+    if partial:
+        draft.meta["queries_without_scores"] = left_out
 
 
 def _candidates_of(ask: Ask, scores: Scores) -> Candidates:

@@ -16,17 +16,12 @@ from raylab.jobs.cluster import connect
 from raylab.jobs.collect import BM25, Walked
 from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
 from raylab.jobs.fine_tune import adapt_all, fine_tune_all
-from raylab.jobs.ingest import (
-    PASSAGES,
-    ingest,
-    tokenise,
-    tokens_address,
-    training_part,
-)
+from raylab.jobs.ingest import PASSAGES, ingest, training_part
 from raylab.jobs.monitor import Monitor
 from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
 from raylab.jobs.shards import ray_pool
 from raylab.jobs.teach import Mining, Teaching, make_groups
+from raylab.jobs.tokenise import tokenise, tokens_address
 from raylab.jobs.train import AdaptationJob, CellJob, adaptation_address, cell_address
 from raylab.models.backbone import weights_fingerprint
 from raylab.models.hub import load_tokenizer
@@ -105,7 +100,7 @@ class Walk:
             if found is None:
                 self.ray()
                 self.monitor.enter("tokenise", 1)
-                found = tokenise(self.store, collection, backbone, self.execution.models_dir)
+                found = tokenise(self.store, collection, tokenizer)
                 self.monitor.advance()
             tokens[backbone.name] = found
         return collection, tokens
@@ -114,7 +109,10 @@ class Walk:
         teaching = Teaching(
             self.store,
             collection,
-            Mining(pseudo_queries=any(c.fine_tuning.pseudo_fraction > 0 for c in self.cells)),
+            Mining(
+                pseudo_queries=any(c.fine_tuning.pseudo_fraction > 0 for c in self.cells),
+                on_fault=self.grid.on_fault,
+            ),
             self.teacher,
             self.execution.models_dir,
             self.execution.encoding_actors,

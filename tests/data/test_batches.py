@@ -10,7 +10,7 @@ import pytest
 
 from raylab.config import Adaptation, ConfigError, FineTuning, Tokenization
 from raylab.data.batches import MaskedBlocks, TrainingBatches
-from raylab.data.collections import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.groups import Groups, Ragged, open_groups, write_arrays
 from raylab.data.teacher import GROUP_SCHEMA
 from raylab.data.tokenizer import Tokenizer

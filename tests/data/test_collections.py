@@ -6,7 +6,6 @@ import json
 import pytest
 
 from raylab.data.collections import (
-    CollectionError,
     is_validation,
     read_judgements,
     read_passages,
@@ -14,6 +13,7 @@ from raylab.data.collections import (
     read_queries,
     read_topics,
 )
+from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from raylab.data.files import CollectionError, Kind
-from raylab.data.ingest import QUARANTINE, write_collection
+from raylab.data.faults import QUARANTINE, CollectionError, Kind
+from raylab.data.ingest import write_collection
 from raylab.data.sources import open_collection
 
 PASSAGES = [(f"p{i:02d}", f"Title {i}", f"text of passage {i}, naïve") for i in range(12)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raylab.data.collections import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.groups import write_shards
 from raylab.data.published import Tally, form_of, read_groups_of, read_published
 from raylab.data.scores import read_scores
@@ -139,7 +139,7 @@ def test_a_faulty_record_names_its_line_and_what_is_wrong(file, record, words):
 def test_a_faulty_row_of_a_table_is_named_by_its_number(file):
     table = pa.Table.from_pylist([*KD, {"query": "q", "docids": ["p1", "p2"], "scores": [1.0]}])
     path = file(parquet(table))
-    with pytest.raises(CollectionError, match=", row 3: 0 scores for 1 negatives"):
+    with pytest.raises(CollectionError, match=":3: 0 scores for 1 negatives"):
         read_all(path)
 
 

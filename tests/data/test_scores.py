@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylab.data import scores as module
-from raylab.data.collections import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.scores import Left, scores_by_query
 
 QUERIES = sorted(f"q{i}" for i in range(40))
@@ -109,7 +109,7 @@ def test_a_faulty_row_of_a_table_is_named(tmp_path, row, words):
     path = table_file(tmp_path / "scores", pairs)
     with pytest.raises(CollectionError) as fault:
         list(scores_by_query(path, QUERIES, PASSAGES))
-    assert str(fault.value).startswith(f"{path}, row 21: ")
+    assert str(fault.value).startswith(f"{path}:21: ")
     assert words in str(fault.value)
 
 

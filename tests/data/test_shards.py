@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylab.artifacts import Store
-from raylab.data.files import CollectionError
-from raylab.data.ingest import PASSAGES, QUARANTINE, collection_address, in_order, write_collection
+from raylab.data.faults import QUARANTINE, CollectionError
+from raylab.data.ingest import PASSAGES, collection_address, in_order, write_collection
 from raylab.data.shards import PARSED, write_shards
 from raylab.data.sources import open_collection
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylab.data.collections import read_passages, read_topics
-from raylab.data.files import CollectionError, below, digest, lines, name_of
+from raylab.data.faults import CollectionError
+from raylab.data.files import below, digest, lines, name_of
 from raylab.data.ingest import collection_address, write_collection
 from raylab.data.sources import open_collection
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylab.data.collections import CollectionError, Topics
+from raylab.data.collections import Topics
+from raylab.data.faults import CollectionError
 from raylab.data.groups import open_groups, write_arrays
 from raylab.data.published import read_published
 from raylab.data.teacher import (

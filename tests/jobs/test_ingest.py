@@ -14,7 +14,7 @@ import pytest
 
 from raylab.artifacts import Store, sha256_of
 from raylab.config import Backbone, Execution
-from raylab.data.files import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.ingest import write_collection
 from raylab.data.sources import open_collection
 from raylab.data.tokens import PassageStore, write_store
@@ -96,14 +96,15 @@ def test_refused_then_quarantined_then_done_already(damaged, collection_folder, 
 def test_store_holds_every_passages_tokens(model_folder, shared_data, tmp_path):
     """Real text through Ray, shards and store, against the tokenizer called passage by passage."""
     from raylab.jobs.cluster import connect
-    from raylab.jobs.ingest import ingest, tokenise
+    from raylab.jobs.ingest import ingest
+    from raylab.jobs.tokenise import tokenise
 
     backbone = Backbone("tiny", str(model_folder))
     source = open_collection(str(shared_data / "beir" / "nfcorpus"))
     store = Store(str(tmp_path / "lab"))
     with connect(Execution()):
         collection = ingest(store, source)
-        tokens = tokenise(store, collection, backbone, None)
+        tokens = tokenise(store, collection, load_tokenizer(backbone, None))
         folder = shutil.copytree(shared_data / "beir" / "nfcorpus", tmp_path / "twice")
         corpus = folder / "corpus.jsonl"
         with gzip.open(folder / "corpus.jsonl.gz") as file:
@@ -139,11 +140,13 @@ from raylab.config import Backbone, Execution
 from raylab.data.ingest import collection_address
 from raylab.data.sources import open_collection
 from raylab.jobs.cluster import connect
-from raylab.jobs.ingest import ingest, tokenise
+from raylab.jobs.ingest import ingest
+from raylab.jobs.tokenise import tokenise
+from raylab.models.hub import load_tokenizer
 store, source = Store(sys.argv[1]), open_collection(sys.argv[2])
 with connect(Execution()):
     collection = store.find(collection_address(source)) or ingest(store, source)
-    made = tokenise(store, collection, Backbone("tiny", sys.argv[3]), None)
+    made = tokenise(store, collection, load_tokenizer(Backbone("tiny", sys.argv[3]), None))
 print("shards made:", made.meta["shards_made"])
 """
 
@@ -174,19 +177,19 @@ def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shar
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(arguments("lab"), env=environment, cwd=ROOT) as driver:
         deadline = time.time() + 120
-        while len(list((tmp_path / "lab").glob("token-shards/*/manifest.json"))) < 3:
+        while len(list((tmp_path / "lab").glob("tokens-shards/*/manifest.json"))) < 3:
             assert driver.poll() is None, "it ended before it was killed"
             assert time.time() < deadline
             time.sleep(0.01)
         driver.kill()
     time.sleep(3)  # Ray's own processes see that their driver is gone
-    finished = len(list((tmp_path / "lab").glob("token-shards/*/manifest.json")))
+    finished = len(list((tmp_path / "lab").glob("tokens-shards/*/manifest.json")))
     assert 3 <= finished < 15
     assert not list((tmp_path / "lab").glob("tokens/*/manifest.json"))
 
     said = run(arguments("lab"), ROOT)
     assert f"shards made: {15 - finished}\n" in said
-    assert not list((tmp_path / "lab").glob("token-shards/*"))
+    assert not list((tmp_path / "lab").glob("tokens-shards/*"))
     (manifest,) = (tmp_path / "lab").glob("tokens/*/manifest.json")
     alone = undisturbed(tmp_path / "alone", folder, model_folder)
     held = json.loads(manifest.read_text())["files"]

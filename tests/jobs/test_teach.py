@@ -10,7 +10,7 @@ import pytest
 
 from raylab.artifacts import Store
 from raylab.data.collections import read_passages, read_topics
-from raylab.data.files import CollectionError
+from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.jobs import mine as mining_module
 from raylab.jobs import mining_index
@@ -302,10 +302,28 @@ def test_published_groups_join_the_collection_by_text(teaching, truth, tmp_path)
     assert made.meta["own_queries"] == 1
 
 
+def test_faulty_records_of_a_teacher_file_are_set_aside_beside_the_groups(teaching, tmp_path):
+    record = {"question": "somebody's", "pos_pid": "p004", "neg_pids": ["p001"]}
+    path = tmp_path / "cl.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (record, record | {"pos_pid": "p999"})))
+    strict = with_teacher(teaching, path)
+    with pytest.raises(CollectionError, match=r"cl\.jsonl:2: unknown passage 'p999'"):
+        make_groups(strict)
+    patient = dataclasses.replace(
+        strict, mining=dataclasses.replace(strict.mining, on_fault="quarantine:unknown")
+    )
+    assert patient.address().path != strict.address().path
+    made = make_groups(patient)
+    assert (made.meta["groups"], made.meta["quarantined"]) == (1, {"unknown id": 1})
+    (told,) = (teaching.store.local(made) / "quarantine.jsonl").read_text().splitlines()
+    assert (json.loads(told)["file"], json.loads(told)["line"]) == (str(path), 2)
+
+
 def test_a_run_as_a_teacher_gives_groups_where_it_found_the_positive(teaching, tmp_path):
     hits = {"q003": ["p009", "p003", "p001"], "q004": ["p001", "p002"], "q005": ["p005"]}
     path = write_run(tmp_path / "run.trec", hits)
     (row,) = groups_of(with_teacher(teaching, path))
+    assert make_groups(with_teacher(teaching, path)).meta["queries_without_scores"] > 1
     assert (row["query_id"], row["positive"], row["positive_score"]) == ("q003", "p003", 99.0)
     assert (row["negatives"], row["negative_scores"]) == (["p009", "p001"], [100.0, 98.0])
 

@@ -1,0 +1,63 @@
+"""Texts to tokens with the tokenizers library alone: what a worker that tokenises a shard has to load.
+
+transformers and torch, which a `Tokenizer` is read with, take a worker seconds to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import tokenizers
+
+STORE_LIMIT = 512  # tokens of a passage that are kept: the longest length any protocol reads
+_BATCH_PASSAGES = 1_024
+
+
+class TextTokenizer:
+    """A tokenizer of texts alone, without special tokens, padding or truncation; picklable.
+
+    Args:
+        state: JSON of the tokenizers library, without its padding and truncation.
+        dtype: of the token ids.
+    """
+
+    def __init__(self, state: str, dtype: type[np.unsignedinteger]):
+        self.state, self.dtype = state, dtype
+
+    def __reduce__(self):
+        return TextTokenizer, (self.state, self.dtype)
+
+    @cached_property
+    def library(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self.state)
+
+    def encode(self, texts: Sequence[str], limit: int | None = None) -> list[np.ndarray]:
+        """Token ids (1-d arrays) of each text, cut to `limit` tokens."""
+        encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids[:limit], self.dtype) for encoding in encodings]
+
+
+def tokenised(
+    tokenizer: TextTokenizer, file: Path
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
+    """What `write_flat_store` takes, of a Parquet shard's passages: ids, tokens, token and title token counts."""
+    columns = ["passage_id", "title", "text"]
+    for batch in pq.ParquetFile(file).iter_batches(_BATCH_PASSAGES, columns=columns):
+        ids, titles, texts = (batch[name].to_pylist() for name in columns)
+        yield ids, *_tokens(tokenizer, titles, texts)
+
+
+def _tokens(
+    tokenizer: TextTokenizer, titles: list[str], texts: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All tokens in a row, token counts and title token counts of passages cut to the store's limit."""
+    titles = [title.strip() for title in titles]
+    heads = tokenizer.encode(titles, STORE_LIMIT)
+    bodies = [f" {text}" if title else text for title, text in zip(titles, texts, strict=True)]
+    tails = tokenizer.encode(bodies, STORE_LIMIT)
+    tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
+    return np.concatenate(tokens), np.array(list(map(len, tokens))), np.array(list(map(len, heads)))

@@ -1,0 +1,67 @@
+"""One driver a local storage, and what it finds left by killed ones."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from raylab.artifacts import Store
+from raylab.config import ConfigError
+from raylab.data.faults import CollectionError
+
+log = logging.getLogger("raylab")
+_STAGES = (
+    "collection",
+    "tokens",
+    "candidates",
+    "scores",
+    "groups",
+    "arrays",
+    "backbone",
+    "retriever",
+    "embeddings",
+    "index",
+    "run",
+    "measures",
+)
+
+
+@contextlib.contextmanager
+def sole_driver(store: Store) -> Iterator[None]:
+    """One driver a local storage; it also removes what killed writers left."""
+    if not store.is_local:
+        yield
+        return
+    fresh = not os.path.exists(store.root)
+    os.makedirs(store.root, exist_ok=True)
+    path = Path(store.root, "driver.lock")
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"--storage {store.uri}: another raylab driver is at work there"
+            ) from None
+        removed = store.sweep(_STAGES)
+        if removed:
+            log.warning("removed %d unfinished artifact(s) that a killed process left", removed)
+        try:
+            yield
+        except (ConfigError, CollectionError):
+            path.unlink()
+            _remove_empty(Path(store.root), keep=not fresh)
+            raise
+
+
+def _remove_empty(folder: Path, keep: bool) -> None:
+    """Remove the empty folders below `folder`, and itself when nothing is left and `keep` is false."""
+    for child in folder.iterdir():
+        if child.is_dir():
+            _remove_empty(child, keep=False)
+    if not keep:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
