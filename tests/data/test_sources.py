@@ -234,9 +234,8 @@ def test_the_policy_is_part_of_the_address_only_where_it_may_leave_records_out()
     assert collection_address(source, "quarantine").path != strict.path
 
 
-def test_a_benchmarks_name_without_its_data_says_where_to_get_them():
-    if importlib.util.find_spec("ir_datasets"):
-        pytest.skip("ir_datasets is installed and would download it")
+def test_a_benchmarks_name_without_its_data_says_where_to_get_them(monkeypatch):
+    monkeypatch.setattr(irds, "installed", lambda: False)
     with pytest.raises(CollectionError, match="or install ir_datasets, which has it"):
         open_collection("nfcorpus")
     source = open_collection("irds:nfcorpus")
