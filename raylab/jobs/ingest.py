@@ -24,6 +24,7 @@ from raylab.data.sources import Source
 from raylab.jobs.cluster import unwrapped
 
 _WRITE_ROWS = 16_384
+_BLOCK_BYTES = 32 * 2**20  # what a task sorts at once; memory is some times that a worker
 
 
 def ingest(store: Store, source: Source, on_fault: str = "error") -> Artifact:
@@ -44,13 +45,13 @@ def ingest(store: Store, source: Source, on_fault: str = "error") -> Artifact:
 
 
 def _in_order(addresses: Sequence[str], quarantine: bool) -> Iterable[pa.Table]:
-    files = [{"address": address, "number": i} for i, address in enumerate(addresses)]
-    dataset = (
-        ray.data.from_items(files, override_num_blocks=len(files))
-        .map_batches(_Parse(quarantine), batch_size=1)  # type: ignore[arg-type]
-        .sort(SORT_KEY)
-    )
-    return dataset.iter_batches(batch_size=_WRITE_ROWS, batch_format="pyarrow")
+    numbered = [{"address": address, "number": i} for i, address in enumerate(addresses)]
+    files = ray.data.from_items(numbered, override_num_blocks=len(numbered))
+    files.context.target_max_block_size = _BLOCK_BYTES
+    # Sorting makes as many partitions as there are blocks, of which one file of any size is one until
+    # it has been read.
+    parsed = files.map_batches(_Parse(quarantine), batch_size=1).materialize()  # type: ignore[arg-type]
+    return parsed.sort(SORT_KEY).iter_batches(batch_size=_WRITE_ROWS, batch_format="pyarrow")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib.util
 import json
 import shutil
 import zipfile
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raylab.data import irds
 from raylab.data.collections import read_passages, read_topics
 from raylab.data.faults import CollectionError
 from raylab.data.files import below, digest, lines, name_of
