@@ -47,7 +47,7 @@ def ingest(store: Store, source: Source, on_fault: str = "error") -> Artifact:
 def _in_order(addresses: Sequence[str], quarantine: bool) -> Iterable[pa.Table]:
     numbered = [{"address": address, "number": i} for i, address in enumerate(addresses)]
     files = ray.data.from_items(numbered, override_num_blocks=len(numbered))
-    files.context.target_max_block_size = _BLOCK_BYTES
+    files.context.target_max_block_size = files.context.shuffle_input_batch_bytes = _BLOCK_BYTES
     # Sorting makes as many partitions as there are blocks, of which one file of any size is one until
     # it has been read.
     parsed = files.map_batches(_Parse(quarantine), batch_size=1).materialize()  # type: ignore[arg-type]
