@@ -38,7 +38,7 @@ from raylab.data.tokenizer import Tokenizer
 
 PICO = Path(__file__).parents[1] / "raylab" / "assets" / "ladder" / "pico-2x128"
 _LIBRARY_TEXTS = 40_000
-_SAMPLE_S = 0.5
+_SAMPLE_S = 2.0
 _MIB = 2**20
 
 

@@ -56,7 +56,8 @@ def _tokens(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All tokens in a row, token counts and title token counts of passages cut to the store's limit."""
     titles = [title.strip() for title in titles]
-    heads = tokenizer.encode(titles, STORE_LIMIT)
+    none = np.zeros(0, tokenizer.dtype)
+    heads = tokenizer.encode(titles, STORE_LIMIT) if any(titles) else [none] * len(titles)
     bodies = [f" {text}" if title else text for title, text in zip(titles, texts, strict=True)]
     tails = tokenizer.encode(bodies, STORE_LIMIT)
     tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
