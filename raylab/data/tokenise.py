@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,14 @@ class TextTokenizer:
     def library(self) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(self.state)
 
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     def encode(self, texts: Sequence[str], limit: int | None = None) -> list[np.ndarray]:
         """Token ids (1-d arrays) of each text, cut to `limit` tokens."""
-        encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids[:limit], self.dtype) for encoding in encodings]
+        return [np.asarray(ids[:limit], self.dtype) for ids in self.ids(texts)]
 
 
 def tokenised(
@@ -47,18 +52,23 @@ def tokenised(
     """What `write_flat_store` takes, of a Parquet shard's passages: ids, tokens, token and title token counts."""
     columns = ["passage_id", "title", "text"]
     for batch in pq.ParquetFile(file).iter_batches(_BATCH_PASSAGES, columns=columns):
-        ids, titles, texts = (batch[name].to_pylist() for name in columns)
-        yield ids, *_tokens(tokenizer, titles, texts)
+        passage_ids, titles, texts = (batch[name].to_pylist() for name in columns)
+        yield passage_ids, *_flat(tokenizer, [title.strip() for title in titles], texts)
 
 
-def _tokens(
+def _flat(
     tokenizer: TextTokenizer, titles: list[str], texts: list[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All tokens in a row, token counts and title token counts of passages cut to the store's limit."""
-    titles = [title.strip() for title in titles]
-    none = np.zeros(0, tokenizer.dtype)
-    heads = tokenizer.encode(titles, STORE_LIMIT) if any(titles) else [none] * len(titles)
-    bodies = [f" {text}" if title else text for title, text in zip(titles, texts, strict=True)]
-    tails = tokenizer.encode(bodies, STORE_LIMIT)
-    tokens = [np.concatenate([h, t])[:STORE_LIMIT] for h, t in zip(heads, tails, strict=True)]
-    return np.concatenate(tokens), np.array(list(map(len, tokens))), np.array(list(map(len, heads)))
+    if any(titles):
+        heads = [ids[:STORE_LIMIT] for ids in tokenizer.ids(titles)]
+        bodies = [f" {text}" if title else text for title, text in zip(titles, texts, strict=True)]
+        tails = tokenizer.ids(bodies)
+        tokens = [(head + tail)[:STORE_LIMIT] for head, tail in zip(heads, tails, strict=True)]
+        title_lengths = np.fromiter(map(len, heads), np.int64, len(texts))
+    else:
+        tokens = [ids[:STORE_LIMIT] for ids in tokenizer.ids(texts)]
+        title_lengths = np.zeros(len(texts), np.int64)
+    lengths = np.fromiter(map(len, tokens), np.int64, len(texts))
+    flat = np.fromiter(chain.from_iterable(tokens), tokenizer.dtype, int(lengths.sum()))
+    return flat, lengths, title_lengths

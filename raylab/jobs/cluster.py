@@ -75,6 +75,12 @@ def connect(execution: Execution) -> Iterator[None]:
             ray.shutdown()
 
 
+def core() -> float:
+    """How many of Ray's CPUs stand for one core: more than one on an own cluster of few cores."""
+    cores = sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+    return max(1.0, cores / (os.cpu_count() or 1)) if len(ray.nodes()) == 1 else 1.0
+
+
 def unwrapped(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call, and raise the error of a remote function as itself, without Ray's wrapping."""
     try:

@@ -19,7 +19,7 @@ from raylab.data.ingest import PASSAGES, TRAIN_PASSAGES
 from raylab.data.tokenise import STORE_LIMIT, TextTokenizer, tokenised
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore, write_flat_store
-from raylab.jobs.cluster import unwrapped
+from raylab.jobs.cluster import core, unwrapped
 from raylab.jobs.shards import remove_shards
 
 
@@ -92,6 +92,7 @@ def tokenise(store: Store, collection: Artifact, tokenizer: Tokenizer) -> Artifa
         made = ray.data.range(len(missing), override_num_blocks=len(missing)).map_batches(
             _MakeShard(store, collection, tuple(missing), tokenizer.text),  # type: ignore[arg-type]
             batch_size=1,
+            num_cpus=core(),  # more processes than cores have less of the cores' caches
         )
         unwrapped(made.materialize)
     parts = {
