@@ -7,8 +7,8 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.artifacts import Artifact, Store
-from raylab.config import FAULTS, ConfigError, Execution, quarantined_kinds
+from raylab.config import FAULTS, Backbone, ConfigError, Execution, quarantined_kinds
 from raylab.data.faults import QUARANTINE, CollectionError
 from raylab.data.ingest import collection_address
 from raylab.data.registry import BENCHMARKS
 from raylab.data.sources import open_collection
+from raylab.ladders import LADDERS, find_ladder
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
@@ -86,25 +87,74 @@ def ingest_collection(
             "irds:NAME"
         ),
     ],
-    storage: Annotated[str, typer.Option(help="a local folder or any fsspec address")] = "lab",
+    storage: _Storage = "lab",
     on_fault: _OnFault = "error",
+    ladder: Annotated[
+        str, typer.Option(help=f"whose tokenizers: {', '.join(LADDERS)} or a TOML file")
+    ] = "pico",
+    tokens: Annotated[bool, typer.Option(help="write the passage store, too")] = True,
+    models: _Models = None,
 ) -> None:
-    """Read, validate and write a collection as Parquet shards in id order; finished work is kept."""
+    """Validate a collection into Parquet shards in id order and the passage store of their tokens.
+
+    What is finished is kept: killed, the same command goes on.
+    """
     store = Store(storage)
     try:
         source = open_collection(collection)
         address = collection_address(source, on_fault)
-        made = store.find(address)
-        if made is None:
-            from raylab.jobs.cluster import connect
-            from raylab.jobs.driver import sole_driver
-            from raylab.jobs.ingest import ingest
+        backbones = find_ladder(ladder).backbones if tokens else ()
+        with ExitStack() as stack:
+            made = store.find(address)
+            if made is None:
+                from raylab.jobs.ingest import ingest
 
-            with sole_driver(store), connect(Execution(storage=storage)):
+                _as_sole_driver(stack, store)
                 made = ingest(store, source, on_fault)
+            stores = _tokenised(stack, store, made, backbones, models)
     except (ConfigError, CollectionError, OSError) as error:
         raise fail(error) from None
     _show_collection(store, made)
+    for one in stores:
+        print(f"{'tokens':>14}  {_folder(store, one)}")
+
+
+def _as_sole_driver(stack: ExitStack, store: Store) -> None:
+    """Connect to Ray, unless that was done."""
+    import ray
+
+    from raylab.jobs.cluster import connect
+    from raylab.jobs.driver import sole_driver
+
+    if not ray.is_initialized():
+        stack.enter_context(sole_driver(store))
+        stack.enter_context(connect(Execution(storage=store.uri)))
+
+
+def _tokenised(
+    stack: ExitStack,
+    store: Store,
+    collection: Artifact,
+    backbones: Sequence[Backbone],
+    models: str | None,
+) -> list[Artifact]:
+    """The passage stores of a collection, one a tokenizer."""
+    if not backbones:
+        return []
+    from raylab.jobs.tokenise import tokenise, tokens_address
+    from raylab.models.hub import load_tokenizer
+
+    made: dict[str, Artifact] = {}
+    for backbone in backbones:
+        tokenizer = load_tokenizer(backbone, models)
+        address = tokens_address(collection, tokenizer)
+        if address.path not in made:
+            found = store.find(address)
+            if found is None:
+                _as_sole_driver(stack, store)
+                found = tokenise(store, collection, tokenizer)
+            made[address.path] = found
+    return list(made.values())
 
 
 def _show_collection(store: Store, made: Artifact) -> None:

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
         (["sparse_head.py", "--smoke"], "sentence-transformers"),
         (["training_step.py", "--tiny"], "sparse"),
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
+        (["ingest.py", "--smoke"], "| 300 | both |"),
     ],
-    ids=["sparse_head", "training_step", "feeding"],
+    ids=["sparse_head", "training_step", "feeding", "ingest"],
 )
 def test_the_command_prints_its_table(command, told):
     pytest.importorskip("sentence_transformers")
