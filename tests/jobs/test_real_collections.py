@@ -1,0 +1,123 @@
+"""SciFact, NFCorpus and MS MARCO's slice through the whole data path on Ray, checked against the files themselves."""
+
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raylab.artifacts import Store
+from raylab.config import Backbone, Execution, FineTuning
+from raylab.data.batches import TrainingBatches
+from raylab.data.collections import Passage, is_validation, read_passages, read_qrels, read_queries
+from raylab.data.groups import open_groups, write_arrays
+from raylab.data.sources import open_collection
+from raylab.data.tokens import PassageStore
+from raylab.jobs.cluster import connect
+from raylab.jobs.ingest import ingest, training_part
+from raylab.jobs.mine import Mining
+from raylab.jobs.teach import Teaching, make_groups
+from raylab.jobs.tokenise import tokenise
+from raylab.models.hub import load_tokenizer
+from raylab.models.teachers import Teacher
+
+MINING = Mining(depth=6, random=2, pseudo_queries=False)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    with connect(Execution()):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [("scifact", "cross"), ("beir/nfcorpus", "dense"), ("msmarco-slice", "cross")],
+)
+def test_a_real_collection_becomes_batches(
+    name, teacher, ray, shared_data, tmp_path, model_folder, teacher_folder, retriever_folders
+):
+    place = name if name == "scifact" else str(shared_data / name)
+    model = str({"cross": teacher_folder, "dense": retriever_folders["dense"]}[teacher])
+    store, source = Store(str(tmp_path / "lab")), open_collection(place)
+    tokenizer = load_tokenizer(Backbone("tiny", str(model_folder)), None)
+    collection = ingest(store, source)
+    tokens = tokenise(store, collection, tokenizer)
+    groups = make_groups(Teaching(store, collection, MINING, model, None, actors=2))
+    rows = pa.concat_tables(
+        [pq.read_table(path) for path in sorted(store.local(groups).glob("*.parquet"))]
+    ).to_pylist()
+
+    check_groups(source, rows, carved=name == "scifact")
+    check_scores(source, rows, model)
+    passages = PassageStore(store.local(tokens) / training_part(collection))
+    write_arrays(store.local(groups), passages.rows, tmp_path / "arrays")
+    check_batches(source, rows, open_groups(tmp_path / "arrays"), passages, tokenizer)
+
+
+def passages_of(source) -> dict[str, Passage]:
+    """Training passages by id, read straight from the files."""
+    return {p.passage_id: p for p in read_passages(source.train_passages or source.passages)}
+
+
+def texts_of(source) -> dict[str, str]:
+    return {i: f"{p.title} {p.text}".strip() for i, p in passages_of(source).items()}
+
+
+def check_groups(source, rows, carved: bool) -> None:
+    """One group a training query and relevant passage; negatives are neither relevant nor copies of such."""
+    texts = texts_of(source)
+    positives = defaultdict(set)
+    for query_id, grades in read_qrels(source.qrels["train"]).items():
+        if not (carved and is_validation(query_id)):
+            positives[query_id] = {p for p, grade in grades.items() if grade > 0 and p in texts}
+    expected = {(q, p) for q, own in positives.items() for p in own}
+    assert {(r["query_id"], r["positive"]) for r in rows} == expected
+    assert len(rows) == len(expected)
+    for row in rows:
+        relevant = positives[row["query_id"]]
+        copies = {texts[p] for p in relevant}
+        assert len(row["negatives"]) == len(set(row["negatives"])) == 8
+        assert row["mined"] == 6
+        assert not relevant & set(row["negatives"])
+        assert not copies & {texts[p] for p in row["negatives"]}
+
+
+def check_scores(source, rows, model: str) -> None:
+    """Scores are those of the teacher over the texts, called here pair by pair."""
+    texts, judge = texts_of(source), Teacher(model, None)
+    for row in (rows[i] for i in np.random.default_rng(0).choice(len(rows), 6)):
+        listed = [row["positive"], *row["negatives"]]
+        own = [judge.score([row["query"]], [texts[p]])[0] for p in listed]
+        made = [row["positive_score"], *row["negative_scores"]]
+        np.testing.assert_allclose(made, own, rtol=1e-4, atol=1e-4)
+
+
+def check_batches(source, rows, groups, passages, tokenizer) -> None:
+    """A step's texts are those of its groups, whatever the number of workers."""
+    read, tuning = passages_of(source), FineTuning(batch_queries=8, passage_length=48)
+    queries = {q.text for q in read_queries(source.queries["train"]).values()}
+    batches = TrainingBatches(groups, passages, tokenizer, tuning, 4, 0, needs_teacher=True)
+    for step in (0, 1, len(rows) // 8):  # the last one reaches into the second epoch
+        whole = batches.collate(batches.draw(step))
+        for world in (2, 4):
+            parts = [batches.collate(batches.draw(step), rank, world) for rank in range(world)]
+            for field in ("query_ids_QL", "passage_ids_PL", "passage_mask_PL"):
+                shares = [getattr(part, field) for part in parts]
+                np.testing.assert_array_equal(np.concatenate(shares), getattr(whole, field))
+        drawn = batches.draw(step).groups_Q
+        for place, group in enumerate(drawn.tolist()):
+            row = rows[group]
+            assert row["query"] in queries
+            ids = whole.query_ids_QL[place][whole.query_mask_QL[place]]
+            assert ids.tolist() == tokenizer.encode([row["query"]], 64)[0].tolist()
+            ids = whole.passage_ids_PL[4 * place][whole.passage_mask_PL[4 * place]]
+            assert ids.tolist() == tokens_of(tokenizer, read[row["positive"]])[:48]
+
+
+def tokens_of(tokenizer, passage: Passage) -> list[int]:
+    """A passage's tokens as the store is said to hold them: those of the title, then of " text"."""
+    title = passage.title.strip()
+    parts = [title, f" {passage.text}"] if title else [passage.text]
+    return [token for part in parts for token in tokenizer.encode([part])[0].tolist()]
