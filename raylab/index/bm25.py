@@ -6,8 +6,10 @@ BEIR); the search is ``SparseIndex``, so that results are exact and ties determi
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import bm25s
@@ -20,6 +22,7 @@ from raylab.index.sparse import SparseIndex
 _FORMAT = "raylab.bm25.1"
 _K1 = 0.9
 _B = 0.4
+_BATCH = 65_536  # texts cut into words at once
 
 
 class BM25Index:
@@ -39,21 +42,22 @@ class BM25Index:
         return len(self.postings)
 
     @classmethod
-    def build(cls, ids: Sequence[str], texts: Sequence[str]) -> "BM25Index":
+    def build(cls, ids: Sequence[str], texts: Iterable[str]) -> "BM25Index":
         """Index ``texts`` under ``ids``, both of length N.
+
+        The texts are read once, some thousands at a time; of them 4 bytes a word stay in memory.
 
         Raises ValueError for unequal lengths, no texts, no word in any text, and ids that are
         duplicate, empty or not strings.
         """
-        if len(ids) != len(texts):
-            raise ValueError(f"{len(ids)} ids for {len(texts)} texts")
-        stems = _stems(texts)
-        vocabulary = {stem: term for term, stem in enumerate(sorted(set().union(*stems)))}
+        terms, vocabulary = _terms(texts)
+        if len(ids) != len(terms):
+            raise ValueError(f"{len(ids)} ids for {len(terms)} texts")
         if not vocabulary:
-            raise ValueError(f"none of the {len(texts)} texts holds a word to index")
-        terms = [[vocabulary[stem] for stem in text] for text in stems]
+            raise ValueError(f"none of the {len(terms)} texts holds a word to index")
         model = bm25s.BM25(method="lucene", k1=_K1, b=_B)
-        model.index((terms, dict(vocabulary)), create_empty_token=False, show_progress=False)
+        corpus = SimpleNamespace(ids=terms, vocab=dict(vocabulary))
+        model.index(corpus, create_empty_token=False, show_progress=False)  # type: ignore[arg-type]
         impacts = sp.csc_array(
             (model.scores["data"], model.scores["indices"], model.scores["indptr"]),
             shape=(len(ids), len(vocabulary)),
@@ -104,9 +108,46 @@ class BM25Index:
         return self.postings.search(queries, k)
 
 
-def _stems(texts: Sequence[str]) -> list[list[str]]:
+def _check(texts: object) -> None:
     if isinstance(texts, str):
         raise ValueError("texts is one string; a sequence of strings is needed")
+
+
+class _Terms(Sequence[list[int]]):
+    """The terms of every text, in one flat array."""
+
+    def __init__(self, flat: np.ndarray, offsets: np.ndarray):
+        self.flat, self.offsets = flat, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row):
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self.flat[self.offsets[row] : self.offsets[row + 1]].tolist()
+
+
+def _terms(texts: Iterable[str]) -> tuple[_Terms, dict[str, int]]:
+    """(terms of every text, stem -> term in the stems' order)."""
+    _check(texts)
+    found: dict[str, int] = {}  # stem -> number, in order of appearance
+    flat, lengths, source = [np.zeros(0, np.int32)], [0], iter(texts)
+    while batch := list(islice(source, _BATCH)):
+        stems = _stems(batch)
+        lengths += map(len, stems)
+        numbers = (found.setdefault(stem, len(found)) for text in stems for stem in text)
+        flat.append(np.fromiter(numbers, np.int32))
+    vocabulary = {stem: term for term, stem in enumerate(sorted(found))}
+    renumbered = np.zeros(len(found), np.int32)
+    renumbered[[found[stem] for stem in vocabulary]] = np.arange(len(found))
+    return _Terms(renumbered[np.concatenate(flat)], np.cumsum(lengths)), vocabulary
+
+
+def _stems(texts: Sequence[str]) -> list[list[str]]:
+    _check(texts)
     stems = bm25s.tokenize(
         list(texts),
         stopwords="en",

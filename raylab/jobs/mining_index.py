@@ -14,7 +14,7 @@ from raylab.index.bm25 import BM25Index
 from raylab.index.dense import DenseIndex
 from raylab.index.sparse import SparseIndex
 from raylab.index.topk import merge_topk
-from raylab.jobs.texts import Texts, passage_ids
+from raylab.jobs.texts import Texts, bm25_input, passage_ids
 from raylab.models.retriever import Retriever
 from raylab.models.teachers import teacher_fingerprint, teacher_source
 
@@ -76,16 +76,16 @@ class Indexer:
             )
 
         def make(task: IndexTask) -> None:
-            texts = Texts.read(task.folder, task.part, task.rows)
             with self.store.draft(task.address) as draft:
                 if retriever is None:
-                    index = BM25Index.build(texts.ids, texts.texts)
+                    index = BM25Index.build(*bm25_input(task.folder, task.part))
                 else:
+                    texts = Texts.read(task.folder, task.part, task.rows)
                     kind = DenseIndex if retriever.head == "dense" else SparseIndex
                     shard = texts.ids, retriever.encode_passages(texts.texts)
                     index = kind.build([shard])  # type: ignore[arg-type]
                 index.save(draft.path)
-                draft.meta["rows"] = len(texts.ids)
+                draft.meta["rows"] = len(index)
 
         return make
 

@@ -27,7 +27,7 @@ from raylab.index.sparse import SparseIndex
 from raylab.index.topk import merge_topk
 from raylab.jobs.cluster import unwrapped
 from raylab.jobs.ingest import PASSAGES, load_topics
-from raylab.jobs.texts import Texts
+from raylab.jobs.texts import bm25_input
 
 INDEX, RUN, MEASURES = "index", "run", "measures"
 
@@ -131,11 +131,9 @@ def _search(store: Store, evaluation: Evaluation) -> tuple[list[str], Any, Any]:
 
 def _search_bm25(store: Store, evaluation: Evaluation) -> tuple[list[str], Any, Any]:
     folder = store.local(evaluation.collection)
-    texts = Texts.load(folder, PASSAGES)
     topics = load_topics(folder)[evaluation.split]
-    ids, scores = BM25Index.build(texts.ids, texts.texts).search(
-        list(topics.queries.values()), evaluation.protocol.search_depth
-    )
+    index = BM25Index.build(*bm25_input(folder, PASSAGES))
+    ids, scores = index.search(list(topics.queries.values()), evaluation.protocol.search_depth)
     return list(topics.queries), ids, scores
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,17 +31,13 @@ class Texts:
     bodies: list[str]
 
     @classmethod
-    def load(cls, folder: Path, part: str) -> Texts:
-        """All of them, in memory."""
-        return cls._of(load_passages(folder, part))
-
-    @classmethod
     def read(cls, folder: Path, part: str, rows: range) -> Texts:
         """Those of some rows; memory is that of the row groups they are in."""
-        return cls._of(table.to_pydict() for table in _slices(folder, part, rows))
+        return cls.of(table.to_pydict() for table in _slices(folder, part, rows))
 
     @classmethod
-    def _of(cls, batches) -> Texts:
+    def of(cls, batches: Iterable[dict[str, list]]) -> Texts:
+        """Of batches of columns."""
         ids, titles, bodies = [], [], []
         for batch in batches:
             ids += batch["passage_id"]
@@ -62,6 +58,12 @@ def _slices(folder: Path, part: str, rows: range) -> Iterator[pa.Table]:
                 table = file.read_row_group(group, columns=list(_COLUMNS))
                 yield table.slice(start, stop - start)
             first += count
+
+
+def bm25_input(folder: Path, part: str) -> tuple[list[str], Iterator[str]]:
+    """What `BM25Index.build` takes of all of them: ids, and texts of which some thousands are in memory."""
+    ids = [one.decode() for one in passage_ids(folder, part).tolist()]
+    return ids, (text for batch in load_passages(folder, part) for text in Texts.of([batch]).texts)
 
 
 def passage_ids(folder: Path, part: str) -> np.ndarray:

@@ -12,6 +12,7 @@ import Stemmer
 from raylab.data.collections import read_qrels
 from raylab.evaluation.measures import evaluate
 from raylab.evaluation.runs import Run
+from raylab.index import bm25
 from raylab.index.bm25 import BM25Index
 
 TEXTS = ["the cat sat", "cats and dogs", "dogs dogs dogs chase a cat in gardens", "", "fish"]
@@ -56,6 +57,18 @@ def test_saved_index_answers_the_same(tmp_path):
         assert (one == other).all()
 
 
+def test_texts_may_be_streamed(monkeypatch, tmp_path):
+    """In batches of any size the index is the same, bit for bit."""
+    BM25Index.build(IDS, TEXTS).save(tmp_path / "whole")
+    monkeypatch.setattr(bm25, "_BATCH", 2)
+    BM25Index.build(IDS, iter(TEXTS)).save(tmp_path / "streamed")
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert len(names) > 2
+    for name in names:
+        whole, streamed = (tmp_path / kind / name for kind in ("whole", "streamed"))
+        assert streamed.read_bytes() == whole.read_bytes(), name
+
+
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="1 ids for 2 texts"):
         BM25Index.build(["a"], ["x", "y"])
@@ -63,6 +76,8 @@ def test_bad_input_is_named():
         BM25Index.build(["a"], ["the"])
     with pytest.raises(ValueError, match="one string"):
         BM25Index.build(IDS, TEXTS).search("cat", 1)
+    with pytest.raises(ValueError, match="one string"):
+        BM25Index.build(["a", "b"], "ab")
 
 
 def test_scifact_effectiveness_is_the_published_one(shared_data):
