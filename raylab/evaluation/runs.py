@@ -291,6 +291,16 @@ def drop_own_document(run: Run) -> Run:
     return Run({query_id: _without(ranking, query_id) for query_id, ranking in run.items()})
 
 
+def cut(run: Run, depth: int) -> Run:
+    """The run with the best ``depth`` hits of each query."""
+    return Run(
+        {
+            query_id: Ranking(ranking.passage_ids[:depth], ranking.scores[:depth])
+            for query_id, ranking in run.items()
+        }
+    )
+
+
 def _without(ranking: Ranking, passage_id: str) -> Ranking:
     kept = ranking.passage_ids != passage_id
     return Ranking(ranking.passage_ids[kept], ranking.scores[kept])
