@@ -337,9 +337,7 @@ def _show(
         print(f"{where}: {own[0].queries} queries")
         _print_table(("", "system", *measures), means)
         print()
-        _print_table(
-            "", ("pair", "measure", f"difference {within}", f"Cohen's d {within}"), effects
-        )
+        _print_table(("pair", "measure", f"difference {within}", f"Cohen's d {within}"), effects)
         print()
         names = ("pair", "measure", "t-test p", "Bonf.", "Holm", "random. p", "Bonf.", "Holm")
         _print_table(names, tests)
