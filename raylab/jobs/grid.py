@@ -2,6 +2,7 @@
 
     source files -> collection -> tokens -> groups -> adapted backbones -> retrievers
                  -> embedding shards -> index shards -> runs -> measures -> results, ledger, report
+                                     -> profiles (contrastive entropy, postings) ---^
 
 Every arrow is a stage whose artifacts are looked up first. The driver holds addresses and manifests
 only. A damaged artifact that a stage meets is set aside and the chain is walked again from the start.
@@ -45,6 +46,7 @@ _STAGES = (
     "index",
     "run",
     "measures",
+    "profile",
 )
 _DAMAGE_ROUNDS = 3
 

@@ -18,7 +18,18 @@ from raylab.report.notes import notes
 from raylab.report.rows import TRAINED, Benchmark, Result, benchmarks
 from raylab.report.tables import Estimate, GridTable, Line, below_untrained
 
-_TEXT = ("system", "size", "head", "objective", "stage", "split", "kind", "seed", "fingerprint")
+_TEXT = (
+    "measured by",
+    "system",
+    "size",
+    "head",
+    "objective",
+    "stage",
+    "split",
+    "kind",
+    "seed",
+    "fingerprint",
+)
 _AMOUNTS = ("seconds", "flops", "tokens", "size_bytes")
 
 
@@ -65,6 +76,7 @@ def render(
         held_out=[_grid(table) for table in tables if table.benchmark.held_out],
         validation=[_grid(table) for table in tables if not table.benchmark.held_out],
         wide=[_wide(rows, benchmark) for benchmark in benchmarks(rows)],
+        efficiency=_efficiency(rows),
         budget=_budget(rows),
         ledger=_ledger(ledger),
         fingerprints=_fingerprints(rows),
@@ -154,6 +166,38 @@ def _value(row: Result | None) -> str:
     if row is None or row.value is None:
         return NOTHING
     return str(Estimate(row.value, row.ci_low, row.ci_high))
+
+
+def _efficiency(rows: Sequence[Result]) -> Block:
+    """What a search costs beside the primary measure that it brings; baselines included."""
+    body = []
+    for benchmark in benchmarks(rows):
+        where = (benchmark.collection, benchmark.split, benchmark.primary)
+        for row in rows:
+            costs = [getattr(row, name) for name in formats.EFFICIENCY]
+            if (row.collection, row.split, row.measure) != where or set(costs) == {None}:
+                continue
+            seed = NOTHING if row.seed is None else str(row.seed)
+            *amounts, size, milliseconds = costs
+            body.append(
+                (
+                    row.system,
+                    seed,
+                    f"{benchmark.name}: {benchmark.primary}",
+                    NOTHING if row.value is None else f"{row.value:.3f}",
+                    *(NOTHING if amount is None else f"{amount:,.1f}" for amount in amounts),
+                    quantity(size),
+                    NOTHING if milliseconds is None else f"{milliseconds:,.2f}",
+                )
+            )
+    names = ("terms a passage", "terms a query", "multiply-adds a score", "index bytes")
+    return Block(
+        "Cost of a search beside its quality",
+        _columns(("system", "seed", "measured by", "value", *names, "ms a query")),
+        tuple(body),
+        note="A score's multiply-adds: sparse, the terms that a query and a passage share on average "
+        "(SPLADE's FLOPS); dense, its dimensions. Time: one core, all queries of the split at once.",
+    )
 
 
 def _budget(rows: Sequence[Result]) -> Block:
