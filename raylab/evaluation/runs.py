@@ -271,6 +271,8 @@ def atomic_writer(path: str | Path) -> Iterator[io.BufferedIOBase]:
     path = Path(path)
     if path.suffix == ".zst":
         raise ValueError(f"{path}: written are plain files and .gz")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(aside, "xb") as raw:

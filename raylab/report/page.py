@@ -173,23 +173,19 @@ def _efficiency(rows: Sequence[Result]) -> Block:
     body = []
     for benchmark in benchmarks(rows):
         where = (benchmark.collection, benchmark.split, benchmark.primary)
-        for row in rows:
-            costs = [getattr(row, name) for name in formats.EFFICIENCY]
-            if (row.collection, row.split, row.measure) != where or set(costs) == {None}:
-                continue
-            seed = NOTHING if row.seed is None else str(row.seed)
-            *amounts, size, milliseconds = costs
-            body.append(
-                (
-                    row.system,
-                    seed,
-                    f"{benchmark.name}: {benchmark.primary}",
-                    NOTHING if row.value is None else f"{row.value:.3f}",
-                    *(NOTHING if amount is None else f"{amount:,.1f}" for amount in amounts),
-                    quantity(size),
-                    NOTHING if milliseconds is None else f"{milliseconds:,.2f}",
-                )
+        own = [row for row in rows if (row.collection, row.split, row.measure) == where]
+        if all(cost is None for row in own for cost in _costs(row)):
+            continue
+        body += [
+            (
+                row.system,
+                NOTHING if row.seed is None else str(row.seed),
+                f"{benchmark.name}: {benchmark.primary}",
+                NOTHING if row.value is None else f"{row.value:.3f}",
+                *_cost_texts(*_costs(row)),
             )
+            for row in own
+        ]
     names = ("terms a passage", "terms a query", "multiply-adds a score", "index bytes")
     return Block(
         "Cost of a search beside its quality",
@@ -197,6 +193,19 @@ def _efficiency(rows: Sequence[Result]) -> Block:
         tuple(body),
         note="A score's multiply-adds: sparse, the terms that a query and a passage share on average "
         "(SPLADE's FLOPS); dense, its dimensions. Time: one core, all queries of the split at once.",
+    )
+
+
+def _costs(row: Result) -> list[float | None]:
+    return [getattr(row, name) for name in formats.EFFICIENCY]
+
+
+def _cost_texts(*costs: float | None) -> tuple[str, ...]:
+    *amounts, size, milliseconds = costs
+    return (
+        *(NOTHING if amount is None else f"{amount:,.1f}" for amount in amounts),
+        quantity(size),
+        NOTHING if milliseconds is None else f"{milliseconds:,.2f}",
     )
 
 

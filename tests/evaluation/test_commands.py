@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from typer.testing import CliRunner
 
 from raylab.artifacts import Store
+from raylab.cli import app
 from raylab.data.registry import BEIR_SETS
 from raylab.evaluation.measures import evaluate
 from raylab.evaluation.runs import Run, read_run, write_qrels, write_run
@@ -20,16 +22,23 @@ from raylab.results import PER_QUERY, PER_QUERY_SCHEMA, RESULTS, RESULTS_SCHEMA,
 QUERIES = [f"q{n:02d}" for n in range(30)]
 
 
-def raylab(*arguments, expect=0):
-    """(stdout, stderr) of the command line, run as a user does."""
+def process(*arguments, expect=0):
+    """(stdout, stderr) of a process of its own, as a user starts it."""
     done = subprocess.run(
         [sys.executable, "-m", "raylab.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=500,
         check=False,
     )
     assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def raylab(*arguments, expect=0):
+    """The same within this process: a start costs a second, and there are many."""
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == expect, done.output
     return done.stdout, done.stderr
 
 
@@ -193,13 +202,24 @@ def test_a_beir_mean_names_the_sets_it_lacks(storage):
 # ------------------------------------------------------------------------------------ bad input
 
 
-def refused(*arguments):
+def refused(*arguments, run=raylab):
     """The one line that a refused command prints, and nothing else."""
-    printed, said = raylab(*arguments, expect=2)
+    printed, said = run(*arguments, expect=2)
     assert printed == ""
     assert said.startswith("error: ")
     assert said.count("\n") == 1, said
     return said.removeprefix("error: ").strip()
+
+
+def test_processes_print_the_same_and_end_with_the_same_status(folder, tmp_path):
+    good, fair, qrels = folder / "good.trec.gz", folder / "fair.trec.gz", folder / "qrels.tsv"
+    for arguments in (
+        ("evaluate", good, qrels),
+        ("compare", good, fair, qrels, "--draws", 100, "--measures", "AP"),
+    ):
+        assert process(*arguments) == raylab(*arguments)
+    for arguments in (("evaluate", tmp_path, qrels), ("compare", good, qrels), ("beir", tmp_path)):
+        assert refused(*arguments, run=process) == refused(*arguments)
 
 
 def test_bad_files_are_named_by_line(folder, tmp_path):
@@ -232,7 +252,10 @@ def test_bad_options_leave_nothing_behind(folder, tmp_path, storage):
             "must be one of scifact/train, scifact/test",
         ),
         (("evaluate", run, qrels, "--protocol", "x/test"), "no 'x'; there are msmarco"),
-        (("evaluate", run, qrels, "--per-query", out / "no" / "a.tsv"), "No such file"),
+        (
+            ("evaluate", run, qrels, "--per-query", out / "no" / "a.tsv"),
+            "a.tsv: there is no folder",
+        ),
         (("compare", run, qrels, "--out", out), "compare needs two runs"),
         (("compare", run, run, qrels, "--out", out), "is named twice"),
         (("compare", run, run, qrels, "--split", "test"), "--split: it needs --storage"),
