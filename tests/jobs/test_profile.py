@@ -173,22 +173,23 @@ def test_the_querys_own_document_is_neither_positive_nor_negative(tmp_path, fold
     (own / "qrels").mkdir(parents=True)
     corpus = [{"_id": f"p{n:03d}", "title": "", "text": f"word{n}"} for n in range(258)]
     (own / "corpus.jsonl").write_text("".join(json.dumps(r) + "\n" for r in corpus))
-    (own / "queries.jsonl").write_text(json.dumps({"_id": "p007", "text": "word7"}) + "\n")
+    queries = [{"_id": name, "text": "word"} for name in ("p007", "p008")]
+    (own / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
     (own / "qrels" / "test.tsv").write_text(
-        "query-id\tcorpus-id\tscore\np007\tp001\t1\np007\tp007\t1\n"
+        "query-id\tcorpus-id\tscore\np007\tp001\t1\np007\tp007\t1\np008\tp001\t1\n"
     )
     store = Store(str(tmp_path / "lab"))
     made = committed(store, own)
     passages = np.zeros((258, 2), np.float32)
-    passages[7] = (
-        100.0  # were it one of the negatives, the entropy would be 200; if a positive, 100
-    )
+    # Of 258 passages a query's positive and its own leave 256. Were its own among them, the entropy
+    # would be 100; were it a positive (one of them was judged), it would be half of what it is.
+    passages[7, 0] = passages[8, 1] = 100.0
     parts = (embeddings(store, "passages", [r["_id"] for r in corpus], passages),)
-    queries = {"test": embeddings(store, "query", ["p007"], np.ones((1, 2), np.float32))}
-    profile = Profile("x", made, parts, queries, 1.0)
+    vectors = embeddings(store, "queries", ["p007", "p008"], np.eye(2, dtype=np.float32))
+    profile = Profile("x", made, parts, {"test": vectors}, 1.0)
     make_profile(store, profile)
     path = store.local(store.committed(profile.address)) / "entropy.parquet"
-    assert pq.read_table(path)["value"].to_pylist() == pytest.approx([math.log(257)])
+    assert pq.read_table(path)["value"].to_pylist() == pytest.approx([math.log(257)] * 2)
 
 
 # ----------------------------------------------------------------- from the tasks to the results
