@@ -28,8 +28,8 @@ def notes(rows: Sequence[Result]) -> list[str]:
         *([_ENTROPY_NOTE] if entropy else []),
         _seeds(rows),
         "The best cell of a head is the best of several on the very split that reports it, so its "
-        "value is biased upward. Overlapping or separate intervals are no significance test, and "
-        "none is made here; raylab compare SYSTEM SYSTEM --storage STORAGE makes them.",
+        "value is biased upward. Overlapping or separate intervals are no significance test: "
+        "raylab compare SYSTEM SYSTEM --storage STORAGE makes one of any systems.",
         "Budget: the FLOPs of fine-tuning a cell, counted by the laboratory's cost model "
         "(backbone, vocabulary projection, LoRA backward, recomputation, padding). The adaptation "
         "by MNTP, shared by the cells of a size, is not charged to it; the ledger has it. "

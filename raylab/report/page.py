@@ -14,6 +14,7 @@ from markupsafe import Markup
 from raylab.report import formats
 from raylab.report.figures import MOST_PANELS, drawn
 from raylab.report.formats import NOTHING, count, quantity
+from raylab.report.heads import HeadsCompared
 from raylab.report.notes import notes
 from raylab.report.rows import TRAINED, Benchmark, Result, benchmarks
 from raylab.report.tables import Estimate, GridTable, Line, below_untrained
@@ -54,9 +55,13 @@ class Block:
 
 
 def render(
-    rows: Sequence[Result], tables: Sequence[GridTable], ledger: pd.DataFrame, svg: bytes
+    rows: Sequence[Result],
+    tables: Sequence[GridTable],
+    ledger: pd.DataFrame,
+    svg: bytes,
+    tests: Sequence[HeadsCompared] = (),
 ) -> str:
-    """The page, from `rows.read_rows`, their grid tables, the ledger and the scaling plot."""
+    """The page, from `rows.read_rows`, their grid tables, the ledger, the scaling plot and the tests."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raylab", "report"),
         autoescape=True,
@@ -76,6 +81,7 @@ def render(
         held_out=[_grid(table) for table in tables if table.benchmark.held_out],
         validation=[_grid(table) for table in tables if not table.benchmark.held_out],
         wide=[_wide(rows, benchmark) for benchmark in benchmarks(rows)],
+        heads=_heads(tests),
         efficiency=_efficiency(rows),
         budget=_budget(rows),
         ledger=_ledger(ledger),
@@ -166,6 +172,34 @@ def _value(row: Result | None) -> str:
     if row is None or row.value is None:
         return NOTHING
     return str(Estimate(row.value, row.ci_low, row.ci_high))
+
+
+def _heads(tests: Sequence[HeadsCompared]) -> Block:
+    body = [
+        (
+            one.benchmark.name,
+            one.size,
+            formats.objective_label(one.objective),
+            f"{test.mean_b:.3f}",
+            f"{test.mean_a:.3f}",
+            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]",
+            f"{test.effect:+.2f} [{test.effect_low:+.2f}, {test.effect_high:+.2f}]",
+            *(f"{p:.2g}" for p in (test.p_t, test.p_t_bonferroni, test.p_t_holm)),
+            *(f"{p:.2g}" for p in (test.p_random, test.p_random_holm)),
+        )
+        for one in tests
+        for test in (one.comparison,)
+    ]
+    names = ("sparse", "dense", "difference", "Cohen's d", "t-test p", "Bonferroni", "Holm")
+    randomised = ("randomisation p", "Holm (randomisation)")
+    return Block(
+        "Sparse against dense at equal size and objective",
+        _columns(("split", "size", "objective", *names, *randomised)),
+        tuple(body),
+        note=f"Two-sided paired tests over queries by the primary measure (with several seeds, their "
+        f"mean for each query); brackets: 95 % intervals of each comparison alone. Bonferroni and "
+        f"Holm correct for the family of {len(tests)} comparisons in this table.",
+    )
 
 
 def _efficiency(rows: Sequence[Result]) -> Block:
