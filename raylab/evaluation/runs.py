@@ -25,6 +25,7 @@ Qrels = dict[str, dict[str, int]]
 TieRule = Literal["id ascending", "id descending"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_GZIP_LEVEL = 6  # in less than half the time of 9, and 0.7 % larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +278,7 @@ def atomic_writer(path: str | Path) -> Iterator[io.BufferedIOBase]:
     try:
         with open(aside, "xb") as raw:
             if path.name.endswith(".gz"):
-                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:
+                with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as stream:
                     yield stream
             else:
                 yield raw
