@@ -11,6 +11,7 @@ from rich.table import Table
 from raylab.artifacts import DamagedArtifact, Store
 from raylab.cli_data import app as data
 from raylab.cli_data import fail, teach
+from raylab.cli_evaluate import beir, compare, evaluate
 from raylab.config import ConfigError
 from raylab.results import LEDGER, RESULTS, read_table
 
@@ -78,6 +79,8 @@ def status(storage: str = "lab") -> None:
 
 app.add_typer(data, name="data")
 app.command()(teach)  # the shorter name of `data teach`
+for command in (evaluate, compare, beir):
+    app.command()(command)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,11 @@ def write_shard(folder: Path, ids: Sequence[str], matrix: Matrix) -> None:
     (folder / "shape.json").write_text(json.dumps({"rows": len(ids), "columns": columns}))
 
 
+def read_ids(folder: Path) -> np.ndarray:
+    """Passage or query ids of an embedding shard, bytes [N], without its matrix."""
+    return np.load(folder / "ids.npy")
+
+
 def read_shard(folder: Path) -> tuple[list[str], Matrix]:
     """(ids, float32 matrix) of an embedding shard."""
     ids = [i.decode() for i in np.load(folder / "ids.npy")]

@@ -12,6 +12,11 @@
     budget_flops, spent_flops          of fine-tuning
     steps                              optimizer steps
     seconds                            of training
+    without_relevant                   queries that count 0 because no passage is relevant to them
+    query_postings, passage_postings   mean terms a text (sparse)
+    retrieval_flops                    terms that a query and a passage share on average (sparse), or
+                                       dimensions (dense): the multiply-adds of one score
+    index_bytes, query_ms              of the search that made the run: one core, all queries at once
     fingerprint                        of the checkpoint (trained), else of the run
 
 `per_query.parquet`: fingerprint of the run, system, seed, collection, split, measure, query_id, value.
@@ -50,6 +55,12 @@ RESULTS_SCHEMA = pa.schema(
         ("spent_flops", pa.float64()),
         ("steps", pa.int64()),
         ("seconds", pa.float64()),
+        ("without_relevant", pa.int64()),
+        ("query_postings", pa.float64()),
+        ("passage_postings", pa.float64()),
+        ("retrieval_flops", pa.float64()),
+        ("index_bytes", pa.int64()),
+        ("query_ms", pa.float64()),
         ("fingerprint", pa.string()),
     ]
 )

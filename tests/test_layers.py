@@ -30,6 +30,7 @@ ROOMS = [
     "raylab.plan",
     "raylab.jobs",
     "raylab.cli_data",
+    "raylab.cli_evaluate",
     "raylab.cli",
 ]
 

@@ -162,6 +162,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     )
 }
 
+BEIR_SETS = tuple(name for name in BENCHMARKS if name != "msmarco")
+"""The 13 sets whose mean nDCG@10 on the split test the literature calls BEIR (paper.md)."""
+
 
 def find_benchmark(collection: str) -> Benchmark | None:
     """The benchmark of that name; `msmarco-...` is MS MARCO (a slice of it, say)."""

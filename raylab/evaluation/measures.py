@@ -20,9 +20,26 @@ _TREC_NAMES = {
     "RR": ("recip_rank", "recip_rank"),
     "R": (None, "recall"),
     "AP": ("map", "map_cut"),
+    "P": (None, "P"),
+    "Success": (None, "success"),
+    "Rprec": ("Rprec", None),
+    "Bpref": ("bpref", None),
+    "infAP": ("infAP", None),
+    "SetP": ("set_P", None),
+    "SetR": ("set_recall", None),
+    "SetF": ("set_F", None),
 }
-_KNOWN = "nDCG[@k], RR[(rel=g)][@k], R[(rel=g)]@k, AP[(rel=g)][@k]"
+
+
+def _form(kind: str) -> str:
+    plain, cut = _TREC_NAMES[kind]
+    level = "" if kind == "nDCG" else "[(rel=g)]"
+    return kind + level + ("@k" if plain is None else "" if cut is None else "[@k]")
+
+
+_KNOWN = ", ".join(map(_form, _TREC_NAMES))
 _QUERIES_TOGETHER = 500
+_SHOWN_QUERIES = 5
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class _Measure:
     @property
     def trec_request(self) -> str:
         plain, cut = _TREC_NAMES[self.kind]
-        if self.cutoff is None or plain == cut:
+        if plain is not None and (self.cutoff is None or plain == cut):
             return plain
         return f"{cut}.{self.cutoff}"
 
@@ -54,10 +71,11 @@ def evaluate(
     """Value of each measure for each query of ``qrels``: ``{measure: {query id: value}}``.
 
     Measures: ``nDCG@10`` (gain = grade, discount log2, ideal over all judged passages), ``RR@10``,
-    ``R@1000``, ``AP``; ``(rel=2)`` counts as relevant what is graded 2 or above (else 1). A query
-    that the run lacks, or that has no relevant passage, counts 0; one that is not judged is left
-    out. Raises ValueError for a measure that is not known, no qrels, and a run that shares no query
-    with the qrels although it has some.
+    ``R@1000``, ``AP``, ``P@5``, ``Success@1``, ``Rprec``, ``Bpref``, ``infAP``, ``SetP``, ``SetR``,
+    ``SetF``; ``(rel=2)`` counts as relevant what is graded 2 or above (else 1). As in
+    ``trec_eval -c``, a query that the run lacks, or that has no relevant passage, counts 0, and one
+    that is not judged is left out; ``coverage`` names them. Raises ValueError for a measure that is
+    not known, no qrels, and a run that shares no query with the qrels although it has some.
     """
     parsed = {name: _parse(name) for name in measures}
     if not qrels:
@@ -84,13 +102,61 @@ def evaluate(
     return values
 
 
+@dataclass(frozen=True)
+class Coverage:
+    """What a mean over queries is over, by query id in ascending order.
+
+    ``queries``: the judged ones, over which every mean goes. Of these, those ``without_relevant``
+    passages at the level asked for, and those ``missing`` from the run (or there without a hit),
+    count 0. ``unjudged``: queries of the run that are left out.
+    """
+
+    queries: tuple[str, ...]
+    without_relevant: tuple[str, ...]
+    missing: tuple[str, ...]
+    unjudged: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(self.queries)} judged queries",
+            _counted(self.without_relevant, "without a relevant passage, counted as 0"),
+            _counted(self.missing, "missing from the run, counted as 0"),
+            _counted(self.unjudged, "of the run without judgement, left out"),
+        ]
+        return "; ".join(filter(None, parts))
+
+
+def _counted(query_ids: Sequence[str], what: str) -> str:
+    if not query_ids:
+        return ""
+    shown = ", ".join(query_ids[:_SHOWN_QUERIES])
+    return f"{len(query_ids)} {what} ({shown}{', ...' * (len(query_ids) > _SHOWN_QUERIES)})"
+
+
+def coverage(run: Run, qrels: Mapping[str, Mapping[str, int]], level: int = 1) -> Coverage:
+    """The queries that the means of ``evaluate`` are over; relevant is what is graded ``level``."""
+    judged = sorted(qrels)
+    return Coverage(
+        tuple(judged),
+        tuple(q for q in judged if max(qrels[q].values(), default=0) < level),
+        tuple(q for q in judged if not run.get(q)),
+        tuple(q for q in run if q not in qrels),
+    )
+
+
+def binary_level(measures: Sequence[str]) -> int:
+    """The highest grade that a measure asks for, ``(rel=g)``; else 1. ValueError as ``evaluate``."""
+    return max((_parse(name).level for name in measures), default=1)
+
+
 def _parse(name: str) -> _Measure:
     match = _NAME.fullmatch(name)
     if match and match["kind"] in _TREC_NAMES:
-        plain, _ = _TREC_NAMES[match["kind"]]
+        plain, cut = _TREC_NAMES[match["kind"]]
         has_level, has_cutoff = match["level"] is not None, match["cutoff"] is not None
         level = int(match["level"] or 1)
-        if (has_cutoff or plain) and level >= 1 and not (has_level and match["kind"] == "nDCG"):
+        known = cut if has_cutoff else plain
+        if known and level >= 1 and not (has_level and match["kind"] == "nDCG"):
             cutoff = int(match["cutoff"]) if has_cutoff else None
             return _Measure(match["kind"], level, cutoff)
     raise ValueError(

@@ -25,6 +25,7 @@ Qrels = dict[str, dict[str, int]]
 TieRule = Literal["id ascending", "id descending"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
+_GZIP_LEVEL = 6  # in less than half the time of 9, and 0.7 % larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +180,34 @@ def write_run(run: Run, path: str | Path, tag: str = "raylab") -> None:
     """
     if len(tag.split()) != 1 or tag.strip() != tag:
         raise ValueError(f"tag {tag!r} is not one word without white space")
-    with _atomic_writer(path) as stream:
+    with atomic_writer(path) as stream:
         for query_id, ranking in run.items():
             lines = [
                 f"{query_id} Q0 {passage_id} {rank} {score:.9g} {tag}\n"
                 for rank, (passage_id, score) in enumerate(ranking, 1)
             ]
             stream.write("".join(lines).encode())
+
+
+def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
+    """Write TREC qrels (``query 0 passage grade``), as ``write_run``; ``read_qrels`` reads them.
+
+    Queries and passages in ascending order of id. Raises ValueError for no judgement, an id that is
+    empty or holds white space, and a grade that is not an integer.
+    """
+    if not any(qrels.values()):
+        raise ValueError("qrels are empty: there is nothing to write")
+    _check_ids(list(qrels), what="query")
+    with atomic_writer(path) as stream:
+        for query_id, grades in sorted(qrels.items()):
+            _check_ids(list(grades))
+            for passage_id, grade in sorted(grades.items()):
+                if isinstance(grade, bool) or not isinstance(grade, (int, np.integer)):
+                    raise ValueError(
+                        f"query {query_id!r}, passage {passage_id!r}: grade {grade!r}; "
+                        "a grade is an integer"
+                    )
+                stream.write(f"{query_id} 0 {passage_id} {grade}\n".encode())
 
 
 def _named(
@@ -241,14 +263,22 @@ def _score(path: str | Path, line: int, text: str) -> float:
 
 
 @contextmanager
-def _atomic_writer(path: str | Path) -> Iterator[io.BufferedIOBase]:
-    """A binary stream beside ``path`` that takes its name when the block ends without an error."""
+def atomic_writer(path: str | Path) -> Iterator[io.BufferedIOBase]:
+    """A binary stream beside ``path`` that takes its name when the block ends without an error.
+
+    Gzip if the name ends in ``.gz``, with bytes that depend on the content alone. Raises ValueError
+    for a name in ``.zst``, and OSError, before anything is written, for a folder that is not there.
+    """
     path = Path(path)
+    if path.suffix == ".zst":
+        raise ValueError(f"{path}: written are plain files and .gz")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(aside, "xb") as raw:
             if path.name.endswith(".gz"):
-                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:
+                with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as stream:
                     yield stream
             else:
                 yield raw
@@ -262,6 +292,16 @@ def _atomic_writer(path: str | Path) -> Iterator[io.BufferedIOBase]:
 def drop_own_document(run: Run) -> Run:
     """The run without the hits whose passage id is the id of their query."""
     return Run({query_id: _without(ranking, query_id) for query_id, ranking in run.items()})
+
+
+def cut(run: Run, depth: int) -> Run:
+    """The run with the best ``depth`` hits of each query."""
+    return Run(
+        {
+            query_id: Ranking(ranking.passage_ids[:depth], ranking.scores[:depth])
+            for query_id, ranking in run.items()
+        }
+    )
 
 
 def _without(ranking: Ranking, passage_id: str) -> Ranking:

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 from raylab.artifacts import Artifact, Store
 from raylab.budget import Shape
 from raylab.config import Backbone, Cell, Execution
+from raylab.evaluation.entropy import MEASURE as ENTROPY_MEASURE
 from raylab.evaluation.intervals import mean_interval
 from raylab.jobs.encode import Subject
+from raylab.jobs.profile import ENTROPY
 from raylab.models.backbone import load_config, resolve_source
 from raylab.results import (
     LEDGER,
@@ -38,6 +40,7 @@ class Walked:
     evaluations: dict[
         tuple[str, str], tuple[Artifact, Artifact]
     ]  # (run, measures) by (system, split)
+    profiles: dict[str, Artifact]  # by system; BM25 has none
     used: list[Artifact]  # every other artifact that stands behind them
 
 
@@ -52,18 +55,51 @@ def collect(
         subject, cell = by_name.get(system, (None, None))
         facts = _facts(subject, cell, walked.trained, run, execution)
         where = {"collection": collection, "split": split}
+        profile = walked.profiles.get(system)
+        facts |= _efficiency(run, profile, split)
         table = pq.read_table(store.local(measures) / "measures.parquet").to_pandas()
-        for measure, own in table.groupby("measure", sort=False):
-            value, low, high = mean_interval(own["value"].to_numpy())
-            interval = {"value": value, "ci_low": low, "ci_high": high, "queries": len(own)}
-            rows.append(facts | where | {"measure": measure} | interval)
-        key = {"fingerprint": run.fingerprint, "system": facts["system"], "seed": facts["seed"]}
-        per_query += [{**key, **where, **record} for record in table.to_dict("records")]
+        sources = [(run, table)]
+        if profile is not None:
+            sources.append((profile, _entropy(store, profile, split)))
+        zeros = measures.meta.get("without_relevant", {})
+        for source, values in sources:
+            for measure, own in values.groupby("measure", sort=False):
+                value, low, high = mean_interval(own["value"].to_numpy())
+                interval = {"value": value, "ci_low": low, "ci_high": high, "queries": len(own)}
+                counted = {"measure": measure, "without_relevant": zeros.get(measure)}
+                rows.append(facts | where | counted | interval)
+            key = {
+                "fingerprint": source.fingerprint,
+                "system": facts["system"],
+                "seed": facts["seed"],
+            }
+            per_query += [{**key, **where, **record} for record in values.to_dict("records")]
     used = walked.used + [a for pair in walked.evaluations.values() for a in pair]
+    used += walked.profiles.values()
     unique = {artifact.path: artifact for artifact in used}
     results = write_table(store, RESULTS, rows, RESULTS_SCHEMA)
     write_table(store, PER_QUERY, per_query, PER_QUERY_SCHEMA)
     return results, write_table(store, LEDGER, map(ledger_row, unique.values()), LEDGER_SCHEMA)
+
+
+def _entropy(store: Store, profile: Artifact, split: str) -> pd.DataFrame:
+    """Its values on a split, as a table of measures has them; no row where no query has a positive."""
+    table = pq.read_table(store.local(profile) / ENTROPY).to_pandas()
+    return table[table["split"] == split].drop(columns="split").assign(measure=ENTROPY_MEASURE)
+
+
+def _efficiency(run: Artifact, profile: Artifact | None, split: str) -> dict[str, float | None]:
+    """What a search costs; runs made before it was measured have neither time nor bytes."""
+    meta = run.meta
+    own = profile.meta["splits"][split] if profile is not None else meta
+    seconds = meta.get("search_seconds")
+    return {
+        "query_postings": own.get("query_postings"),
+        "passage_postings": own.get("passage_postings"),
+        "retrieval_flops": own.get("retrieval_flops"),
+        "index_bytes": meta.get("index_bytes"),
+        "query_ms": None if seconds is None else 1_000 * seconds / max(meta["queries"], 1),
+    }
 
 
 def _facts(

@@ -27,6 +27,7 @@ _STAGES = (
     "index",
     "run",
     "measures",
+    "profile",
 )
 
 

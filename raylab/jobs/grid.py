@@ -2,6 +2,7 @@
 
     source files -> collection -> tokens -> groups -> adapted backbones -> retrievers
                  -> embedding shards -> index shards -> runs -> measures -> results, ledger, report
+                                     -> profiles (contrastive entropy, postings) ---^
 
 Every arrow is a stage whose artifacts are looked up first. The driver holds addresses and manifests
 only. A damaged artifact that a stage meets is set aside and the chain is walked again from the start.
@@ -25,6 +26,7 @@ from raylab.jobs.monitor import Monitor
 from raylab.jobs.teach import SHIPPED
 from raylab.jobs.walk import Walk
 from raylab.plan import plan_grid
+from raylab.results import PER_QUERY, read_table
 
 log = logging.getLogger("raylab")
 _DAMAGE_ROUNDS = 3
@@ -63,7 +65,7 @@ def run_grid(grid: Grid, execution: Execution, plain: bool | None = None) -> Out
                     store.discard(damage.path)
                     continue
             left_out = tuple(c.run_name for c in grid.cells() if c not in walked.trained)
-            pages = report.write(store, results, ledger)
+            pages = report.write(store, results, ledger, read_table(store, PER_QUERY))
             return Outcome(results, pages, not walk.worked, left_out)
         raise RuntimeError(
             f"{store.uri}: artifacts were damaged again and again; check the storage"

@@ -1,15 +1,18 @@
 """Index and search on Ray tasks: embedding shards -> index shards -> top-k a shard -> one run file.
 
 index artifact      one shard: faiss (dense) or postings (sparse)
-run artifact        run.trec.gz of one subject on one split
-measures artifact   measures.parquet: value of each measure for each query
+run artifact        run.trec.gz of one subject on one split; seconds of the search and bytes of the
+                    index in its manifest
+measures artifact   measures.parquet: value of each measure for each query; in its manifest, how many
+                    queries have no relevant passage and count 0
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +22,7 @@ from raylab.artifacts import Address, Artifact, Store
 from raylab.config import HeadKind
 from raylab.data.registry import Protocol, protocol
 from raylab.encoding import read_shard
-from raylab.evaluation.measures import evaluate
+from raylab.evaluation.measures import binary_level, coverage, evaluate
 from raylab.evaluation.runs import Run, drop_own_document, read_run, write_run
 from raylab.index.bm25 import BM25Index
 from raylab.index.dense import DenseIndex
@@ -92,23 +95,24 @@ def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
     address = evaluation.run_address
     run = store.find(address)
     if run is None:
-        found = (
+        query_ids, ids, scores, cost = (
             _search_bm25(store, evaluation)
             if evaluation.queries is None
             else _search(store, evaluation)
         )
-        query_ids, ids, scores = found
         with store.draft(address) as draft:
             ranked = Run.from_topk(query_ids, ids, scores)
             if evaluation.protocol.drop_own_document:
                 ranked = drop_own_document(ranked)
             write_run(ranked, draft.path / "run.trec.gz", evaluation.name)
-            draft.meta.update(queries=len(query_ids), system=evaluation.name)
+            draft.meta.update(queries=len(query_ids), system=evaluation.name, **cost)
         run = store.committed(address)
     topics = load_topics(store.local(evaluation.collection))[evaluation.split]
-    values = evaluate(
-        read_run(store.local(run) / "run.trec.gz"), topics.qrels, list(evaluation.protocol.measures)
-    )
+    names, ranked = list(evaluation.protocol.measures), read_run(store.local(run) / "run.trec.gz")
+    values = evaluate(ranked, topics.qrels, names)
+    zeros = {
+        n: len(coverage(ranked, topics.qrels, binary_level([n])).without_relevant) for n in names
+    }
     rows = [
         {"measure": measure, "query_id": query_id, "value": value}
         for measure, by_query in values.items()
@@ -116,25 +120,47 @@ def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
     ]
     with store.draft(evaluation.measures_address(run)) as draft:
         pq.write_table(pa.Table.from_pylist(rows), draft.path / "measures.parquet")
-        draft.meta.update(measures=list(values), queries=len(topics.queries))
+        draft.meta.update(measures=names, queries=len(topics.queries), without_relevant=zeros)
 
 
-def _search(store: Store, evaluation: Evaluation) -> tuple[list[str], Any, Any]:
+Found: TypeAlias = tuple[list[str], Any, Any, dict[str, float]]
+"""Query ids, hits' ids, their scores; and `search_seconds` (wall time of one process for all queries
+at once, after one query that loads and compiles) and `index_bytes`."""
+
+
+def _search(store: Store, evaluation: Evaluation) -> Found:
     assert evaluation.queries is not None
     query_ids, matrix = read_shard(store.local(evaluation.queries))
     kind = index_class(evaluation.queries.meta["head"])
     depth = evaluation.protocol.search_depth
-    parts = [kind.load(store.local(shard)).search(matrix, depth) for shard in evaluation.indexes]  # type: ignore[arg-type]
+    parts, seconds = [], 0.0
+    for shard in evaluation.indexes:
+        index = kind.load(store.local(shard))
+        index.search(matrix[:1], depth)  # type: ignore[arg-type]
+        started = time.perf_counter()
+        parts.append(index.search(matrix, depth))  # type: ignore[arg-type]
+        seconds += time.perf_counter() - started
+    started = time.perf_counter()
     ids, scores = merge_topk(parts, depth)
-    return query_ids, ids, scores
+    seconds += time.perf_counter() - started
+    size = sum(shard.size_bytes for shard in evaluation.indexes)
+    return query_ids, ids, scores, {"search_seconds": seconds, "index_bytes": size}
 
 
-def _search_bm25(store: Store, evaluation: Evaluation) -> tuple[list[str], Any, Any]:
+def _search_bm25(store: Store, evaluation: Evaluation) -> Found:
     folder = store.local(evaluation.collection)
     topics = load_topics(folder)[evaluation.split]
     index = BM25Index.build(*bm25_input(folder, PASSAGES))
-    ids, scores = index.search(list(topics.queries.values()), evaluation.protocol.search_depth)
-    return list(topics.queries), ids, scores
+    texts_of_queries, depth = list(topics.queries.values()), evaluation.protocol.search_depth
+    index.search(texts_of_queries[:1], depth)
+    started = time.perf_counter()
+    ids, scores = index.search(texts_of_queries, depth)
+    cost = {
+        "search_seconds": time.perf_counter() - started,
+        "index_bytes": sum(a.nbytes for a in vars(index.postings).values() if hasattr(a, "nbytes")),
+        "passage_postings": index.postings.n_postings / len(index),
+    }
+    return list(topics.queries), ids, scores, cost
 
 
 def run_all(calls: Sequence[tuple[Any, tuple]], limit: int, finished: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, qu
 from raylab.jobs.fine_tune import adapt_all, fine_tune_all
 from raylab.jobs.ingest import PASSAGES, ingest, training_part
 from raylab.jobs.monitor import Monitor
+from raylab.jobs.profile import Profile, profile_subject
 from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
 from raylab.jobs.shards import ray_pool
 from raylab.jobs.teach import Mining, Teaching, make_groups
@@ -71,6 +72,7 @@ class Walk:
         passages, queries = self._encode(subjects, collection, tokens)
         indexes = self._index(passages)
         evaluations = self._evaluate(subjects, collection, queries, indexes)
+        profiles = self._profile(subjects, collection, passages, queries)
         used = [
             collection,
             *tokens.values(),
@@ -80,7 +82,7 @@ class Walk:
             *queries.values(),
         ]
         used += [a for own in (*passages.values(), *indexes.values()) for a in own]
-        return Walked(subjects, trained, evaluations, used)
+        return Walked(subjects, trained, evaluations, profiles, used)
 
     # ------------------------------------------------------------------ data
 
@@ -333,6 +335,37 @@ class Walk:
         run = self.store.find(evaluation.run_address)
         measures = self.store.find(evaluation.measures_address(run)) if run is not None else None
         return (run, measures) if run is not None and measures is not None else None
+
+    def _profile(
+        self,
+        subjects: list[tuple[Subject, Cell | None]],
+        collection: Artifact,
+        passages: dict[str, list[Artifact]],
+        queries: dict[tuple[str, str], Artifact],
+    ) -> dict[str, Artifact]:
+        """Profiles by system; an untrained subject has the temperature of its head's contrast."""
+        profiles = {}
+        for subject, cell in subjects:
+            recipe = self.grid.ladder.recipe
+            tuning = (
+                cell.fine_tuning if cell else recipe.tuning(subject.backbone, subject.head, "cl")
+            )
+            own = {split: queries[subject.name, split] for split in self._splits(collection)}
+            shards = tuple(passages[subject.name])
+            profiles[subject.name] = Profile(
+                subject.name, collection, shards, own, tuning.temperature
+            )
+        found = {name: self.store.find(profile.address) for name, profile in profiles.items()}
+        missing = [profile for name, profile in profiles.items() if found[name] is None]
+        if missing:
+            self.ray()
+            self.monitor.enter("profile", len(found), len(found) - len(missing))
+            calls = [(profile_subject, (self.store, profile)) for profile in missing]
+            run_all(calls, self._tasks_at_once(), self.monitor.advance)
+        return {
+            name: found[name] or self.store.committed(profile.address)
+            for name, profile in profiles.items()
+        }
 
     def _tasks_at_once(self) -> int:
         return 4 * self.execution.encoding_actors

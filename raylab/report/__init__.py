@@ -1,6 +1,6 @@
-"""The report: the grid tables, the scaling plot and a static page, from the results table alone.
+"""The report: the grid tables, the scaling plot and a static page, from the results tables alone.
 
-results, ledger -> rows -> grid tables -> table.md, table.csv, scaling.png, scaling.svg, index.html
+results, values per query, ledger -> rows -> grid tables -> table.md, table.csv, scaling.png, scaling.svg, index.html
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from rich.console import Console
 from raylab.artifacts import Store
 from raylab.report.figures import scaling_plot
 from raylab.report.formats import to_csv, to_markdown, to_rich
+from raylab.report.heads import compare_heads
 from raylab.report.page import render
 from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import GridTable, grid_table
-from raylab.results import LEDGER, RESULTS, read_table
+from raylab.results import LEDGER, PER_QUERY, RESULTS, read_table
 
 FOLDER = "report"
 # The page comes last: it links to the others.
@@ -43,10 +44,18 @@ class Report:
             console.print()
 
 
-def write(store: Store, results: pd.DataFrame, ledger: pd.DataFrame) -> Report:
+def write(
+    store: Store,
+    results: pd.DataFrame,
+    ledger: pd.DataFrame,
+    per_query: pd.DataFrame | None = None,
+) -> Report:
     """Render a results table and a ledger under `report/` of the storage.
 
     The same tables give the same bytes. Every file appears whole or not at all.
+
+    Args:
+        per_query: the values behind the means; without them no significance is tested.
 
     Raises:
         ValueError: the results have no rows, lack a column or contradict themselves.
@@ -54,12 +63,13 @@ def write(store: Store, results: pd.DataFrame, ledger: pd.DataFrame) -> Report:
     rows = read_rows(results)
     tables = tuple(grid_table(rows, benchmark) for benchmark in benchmarks(rows))
     plot = scaling_plot(tables)
+    tests = [] if per_query is None else compare_heads(rows, per_query)
     contents = {
         "png": plot["png"],
         "svg": plot["svg"],
         "markdown": to_markdown(tables).encode(),
         "csv": to_csv(rows).encode(),
-        "html": render(rows, tables, ledger, plot["svg"]).encode(),
+        "html": render(rows, tables, ledger, plot["svg"], tests).encode(),
     }
     for label, name in FILES.items():
         store.put_bytes(f"{FOLDER}/{name}", contents[label])
@@ -67,10 +77,15 @@ def write(store: Store, results: pd.DataFrame, ledger: pd.DataFrame) -> Report:
 
 
 def rebuild(storage_uri: str) -> Report:
-    """Write the report again from the results table and the ledger in a storage.
+    """Write the report again from the tables in a storage.
 
     Raises:
         FileNotFoundError: no grid has ended there yet.
     """
     store = Store(storage_uri)
-    return write(store, read_table(store, RESULTS), read_table(store, LEDGER))
+    results, ledger = read_table(store, RESULTS), read_table(store, LEDGER)
+    try:
+        per_query = read_table(store, PER_QUERY)
+    except FileNotFoundError:  # the results alone were copied here
+        per_query = None
+    return write(store, results, ledger, per_query)

@@ -19,6 +19,7 @@ BELOW = "below untrained"
 _LABELS = {"cl": "CL", "kd": "KD", "cl+kd": "CL+KD"}
 _TEXT_COLUMNS = 3  # size, head, objective; the columns after them are numbers
 _UNTRAINED_WIDTH = len("untrained")  # a column that breaks between words, not within one
+EFFICIENCY = ("passage_postings", "query_postings", "retrieval_flops", "index_bytes", "query_ms")
 _FACTS = (
     "collection",
     "split",
@@ -34,6 +35,7 @@ _FACTS = (
     "spent_flops",
     "steps",
     "seconds",
+    *EFFICIENCY,
     "fingerprint",
 )
 

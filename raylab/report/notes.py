@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raylab.evaluation.entropy import MEASURE as ENTROPY
 from raylab.report.formats import count
 from raylab.report.rows import TRAINED, Result, benchmarks
 
@@ -11,16 +12,24 @@ from raylab.report.rows import TRAINED, Result, benchmarks
 _LAW_PARAMETERS = 3
 # Fewer queries than this tell only large differences apart (TREC DL 2019 has 43).
 _FEW_QUERIES = 100
+_ENTROPY_NOTE = (
+    f"{ENTROPY}: contrastive entropy in nats, the lower the better: -log of the softmax share of a "
+    "query's positive among 256 passages drawn once for all systems, with scores divided by the "
+    "cell's own training temperature (2403.18684). Compare it within one head and objective. "
+    "log 257 = 5.55 tells nothing apart."
+)
 
 
 def notes(rows: Sequence[Result]) -> list[str]:
-    """One paragraph a subject: intervals, seeds, selection, budget, scaling law, ledger."""
+    """One paragraph a subject: intervals, contrastive entropy, seeds, selection, budget, scaling law, ledger."""
+    entropy = any(row.measure == ENTROPY for row in rows)
     return [
         _intervals(rows),
+        *([_ENTROPY_NOTE] if entropy else []),
         _seeds(rows),
         "The best cell of a head is the best of several on the very split that reports it, so its "
-        "value is biased upward. Overlapping or separate intervals are no significance test, and "
-        "none is made here.",
+        "value is biased upward. Overlapping or separate intervals are no significance test: "
+        "raylab compare SYSTEM SYSTEM --storage STORAGE makes one of any systems.",
         "Budget: the FLOPs of fine-tuning a cell, counted by the laboratory's cost model "
         "(backbone, vocabulary projection, LoRA backward, recomputation, padding). The adaptation "
         "by MNTP, shared by the cells of a size, is not charged to it; the ledger has it. "
@@ -37,6 +46,15 @@ def _intervals(rows: Sequence[Result]) -> str:
     text = (
         f"Intervals are 95 % percentile bootstrap intervals over queries ({stated or 'n unknown'})."
     )
+    zeros = {
+        f"{b.name} {row.measure}": row.without_relevant
+        for b in benchmarks(rows)
+        for row in rows
+        if (row.collection, row.split) == (b.collection, b.split) and row.without_relevant
+    }
+    if zeros:
+        counted = "; ".join(f"{where}: {count(n)}" for where, n in zeros.items())
+        text += f" Queries without a relevant passage count 0, as in trec_eval ({counted})."
     few = [name for name, n in sizes.items() if n < _FEW_QUERIES]
     if few:
         text += f" With so few queries, {', '.join(few)} can tell only large differences apart."

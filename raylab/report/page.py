@@ -14,11 +14,23 @@ from markupsafe import Markup
 from raylab.report import formats
 from raylab.report.figures import MOST_PANELS, drawn
 from raylab.report.formats import NOTHING, count, quantity
+from raylab.report.heads import HeadsCompared
 from raylab.report.notes import notes
 from raylab.report.rows import TRAINED, Benchmark, Result, benchmarks
 from raylab.report.tables import Estimate, GridTable, Line, below_untrained
 
-_TEXT = ("system", "size", "head", "objective", "stage", "split", "kind", "seed", "fingerprint")
+_TEXT = (
+    "measured by",
+    "system",
+    "size",
+    "head",
+    "objective",
+    "stage",
+    "split",
+    "kind",
+    "seed",
+    "fingerprint",
+)
 _AMOUNTS = ("seconds", "flops", "tokens", "size_bytes")
 
 
@@ -43,9 +55,13 @@ class Block:
 
 
 def render(
-    rows: Sequence[Result], tables: Sequence[GridTable], ledger: pd.DataFrame, svg: bytes
+    rows: Sequence[Result],
+    tables: Sequence[GridTable],
+    ledger: pd.DataFrame,
+    svg: bytes,
+    tests: Sequence[HeadsCompared] = (),
 ) -> str:
-    """The page, from `rows.read_rows`, their grid tables, the ledger and the scaling plot."""
+    """The page, from `rows.read_rows`, their grid tables, the ledger, the scaling plot and the tests."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raylab", "report"),
         autoescape=True,
@@ -65,6 +81,8 @@ def render(
         held_out=[_grid(table) for table in tables if table.benchmark.held_out],
         validation=[_grid(table) for table in tables if not table.benchmark.held_out],
         wide=[_wide(rows, benchmark) for benchmark in benchmarks(rows)],
+        heads=_heads(tests),
+        efficiency=_efficiency(rows),
         budget=_budget(rows),
         ledger=_ledger(ledger),
         fingerprints=_fingerprints(rows),
@@ -154,6 +172,75 @@ def _value(row: Result | None) -> str:
     if row is None or row.value is None:
         return NOTHING
     return str(Estimate(row.value, row.ci_low, row.ci_high))
+
+
+def _heads(tests: Sequence[HeadsCompared]) -> Block:
+    body = [
+        (
+            one.benchmark.name,
+            one.size,
+            formats.objective_label(one.objective),
+            f"{test.mean_b:.3f}",
+            f"{test.mean_a:.3f}",
+            f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]",
+            f"{test.effect:+.2f} [{test.effect_low:+.2f}, {test.effect_high:+.2f}]",
+            *(f"{p:.2g}" for p in (test.p_t, test.p_t_bonferroni, test.p_t_holm)),
+            *(f"{p:.2g}" for p in (test.p_random, test.p_random_holm)),
+        )
+        for one in tests
+        for test in (one.comparison,)
+    ]
+    names = ("sparse", "dense", "difference", "Cohen's d", "t-test p", "Bonferroni", "Holm")
+    randomised = ("randomisation p", "Holm (randomisation)")
+    return Block(
+        "Sparse against dense at equal size and objective",
+        _columns(("split", "size", "objective", *names, *randomised)),
+        tuple(body),
+        note=f"Two-sided paired tests over queries by the primary measure (with several seeds, their "
+        f"mean for each query); brackets: 95 % intervals of each comparison alone. Bonferroni and "
+        f"Holm correct for the family of {len(tests)} comparisons in this table.",
+    )
+
+
+def _efficiency(rows: Sequence[Result]) -> Block:
+    """What a search costs beside the primary measure that it brings; baselines included."""
+    body = []
+    for benchmark in benchmarks(rows):
+        where = (benchmark.collection, benchmark.split, benchmark.primary)
+        own = [row for row in rows if (row.collection, row.split, row.measure) == where]
+        if all(cost is None for row in own for cost in _costs(row)):
+            continue
+        body += [
+            (
+                row.system,
+                NOTHING if row.seed is None else str(row.seed),
+                f"{benchmark.name}: {benchmark.primary}",
+                NOTHING if row.value is None else f"{row.value:.3f}",
+                *_cost_texts(*_costs(row)),
+            )
+            for row in own
+        ]
+    names = ("terms a passage", "terms a query", "multiply-adds a score", "index bytes")
+    return Block(
+        "Cost of a search beside its quality",
+        _columns(("system", "seed", "measured by", "value", *names, "ms a query")),
+        tuple(body),
+        note="A score's multiply-adds: sparse, the terms that a query and a passage share on average "
+        "(SPLADE's FLOPS); dense, its dimensions. Time: one core, all queries of the split at once.",
+    )
+
+
+def _costs(row: Result) -> list[float | None]:
+    return [getattr(row, name) for name in formats.EFFICIENCY]
+
+
+def _cost_texts(*costs: float | None) -> tuple[str, ...]:
+    *amounts, size, milliseconds = costs
+    return (
+        *(NOTHING if amount is None else f"{amount:,.1f}" for amount in amounts),
+        quantity(size),
+        NOTHING if milliseconds is None else f"{milliseconds:,.2f}",
+    )
 
 
 def _budget(rows: Sequence[Result]) -> Block:

@@ -48,10 +48,18 @@ class Result:
     steps: int | None
     seconds: float | None
     fingerprint: str | None
+    without_relevant: int | None = None
+    query_postings: float | None = None
+    passage_postings: float | None = None
+    retrieval_flops: float | None = None
+    index_bytes: int | None = None
+    query_ms: float | None = None
 
 
-_COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
-_WHOLE = frozenset({"seed", "queries", "parameters", "steps"})
+_FIELDS = dataclasses.fields(Result)
+# Tables written before a column was there lack those that have a default.
+_REQUIRED = tuple(field.name for field in _FIELDS if field.default is dataclasses.MISSING)
+_WHOLE = frozenset({"seed", "queries", "parameters", "steps", "without_relevant", "index_bytes"})
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,14 @@ def read_rows(results: pd.DataFrame) -> list[Result]:
         ValueError: no rows, a missing column, an unknown kind, or two rows for the same
             (system, seed, collection, split, measure).
     """
-    missing = [name for name in _COLUMNS if name not in results.columns]
+    missing = [name for name in _REQUIRED if name not in results.columns]
     if missing:
         raise ValueError(f"the results table lacks the column(s) {', '.join(missing)}")
     if results.empty:
         raise ValueError("the results table has no rows: there is nothing to report")
-    rows = [_row(values) for values in zip(*(results[name] for name in _COLUMNS), strict=True)]
+    columns = [field.name for field in _FIELDS if field.name in results.columns]
+    cells = zip(*(results[name] for name in columns), strict=True)
+    rows = [_row(dict(zip(columns, own, strict=True))) for own in cells]
     seen = set()
     for row in rows:
         if row.kind not in KINDS:
@@ -111,11 +121,9 @@ def read_rows(results: pd.DataFrame) -> list[Result]:
     return sorted(rows, key=_order)
 
 
-def _row(cells: tuple[Any, ...]) -> Result:
-    values: dict[str, Any] = {
-        name: None if pd.isna(cell) else cell for name, cell in zip(_COLUMNS, cells, strict=True)
-    }
-    values |= {name: int(values[name]) for name in _WHOLE if values[name] is not None}
+def _row(cells: dict[str, Any]) -> Result:
+    values: dict[str, Any] = {n: None if pd.isna(cell) else cell for n, cell in cells.items()}
+    values |= {name: int(values[name]) for name in _WHOLE if values.get(name) is not None}
     return Result(**values)
 
 

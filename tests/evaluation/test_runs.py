@@ -8,10 +8,12 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raylab.data.collections import read_qrels
 from raylab.evaluation.runs import (
     Ranking,
     Run,
     read_run,
+    write_qrels,
     write_run,
 )
 
@@ -140,3 +142,46 @@ def test_bad_hits_are_named(pairs, message):
 def test_tag_must_be_a_word(tmp_path):
     with pytest.raises(ValueError, match="tag"):
         write_run(Run({}), tmp_path / "run", tag="two words")
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.integers(0, 9).map(str),
+        st.dictionaries(st.text("aé-.7", min_size=1), st.integers(-3, 4), min_size=1),
+        min_size=1,
+    ),
+    st.sampled_from(["qrels.tsv", "qrels.tsv.gz"]),
+)
+def test_written_qrels_read_the_same_here_and_in_trec_eval(tmp_path_factory, qrels, name):
+    path = tmp_path_factory.mktemp("qrels") / name
+    write_qrels(qrels, path)
+    assert read_qrels(path) == qrels
+    with gzip.open(path, "rt") if name.endswith(".gz") else open(path) as stream:
+        assert pytrec_eval.parse_qrel(stream) == qrels
+
+
+def test_qrels_are_in_four_columns(tmp_path):
+    write_qrels({"q2": {"b": 0, "a": 1}, "q1": {"c": 3}}, tmp_path / "qrels")
+    assert (tmp_path / "qrels").read_text() == "q1 0 c 3\nq2 0 a 1\nq2 0 b 0\n"
+
+
+@pytest.mark.parametrize(
+    ("qrels", "message"),
+    [
+        ({}, "qrels are empty"),
+        ({"q": {}}, "qrels are empty"),
+        ({"q": {"a": 1.5}}, "query 'q', passage 'a': grade 1.5; a grade is an integer"),
+        ({"q": {"a b": 1}}, "passage id 'a b' is empty or holds white space"),
+        ({"q r": {"a": 1}}, "query id 'q r' is empty"),
+    ],
+)
+def test_bad_qrels_are_named_and_not_written(tmp_path, qrels, message):
+    with pytest.raises(ValueError, match=message):
+        write_qrels(qrels, tmp_path / "qrels")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_read_again_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"run\.zst: written are plain files and \.gz"):
+        write_run(Run({}), tmp_path / "run.zst")

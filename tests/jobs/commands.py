@@ -47,7 +47,7 @@ def run(arguments: list[str], cwd: Path, expect: int = 0, **environment: str) ->
 def measures(lab: Path) -> pd.DataFrame:
     table = pd.read_parquet(lab / "results.parquet")
     return (
-        table.drop(columns=["seconds"])
+        table.drop(columns=["seconds", "query_ms"])  # times
         .sort_values(["system", "split", "measure", "seed"])
         .reset_index(drop=True)
     )

@@ -25,7 +25,11 @@ def test_the_table_has_a_row_for_every_system_split_and_measure(finished):
     systems |= {"untrained-sparse-tiny", "untrained-dense-tiny", "BM25"}
     assert set(table["system"]) == systems
     assert set(table["split"]) == {"test", "valid"}
-    assert len(table) == 9 * 2 * 3
+    measured = table[table["measure"] != "CE@256"]
+    assert len(measured) == 9 * 2 * 3
+    entropy = table[table["measure"] == "CE@256"]
+    assert set(entropy["system"]) == systems - {"BM25"}
+    assert len(entropy) == 8 * 2
     assert (table["ci_low"] <= table["value"]).all()
     assert (table["value"] <= table["ci_high"]).all()
     trained = table[table["kind"] == "trained"]
@@ -69,6 +73,7 @@ def test_the_ledger_has_every_stage(finished):
         "index",
         "run",
         "measures",
+        "profile",
     }
     assert (ledger.loc[ledger["stage"] == "retriever", "flops"] > 0).all()
 

@@ -213,3 +213,62 @@ def test_odd_grids_and_an_empty_ledger_give_a_page(tmp_path, odd_results, ledger
     _, page = page_of(tmp_path, odd_results, ledger.iloc[:0])
     assert page.open == []
     assert table_headed(page, "stage")[1:] == [["all", "0", "-", "-", "-", "-"]]
+
+
+def test_bm25_is_a_row_of_every_table_of_values(tmp_path, results, ledger):
+    results.loc[results["system"] != "BM25", "query_ms"] = 0.3  # of its runs it was not measured
+    _, page = page_of(tmp_path, results, ledger)
+    grid, costs, wide = (
+        ("size", "head"),
+        ("system", "seed", "measured by"),
+        ("system", "seed", "nDCG@10"),
+    )
+    for head in (grid, costs, wide):
+        tables = [t for t in page.tables if tuple(t[0][: len(head)]) == head]
+        assert tables, head
+        for table in tables:
+            assert any(row[0] == "BM25" for row in table[1:]), head
+    csv_rows = files_of(Store(str(tmp_path / "lab")))["table.csv"].decode().splitlines()
+    assert sum(",BM25," in row for row in csv_rows) == 2  # a split each
+
+
+def test_costs_stand_beside_the_primary_measure(tmp_path, results, ledger):
+    where = (results["system"] == "sparse-pico-1x64-cl") & (results["split"] == "test")
+    results.loc[where, "passage_postings"] = 123.45
+    results.loc[where, "retrieval_flops"] = 1.75
+    results.loc[where, "index_bytes"] = 45_600_000
+    results.loc[where, "query_ms"] = 0.456
+    _, page = page_of(tmp_path, results, ledger)
+    table = table_headed(page, "system", "seed", "measured by")
+    assert {row[2] for row in table[1:]} == {
+        "scifact test: nDCG@10"
+    }  # the other split has no costs
+    (line,) = [row for row in table if row[0] == "sparse-pico-1x64-cl"]
+    *start, value, postings, queries, flops, size, milliseconds = line
+    assert start == ["sparse-pico-1x64-cl", "0", "scifact test: nDCG@10"]
+    expected = results[where & (results["measure"] == "nDCG@10")]["value"].item()
+    assert value == f"{expected:.3f}"
+    assert (postings, queries, flops, size, milliseconds) == ("123.5", "-", "1.8", "45.6 M", "0.46")
+
+
+def test_a_table_from_before_costs_were_measured_gives_the_same_page(tmp_path, results, ledger):
+    text, _ = page_of(tmp_path / "now", results, ledger)
+    later = ["query_ms", "index_bytes", "without_relevant", "retrieval_flops", "query_postings"]
+    before, _ = page_of(
+        tmp_path / "before", results.drop(columns=[*later, "passage_postings"]), ledger
+    )
+    assert before == text
+    assert "Cost of a search" not in text
+
+
+def test_what_counts_as_zero_and_what_the_entropy_means_is_told(tmp_path, results, ledger):
+    text, _ = page_of(tmp_path / "a", results, ledger)
+    assert "CE@256" not in text
+    assert "count 0" not in text
+    results.loc[results["measure"] == "RR@10", "without_relevant"] = 7
+    results.loc[results["measure"] == "R@100", "measure"] = "CE@256"
+    text, page = page_of(tmp_path / "b", results, ledger)
+    assert "count 0, as in trec_eval (scifact test RR@10: 7; scifact valid RR@10: 7)" in text
+    assert "CE@256: contrastive entropy in nats" in text
+    assert any("CE@256" in table[0] for table in page.tables)
+    assert text.count("scifact test: nDCG@10") > 0  # still what it is measured by

@@ -1,0 +1,97 @@
+"""Sparse against dense on the page: the right twins, values over seeds, one family, scipy's p."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from raylab import report
+from raylab.artifacts import Store
+from raylab.report.heads import compare_heads
+from raylab.report.rows import read_rows
+from raylab.results import (
+    LEDGER,
+    LEDGER_SCHEMA,
+    PER_QUERY,
+    PER_QUERY_SCHEMA,
+    RESULTS,
+    RESULTS_SCHEMA,
+    write_table,
+)
+from tests.report.test_page import Page, files_of, table_headed
+
+
+def per_query_of(results, queries=40):
+    """Values of single queries whose means are those of the results."""
+    rng = np.random.default_rng(3)
+    keys = ["fingerprint", "system", "seed", "collection", "split", "measure"]
+    parts = []
+    for row in results.to_dict("records"):
+        noise = rng.normal(0, 0.1, queries)
+        values = row["value"] + noise - noise.mean()
+        part = pd.DataFrame({"query_id": [f"q{n}" for n in range(queries)], "value": values})
+        parts.append(part.assign(**{key: row[key] for key in keys}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_twins_are_tested_per_split_on_the_primary_measure_over_the_mean_of_seeds(make_results):
+    results = make_results(seeds=[0, 1])
+    per_query = per_query_of(results)
+    found = compare_heads(read_rows(results), per_query)
+    assert [(one.benchmark.split, one.size, one.objective) for one in found[:4]] == [
+        ("test", "pico-1x64", "cl"),
+        ("test", "pico-1x64", "kd"),
+        ("test", "pico-1x64", "cl+kd"),
+        ("test", "pico-2x128", "cl"),
+    ]
+    assert len(found) == 2 * 9
+    for one in found:
+        test = one.comparison
+        assert test.family == 18
+        assert (test.a, test.b) == tuple(
+            f"{head}-{one.size}-{one.objective}" for head in ("dense", "sparse")
+        )
+        own = per_query[
+            (per_query["split"] == one.benchmark.split) & (per_query["measure"] == "nDCG@10")
+        ]
+        means = own.groupby(["system", "query_id"])["value"].mean()
+        expected = stats.ttest_rel(means[test.b], means[test.a])
+        assert test.p_t == pytest.approx(expected.pvalue)
+        assert test.difference == pytest.approx((means[test.b] - means[test.a]).mean())
+
+
+def test_the_page_shows_them_and_is_the_same_when_made_again(tmp_path, results, ledger):
+    store = Store(str(tmp_path / "lab"))
+    per_query = per_query_of(results)
+    for path, frame, schema in (
+        (RESULTS, results, RESULTS_SCHEMA),
+        (PER_QUERY, per_query, PER_QUERY_SCHEMA),
+        (LEDGER, ledger, LEDGER_SCHEMA),
+    ):
+        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        write_table(store, path, records, schema)
+    report.write(store, results, ledger, per_query)
+    before = files_of(store)
+    page = Page(before["index.html"].decode())
+    table = table_headed(page, "split", "size", "objective", "sparse", "dense")
+    (row,) = [r for r in table[1:] if r[:3] == ["scifact test", "pico-2x128", "CL+KD"]]
+    where = (results["split"] == "test") & (results["measure"] == "nDCG@10")
+    values = results[where].set_index("system")["value"]
+    sparse, dense = (values[f"{head}-pico-2x128-cl+kd"] for head in ("sparse", "dense"))
+    assert row[3:5] == [f"{sparse:.3f}", f"{dense:.3f}"]
+    assert row[5].startswith(f"{sparse - dense:+.3f} [")
+    assert "the family of 18 comparisons" in before["index.html"].decode()
+    report.rebuild(store.uri)
+    assert files_of(store) == before
+
+
+def test_without_twins_or_values_nothing_is_tested(tmp_path, make_results, ledger):
+    for facts in ({"heads": ["dense"]}, {"objectives": []}, {"sizes": []}):
+        results = make_results(**facts)
+        assert compare_heads(read_rows(results), per_query_of(results)) == []
+    results = make_results()
+    assert compare_heads(read_rows(results), per_query_of(results, queries=1)) == []
+    assert compare_heads(read_rows(results), per_query_of(results).iloc[:0]) == []
+    store = Store(str(tmp_path / "lab"))
+    report.write(store, results, ledger)
+    assert "Sparse against dense" not in files_of(store)["index.html"].decode()
