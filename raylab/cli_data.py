@@ -109,7 +109,7 @@ def ingest_collection(
             if made is None:
                 from raylab.jobs.ingest import ingest
 
-                _as_sole_driver(stack, store)
+                as_sole_driver(stack, store)
                 made = ingest(store, source, on_fault)
             stores = _tokenised(stack, store, made, backbones, models)
     except (ConfigError, CollectionError, OSError) as error:
@@ -119,8 +119,8 @@ def ingest_collection(
         print(f"{'tokens':>14}  {_folder(store, one)}")
 
 
-def _as_sole_driver(stack: ExitStack, store: Store) -> None:
-    """Connect to Ray, unless that was done."""
+def as_sole_driver(stack: ExitStack, store: Store, execution: Execution | None = None) -> None:
+    """Connect to Ray as the one driver of a storage, until the stack ends, unless that was done."""
     import ray
 
     from raylab.jobs.cluster import connect
@@ -128,7 +128,7 @@ def _as_sole_driver(stack: ExitStack, store: Store) -> None:
 
     if not ray.is_initialized():
         stack.enter_context(sole_driver(store))
-        stack.enter_context(connect(Execution(storage=store.uri)))
+        stack.enter_context(connect(execution or Execution(storage=store.uri)))
 
 
 def _tokenised(
@@ -151,7 +151,7 @@ def _tokenised(
         if address.path not in made:
             found = store.find(address)
             if found is None:
-                _as_sole_driver(stack, store)
+                as_sole_driver(stack, store)
                 found = tokenise(store, collection, tokenizer)
             made[address.path] = found
     return list(made.values())
@@ -254,7 +254,7 @@ def teach(
             scores = score(
                 teaching, find(store, found, teaching.mining, actors, models, teaching.pool)
             )
-            with _whole(out) as aside:
+            with whole(out) as aside:
                 shutil.copyfile(store.local(scores) / "scores.parquet", aside)
     except (ConfigError, CollectionError) as error:
         raise fail(error) from None
@@ -321,14 +321,14 @@ def _write_groups(store: Store, groups: Artifact, out: Path) -> None:
 
     from raylab.data.teacher import GROUP_SCHEMA
 
-    with _whole(out) as aside, pq.ParquetWriter(aside, GROUP_SCHEMA, compression="zstd") as writer:
+    with whole(out) as aside, pq.ParquetWriter(aside, GROUP_SCHEMA, compression="zstd") as writer:
         for shard in sorted(store.local(groups).glob("*.parquet")):
             for batch in pq.ParquetFile(shard).iter_batches(1_024):
                 writer.write_batch(batch.cast(GROUP_SCHEMA))
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
+def whole(out: Path) -> Iterator[Path]:
     """A file beside `out` that takes its name when the block ends without an error."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -19,11 +19,17 @@ from typing import Any, Literal
 HeadKind = Literal["sparse", "dense"]
 ObjectiveName = Literal["cl", "kd", "cl+kd"]
 ScheduleName = Literal["linear", "wsd"]
+Precision = Literal["float16", "float32"]
 HEADS: tuple[HeadKind, ...] = ("sparse", "dense")
 OBJECTIVES: tuple[ObjectiveName, ...] = ("cl", "kd", "cl+kd")
 SCHEDULES: tuple[ScheduleName, ...] = ("linear", "wsd")
+PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
 # What can be wrong with a record of a collection or a teacher file (`raylab.data.faults.Kind`).
 FAULTS = ("encoding", "format", "fields", "empty", "id", "duplicate", "unknown", "grade", "score")
+
+# Marks a field that came later: while it has its default it enters no identity, so that what was made
+# before it came is found.
+_LATER = "later"
 
 # The seven projections of paper.md (2502.15526, training scripts).
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -61,7 +67,11 @@ def quarantined_kinds(on_fault: str) -> frozenset[str]:
 def identity(config: Any) -> Any:
     """A JSON-ready form of a (nested) dataclass, for fingerprints and manifests."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: identity(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {
+            f.name: identity(getattr(config, f.name))
+            for f in dataclasses.fields(config)
+            if not (f.metadata.get(_LATER) and getattr(config, f.name) == f.default)
+        }
     if isinstance(config, Mapping):
         return {str(key): identity(value) for key, value in sorted(config.items())}
     if isinstance(config, (list, tuple)):
@@ -229,16 +239,29 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Lengths and pruning at inference; Top-K 0 keeps every positive term (SPLARE, 2603.13277)."""
+    """Lengths and pruning at inference; Top-K 0 keeps every positive term (SPLARE, 2603.13277).
+
+    Representations are stored, and therefore searched, in `precision`.
+    """
 
     query_length: int = 64
     passage_length: int = 512
     top_k_query: int = 40
     top_k_passage: int = 400
+    precision: Precision = field(default="float16", metadata={_LATER: True})
 
     def __post_init__(self) -> None:
         for name in ("query_length", "passage_length"):
             check(getattr(self, name) >= 1, f"encoding.{name}", getattr(self, name), "at least 1")
+        for name in ("top_k_query", "top_k_passage"):
+            value = getattr(self, name)
+            check(value >= 0, f"encoding.{name}", value, "0 (no pruning) or more")
+        check(
+            self.precision in PRECISIONS,
+            "encoding.precision",
+            self.precision,
+            f"one of {PRECISIONS}",
+        )
 
 
 @dataclass(frozen=True)
@@ -370,6 +393,8 @@ class Execution:
 
     `micro_batch_texts` bounds how many texts a worker holds activations of in fine-tuning (0: all of
     its share of the batch): the same loss and gradients, in less memory for one more forward pass.
+    `encoding_actors`: at most so many, of one GPU or `encoder_cpus` CPUs each; 0: as many as the cluster
+    has GPUs or CPUs at the time.
     """
 
     storage: str = "lab"
@@ -378,6 +403,7 @@ class Execution:
     micro_batch_texts: int = 0
     concurrent_trials: int = 2
     encoding_actors: int = 2
+    encoder_cpus: float = 1.0
     use_gpu: bool = False
     encode_batch_tokens: int = 16_384
     shard_passages: int = 2_048
@@ -390,3 +416,6 @@ class Execution:
         check(self.workers >= 1, "workers", self.workers, "at least 1")
         check(self.zero_stage in (0, 1, 2, 3), "zero", self.zero_stage, "0, 1, 2 or 3")
         check(self.micro_batch_texts >= 0, "micro_batch_texts", self.micro_batch_texts, "0 or more")
+        actors = self.encoding_actors
+        check(actors >= 0, "encoders", actors, "0 (as many as the cluster takes) or more")
+        check(self.encoder_cpus > 0, "encoder_cpus", self.encoder_cpus, "positive")

@@ -1,8 +1,8 @@
 """A shard of passages, or queries, into an embedding shard on disk.
 
 ids.npy       bytes [N]
-dense.npy     float16 [N, D]                                      (dense head)
-indptr.npy int64 [N + 1], terms.npy u32, impacts.npy float16      (sparse head)
+dense.npy     float16 or float32 [N, D]                                    (dense head)
+indptr.npy int64 [N + 1], terms.npy u32, impacts.npy float16 or float32    (sparse head)
 shape.json    {"rows", "columns"}
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from raylab.config import Precision
 from raylab.data.tokens import PassageStore
 from raylab.models.retriever import Matrix, Retriever
 
@@ -28,28 +29,45 @@ def encode_rows(
     return retriever.encode_tokens(texts, retriever.encoding.top_k_passage, batch_tokens)
 
 
-def write_shard(folder: Path, ids: Sequence[str], matrix: Matrix) -> None:
+def write_shard(
+    folder: Path, ids: Sequence[str], matrix: Matrix, precision: Precision = "float16"
+) -> None:
     """Write an embedding shard.
 
     Raises:
-        ValueError: a representation that is not finite, or does not fit float16.
+        ValueError: a representation that is not finite, or does not fit `precision`.
     """
-    values = matrix if isinstance(matrix, np.ndarray) else matrix.data
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise ValueError(
-            f"{folder.name}: representations hold values that are not finite in float16"
-        )
+    values = _values(folder.name, matrix, precision)
     np.save(folder / "ids.npy", np.array([i.encode() for i in ids], dtype=np.bytes_))
     if isinstance(matrix, np.ndarray):
-        np.save(folder / "dense.npy", half)
+        np.save(folder / "dense.npy", values)
     else:
         np.save(folder / "indptr.npy", matrix.indptr.astype(np.int64))
         np.save(folder / "terms.npy", matrix.indices.astype(np.uint32))
-        np.save(folder / "impacts.npy", half)
+        np.save(folder / "impacts.npy", values)
     columns = matrix.shape[1]  # type: ignore[index]
     (folder / "shape.json").write_text(json.dumps({"rows": len(ids), "columns": columns}))
+
+
+def as_stored(matrix: Matrix, precision: Precision, name: str = "representations") -> Matrix:
+    """The matrix that a shard of `matrix` would be read as, float32.
+
+    Raises:
+        ValueError: as `write_shard`.
+    """
+    values = _values(name, matrix, precision).astype(np.float32)
+    if isinstance(matrix, np.ndarray):
+        return values
+    return sp.csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _values(name: str, matrix: Matrix, precision: Precision) -> np.ndarray:
+    values = matrix if isinstance(matrix, np.ndarray) else matrix.data
+    with np.errstate(over="ignore"):
+        cast = values.astype(precision)
+    if not np.isfinite(cast).all():
+        raise ValueError(f"{name}: representations hold values that are not finite in {precision}")
+    return cast
 
 
 def read_ids(folder: Path) -> np.ndarray:
@@ -69,6 +87,19 @@ def read_shard(folder: Path) -> tuple[list[str], Matrix]:
         np.load(folder / "indptr.npy"),
     )
     return ids, sp.csr_matrix(parts, shape=(shape["rows"], shape["columns"]))
+
+
+def read_row(folder: Path, row: int) -> Matrix:
+    """One row [1, D] or [1, V] of an embedding shard, float32, without the others."""
+    if (folder / "dense.npy").exists():
+        return np.load(folder / "dense.npy", mmap_mode="r")[row : row + 1].astype(np.float32)
+    start, stop = np.load(folder / "indptr.npy", mmap_mode="r")[row : row + 2].tolist()
+    terms, impacts = (
+        np.load(folder / f"{n}.npy", mmap_mode="r")[start:stop] for n in ("terms", "impacts")
+    )
+    columns = json.loads((folder / "shape.json").read_text())["columns"]
+    parts = impacts.astype(np.float32), terms.astype(np.int32), [0, stop - start]
+    return sp.csr_matrix(parts, shape=(1, columns))
 
 
 def shards(count: int, size: int) -> list[range]:

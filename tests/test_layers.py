@@ -31,6 +31,7 @@ ROOMS = [
     "raylab.jobs",
     "raylab.cli_data",
     "raylab.cli_evaluate",
+    "raylab.cli_search",
     "raylab.cli",
 ]
 

@@ -1,7 +1,8 @@
 """Encoding on a pool of Ray actors: checkpoints and shards in, embedding shards in storage out.
 
 Only addresses pass through Ray: an actor reads its checkpoint and passages from storage and commits
-the embedding shard itself. A dead actor is restarted by Ray and its shard done again.
+the embedding shard itself. A dead actor's shard is done again by another (`raylab.jobs.pool`), a
+finished one never.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import ray
@@ -20,9 +21,11 @@ from raylab.budget import Rows, Shape, encode_flops
 from raylab.config import Backbone, Encoding, Execution, HeadKind, identity
 from raylab.data.tokens import PassageStore
 from raylab.encoding import encode_rows, write_shard
-from raylab.jobs.cluster import unwrapped
 from raylab.jobs.ingest import PASSAGES, load_topics
-from raylab.models.retriever import Retriever, collapse
+from raylab.jobs.pool import room_of, run_on_actors
+from raylab.jobs.texts import Texts
+from raylab.models.opening import AnyRetriever, open_retriever
+from raylab.models.retriever import Matrix, Retriever, collapse
 
 EMBEDDINGS = "embeddings"
 QUERIES = "queries"
@@ -37,6 +40,7 @@ class Subject:
     backbone: Backbone
     weights: str  # checksum of the starting weights, or fingerprint of the checkpoint
     checkpoint: Artifact | None
+    source: str | None = None  # of a checkpoint that is no artifact: its folder or hub id
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class EncodeTask:
     address: Address
     subject: Subject
     encoding: Encoding
-    source: Artifact  # tokens (passages) or collection (queries)
+    source: (
+        Artifact  # tokens (passages) or collection (queries; passages of a model that tokenises)
+    )
     part: str  # "passages", or the split
     rows: range | None  # None: queries
 
@@ -68,67 +74,74 @@ def query_task(
 def _address(
     subject: Subject, encoding: Encoding, source: Artifact, what: dict, suffix: str
 ) -> Address:
-    who = {
-        "backbone": identity(subject.backbone),
-        "head": subject.head,
-        "encoding": identity(encoding),
-        **what,
-    }
+    who = {"head": subject.head, "encoding": identity(encoding), **what}
+    if subject.source is None:
+        who["backbone"] = identity(subject.backbone)
     inputs = {"weights": subject.weights, "source": source.fingerprint}
     return Address(EMBEDDINGS, f"{subject.name}-{suffix}", who, inputs)
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote
 class Encoder:
     """Encodes shard after shard; keeps the retriever of the last checkpoint it was asked for."""
 
     def __init__(self, store: Store, execution: Execution):
         torch.set_num_threads(1)
         self.store, self.execution = store, execution
-        self.loaded: tuple[str, Retriever] | None = None
+        self.loaded: tuple[str, AnyRetriever] | None = None
+        self.folders: dict[str, Path] = {}
+
+    def ready(self) -> None:
+        """Returns once the actor is up."""
 
     def encode(self, task: EncodeTask) -> str | None:
         """Commit one embedding shard; returns a warning when the representations collapsed."""
+        if self.store.find(task.address) is not None:  # its actor died after it had committed
+            return None
         retriever = self._retriever(task)
-        folder = self.store.local(task.source)
-        batch_tokens = self.execution.encode_batch_tokens
         started = time.time()
-        if task.rows is not None:
-            store = PassageStore(folder / task.part)
-            ids = store.passage_ids(slice(task.rows.start, task.rows.stop))
-            matrix = encode_rows(retriever, store, task.rows, batch_tokens)
-            rows = Rows(
-                len(ids),
-                float(
-                    store.lengths(
-                        np.arange(task.rows.start, task.rows.stop), task.encoding.passage_length
-                    ).mean()
-                ),
-            )
-        else:
-            topics = load_topics(folder)[task.part]
-            ids = list(topics.queries)
-            matrix = retriever.encode_queries(list(topics.queries.values()), batch_tokens)
-            rows = Rows(len(ids), task.encoding.query_length / 2)
-        shape = Shape.of(retriever.model.config)
+        ids, matrix, rows = self._encoded(task, retriever)
         with self.store.draft(task.address) as draft:
-            write_shard(draft.path, ids, matrix)
-            draft.meta.update(
-                rows=len(ids),
-                head=retriever.head,
-                flops=encode_flops(shape, rows, retriever.head),
-                parameters=shape.parameters,
-                seconds=time.time() - started,
-            )
+            write_shard(draft.path, ids, matrix, task.encoding.precision)
+            draft.meta.update(rows=len(ids), head=retriever.head, **_cost(retriever, rows))
+            draft.meta["seconds"] = time.time() - started
         return collapse(matrix) if task.rows is not None and task.rows.start == 0 else None
 
-    def _retriever(self, task: EncodeTask) -> Retriever:
+    def _encoded(
+        self, task: EncodeTask, retriever: AnyRetriever
+    ) -> tuple[list[str], Matrix, Rows | None]:
+        """Ids, representations, and how many texts of what mean length they are of."""
+        folder, limit = self._local(task.source), self.execution.encode_batch_tokens
+        if task.rows is None:
+            topics = load_topics(folder)[task.part]
+            ids, texts = list(topics.queries), list(topics.queries.values())
+            matrix = retriever.encode_queries(texts, limit)
+            return ids, matrix, Rows(len(ids), task.encoding.query_length / 2)
+        if not isinstance(retriever, Retriever):
+            passages = Texts.read(folder, task.part, task.rows)
+            return passages.ids, retriever.encode_passages(passages.texts, limit), None
+        store = PassageStore(folder / task.part)
+        ids = store.passage_ids(slice(task.rows.start, task.rows.stop))
+        lengths = store.lengths(np.asarray(task.rows), task.encoding.passage_length)
+        matrix = encode_rows(retriever, store, task.rows, limit)
+        return ids, matrix, Rows(len(ids), float(lengths.mean()))
+
+    def _local(self, artifact: Artifact) -> Path:
+        """Its files' checksums are checked once an actor, not once a shard."""
+        key = f"{artifact.path}/{artifact.manifest['attempt']}"
+        if key not in self.folders:
+            self.folders[key] = self.store.local(artifact)
+        return self.folders[key]
+
+    def _retriever(self, task: EncodeTask) -> AnyRetriever:
         subject = task.subject
         key = f"{subject.weights}-{subject.head}"
         if self.loaded is None or self.loaded[0] != key:
             models_dir = self.execution.models_dir
             device = "cuda" if self.execution.use_gpu else "cpu"
-            if subject.checkpoint is not None:
+            if subject.source is not None:
+                retriever = open_retriever(subject.source, task.encoding, models_dir, device)
+            elif subject.checkpoint is not None:
                 folder = self.store.local(subject.checkpoint)
                 retriever = Retriever.load(folder, models_dir, device)
             else:
@@ -136,7 +149,16 @@ class Encoder:
                     subject.backbone, subject.head, task.encoding, models_dir, device
                 )
             self.loaded = (key, retriever)
+        # What the address says, whatever the checkpoint's own settings are.
+        self.loaded[1].encoding = task.encoding
         return self.loaded[1]
+
+
+def _cost(retriever: AnyRetriever, rows: Rows | None) -> dict[str, float | int]:
+    if rows is None or not isinstance(retriever, Retriever):
+        return {}
+    shape = Shape.of(retriever.model.config)
+    return {"flops": encode_flops(shape, rows, retriever.head), "parameters": shape.parameters}
 
 
 def encode_all(
@@ -153,31 +175,20 @@ def encode_all(
     Raises:
         The first task's own error, unwrapped.
     """
-    if not tasks:
-        return
-    size = min(execution.encoding_actors, len(tasks))
-    resources = {"num_gpus": 1} if execution.use_gpu else {"num_cpus": 1}
-    actors = [Encoder.options(**resources).remote(store, execution) for _ in range(size)]
-    queue = list(tasks)
-    running: dict[ray.ObjectRef, tuple[Any, EncodeTask]] = {}
-    try:
-        for actor in actors:
-            if queue:
-                task = queue.pop(0)
-                running[actor.encode.remote(task)] = (actor, task)
-        while running:
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            actor, task = running.pop(ready)
-            finished(task, unwrapped(ray.get, ready))
-            if queue:
-                following = _next_for(task, queue)
-                running[actor.encode.remote(following)] = (actor, following)
-    finally:
-        for actor in actors:
-            ray.kill(actor)  # type: ignore[arg-type]
+    resources = {"num_gpus": 1} if execution.use_gpu else {"num_cpus": execution.encoder_cpus}
+    run_on_actors(
+        lambda: Encoder.options(**resources).remote(store, execution),
+        tasks,
+        room_of(execution.encoding_actors, "GPU" if execution.use_gpu else "CPU"),
+        lambda actor, task: actor.encode.remote(task),
+        finished,
+        _next_for,
+    )
 
 
-def _next_for(last: EncodeTask, queue: list[EncodeTask]) -> EncodeTask:
+def _next_for(last: EncodeTask | None, queue: list[EncodeTask]) -> EncodeTask:
     """The first task of the same checkpoint, which the actor has loaded, else the first of all."""
+    if last is None:
+        return queue.pop(0)
     same = next((i for i, t in enumerate(queue) if t.subject.weights == last.subject.weights), 0)
     return queue.pop(same)

@@ -18,6 +18,7 @@ from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, qu
 from raylab.jobs.fine_tune import adapt_all, fine_tune_all
 from raylab.jobs.ingest import PASSAGES, ingest, training_part
 from raylab.jobs.monitor import Monitor
+from raylab.jobs.pool import room_of
 from raylab.jobs.profile import Profile, profile_subject
 from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
 from raylab.jobs.shards import ray_pool
@@ -26,6 +27,8 @@ from raylab.jobs.tokenise import tokenise, tokens_address
 from raylab.jobs.train import AdaptationJob, CellJob, adaptation_address, cell_address
 from raylab.models.backbone import weights_fingerprint
 from raylab.models.hub import load_tokenizer
+
+_AS_MANY_AS_FIT = 2**16
 
 
 class Walk:
@@ -117,7 +120,7 @@ class Walk:
             ),
             self.teacher,
             self.execution.models_dir,
-            self.execution.encoding_actors,
+            self.execution.encoding_actors or _AS_MANY_AS_FIT,
             EMBEDDED.get(self.grid.collection),
             pool=functools.partial(ray_pool, gpu=self.execution.use_gpu),
         )
@@ -368,4 +371,4 @@ class Walk:
         }
 
     def _tasks_at_once(self) -> int:
-        return 4 * self.execution.encoding_actors
+        return 4 * room_of(self.execution.encoding_actors, "CPU")()

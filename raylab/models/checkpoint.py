@@ -176,6 +176,26 @@ def find_checkpoint(path_or_id: str | Path) -> Path:
         raise ConfigError(f"no retriever at {str(path_or_id)!r} ({reason})") from None
 
 
+def contract_tokenizer(folder: Path, contract: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer in a checkpoint's folder.
+
+    Raises:
+        ConfigError: it is not the one that the contract names.
+    """
+    tokenization = contract["tokenizer"]
+    tokenizer = Tokenizer(
+        str(folder),
+        tokenization=Tokenization(
+            tokenization["special_tokens"],
+            tokenization["query_prompt"],
+            tokenization["passage_prompt"],
+        ),
+    )
+    if tokenizer.contract != tokenization:
+        raise ConfigError(f"{folder}: its tokenizer is not the one the model was trained with")
+    return tokenizer
+
+
 def load_checkpoint(
     folder: Path,
     models_dir: str | None,
@@ -192,17 +212,7 @@ def load_checkpoint(
         model, tokenizer, head, encoding = load_published(folder, models_dir, dtype, device)
         return model, tokenizer, head, encoding, logit_scale(model.config.hidden_size)
     contract = load_contract(folder)
-    tokenization = contract["tokenizer"]
-    tokenizer = Tokenizer(
-        str(folder),
-        tokenization=Tokenization(
-            tokenization["special_tokens"],
-            tokenization["query_prompt"],
-            tokenization["passage_prompt"],
-        ),
-    )
-    if tokenizer.contract != tokenization:
-        raise ConfigError(f"{folder}: its tokenizer is not the one the model was trained with")
+    tokenizer = contract_tokenizer(folder, contract)
     backbone = Backbone(**contract["backbone"], tokenization=tokenizer.tokenization)
     if contract["weights"] == "adapter":
         base = load_backbone(backbone, resolve_source(backbone, models_dir), dtype, device)

@@ -39,6 +39,26 @@ def is_published(folder: Path) -> bool:
     return _base_class(folder).endswith((_SPARSE, _DENSE))
 
 
+def published_description(
+    folder: Path, models_dir: str | None
+) -> tuple[HeadKind, Encoding, Tokenizer]:
+    """What can be said of such a folder without loading its model.
+
+    Raises:
+        ConfigError: a base model's folder that is not on this machine, or no tokenizer.
+    """
+    head: HeadKind = "dense" if _base_class(folder).endswith(_DENSE) else "sparse"
+    base = str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    source = resolve_source(Backbone(folder.resolve().name, base), models_dir)
+    if source.startswith(("/", ".")) and not Path(source).is_dir():
+        raise ConfigError(
+            f"{folder}/adapter_config.json: base_model_name_or_path = {base!r} is a folder of another "
+            f"machine; put the base model's folder {Path(base).name!r} into --models DIR"
+        )
+    own = str(folder) if (folder / "tokenizer_config.json").exists() else source
+    return head, _ENCODING, Tokenizer(own, tokenization=_TOKENIZATION)
+
+
 def load_published(
     folder: Path,
     models_dir: str | None,
@@ -50,16 +70,11 @@ def load_published(
     Raises:
         ConfigError: a base model that is not to be found, or tensors that do not fit it.
     """
-    head: HeadKind = "dense" if _base_class(folder).endswith(_DENSE) else "sparse"
+    head, encoding, tokenizer = published_description(folder, models_dir)
     config = LoraConfig.from_pretrained(str(folder))
     base = str(config.base_model_name_or_path)
     backbone = Backbone(folder.resolve().name, base, tokenization=_TOKENIZATION)
     source = resolve_source(backbone, models_dir)
-    if source.startswith(("/", ".")) and not Path(source).is_dir():
-        raise ConfigError(
-            f"{folder}/adapter_config.json: base_model_name_or_path = {base!r} is a folder of another "
-            f"machine; put the base model's folder {Path(base).name!r} into --models DIR"
-        )
     model = load_backbone(backbone, source, dtype, device)
     config.auto_mapping, config.task_type = None, None
     config.base_model_name_or_path = model.name_or_path
@@ -70,9 +85,7 @@ def load_published(
     if result.unexpected_keys or missing:
         wrong = (list(result.unexpected_keys) + missing)[0]
         raise ConfigError(f"{folder}: the adapter does not fit {base!r} (tensor {wrong!r})")
-    own = folder if (folder / "tokenizer_config.json").exists() else Path(source)
-    tokenizer = Tokenizer(str(own), tokenization=_TOKENIZATION)
-    return wrapped.merge_and_unload(), tokenizer, head, _ENCODING
+    return wrapped.merge_and_unload(), tokenizer, head, encoding
 
 
 def _stock_key(key: str) -> str:

@@ -93,6 +93,10 @@ class Retriever:
         tokens = self.tokenizer.encode_framed(texts, "passage", self.encoding.passage_length)
         return self.encode_tokens(tokens, self.encoding.top_k_passage, batch_tokens)
 
+    def terms(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary entries of `ids`."""
+        return self.tokenizer.tokens(ids)
+
     @torch.inference_mode()
     def encode_tokens(
         self, texts: Sequence[np.ndarray], top_k: int, batch_tokens: int = 16_384
@@ -108,11 +112,13 @@ class Retriever:
             ids_BL, mask_BL = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
             hidden_BLD = hidden_states(self.model, ids_BL, mask_BL)
             reps = represent(self.head, hidden_BLD, weight_VD, mask_BL, self.scale).float()
-            parts.append(_csr(prune_top_k(reps, top_k)) if self.head == "sparse" else _array(reps))
+            parts.append(
+                rows_of(prune_top_k(reps, top_k) if self.head == "sparse" else reps, self.head)
+            )
             places.append(batch)
         if not parts:
             return self._nothing(weight_VD)
-        matrix = _in_input_order(parts, places)
+        matrix = in_input_order(parts, places)
         if len(texts) > 1 and not self._checked:
             self._checked = True
             if warning := collapse(matrix):
@@ -131,8 +137,9 @@ def placement(device: str | None, dtype: torch.dtype | None) -> tuple[torch.devi
     return place, dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
 
 
-def _array(reps_BD: torch.Tensor) -> np.ndarray:
-    return reps_BD.cpu().numpy()
+def rows_of(reps: torch.Tensor, head: HeadKind) -> Matrix:
+    """Representations [B, D] of a dense or [B, V] of a sparse head, off the device."""
+    return _csr(reps) if head == "sparse" else reps.cpu().numpy()
 
 
 def _csr(reps_BV: torch.Tensor) -> sp.csr_matrix:
@@ -156,7 +163,8 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray
     return batches
 
 
-def _in_input_order(parts: list[Matrix], places: list[np.ndarray]) -> Matrix:
+def in_input_order(parts: list[Matrix], places: list[np.ndarray]) -> Matrix:
+    """Rows of batches, whose places among the texts are given, in the order of the texts."""
     order = np.argsort(np.concatenate(places), kind="stable")
     dense = [part for part in parts if isinstance(part, np.ndarray)]
     if dense:

@@ -1,0 +1,93 @@
+"""A pool of Ray actors that follows the cluster: grows when there is room, shrinks when nodes go.
+
+Only an actor that is up is given a task, so that none waits on a machine that never comes; what a dead
+actor had in hand is put back at the head of the queue, and another actor takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+from raylab.jobs.cluster import unwrapped
+
+log = logging.getLogger("raylab")
+T = TypeVar("T")
+_DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+_DEATHS_A_TASK = 5  # a task that takes so many actors with it is at fault itself
+_LOOK_S = 5.0  # how often the cluster's size is looked at while nothing happens
+
+
+def run_on_actors(
+    start: Callable[[], Any],
+    tasks: Sequence[T],
+    limit: Callable[[], int],
+    do: Callable[[Any, T], ray.ObjectRef],
+    finished: Callable[[T, Any], None],
+    following: Callable[[T | None, list[T]], T] = lambda last, queue: queue.pop(0),
+) -> None:
+    """Run tasks over actors, never more than `limit()` of them nor than there are tasks.
+
+    Args:
+        start: makes an actor; it has a method `ready`.
+        limit: how many actors there may be; asked again and again.
+        do: calls an actor's method on a task.
+        finished: called on the driver after each task, with what it returned.
+        following: takes the next task off the queue, given the one the actor did last.
+
+    Raises:
+        The first task's own error, unwrapped; RuntimeError for a task that actors keep dying of.
+    """
+    queue = list(tasks)
+    starting: dict[ray.ObjectRef, Any] = {}
+    working: dict[ray.ObjectRef, tuple[Any, T]] = {}
+    deaths: Counter[int] = Counter()
+    try:
+        while queue or working:
+            room = max(1, limit()) - len(working)
+            while len(starting) < min(room, len(queue)):
+                actor = start()
+                starting[actor.ready.remote()] = actor
+            ready, _ = ray.wait([*starting, *working], num_returns=1, timeout=_LOOK_S)
+            for ref in ready:
+                actor, task = (starting.pop(ref), None) if ref in starting else working.pop(ref)
+                try:
+                    result = unwrapped(ray.get, ref)
+                except _DEATHS as death:
+                    ray.kill(actor)
+                    deaths[id(task)] += 1
+                    if task is not None:
+                        queue.insert(0, task)
+                        log.warning(
+                            "an actor died at work; another does its task: %s", _line(death)
+                        )
+                    if deaths[id(task)] >= _DEATHS_A_TASK:
+                        what = "before they were up" if task is None else "of the same task"
+                        message = f"{_DEATHS_A_TASK} actors died {what}: {_line(death)}"
+                        raise RuntimeError(message) from None
+                    continue
+                deaths[id(None)] = 0
+                if task is not None:
+                    finished(task, result)
+                if queue and len(working) < max(1, limit()):
+                    chosen = following(task, queue)
+                    working[do(actor, chosen)] = actor, chosen
+                else:
+                    ray.kill(actor)
+    finally:
+        for actor in [*starting.values(), *(actor for actor, _ in working.values())]:
+            ray.kill(actor)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def room_of(actors: int, resource: str) -> Callable[[], int]:
+    """A limit: `actors`, or (0) one for every CPU or GPU that the cluster has at the time."""
+    return lambda: actors or int(ray.cluster_resources().get(resource, 1))

@@ -1,0 +1,209 @@
+"""One checkpoint on one collection, without a grid: encode, index, search; each stage found again.
+
+    collection -> tokens -> embedding shards -> index shards -> hits of a text, or the run of a split
+
+Ray is connected to only when something is missing (`connect`, given by whoever calls).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+
+from raylab.artifacts import Artifact, Store
+from raylab.config import Backbone, Encoding, Execution
+from raylab.data.ingest import collection_address
+from raylab.data.sources import Source
+from raylab.data.tokens import find_ids
+from raylab.encoding import as_stored, read_row, shards
+from raylab.index.topk import merge_topk
+from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
+from raylab.jobs.ingest import PASSAGES, ingest
+from raylab.jobs.search import (
+    Evaluation,
+    build_index,
+    index_address,
+    index_class,
+    run_all,
+    search_and_evaluate,
+)
+from raylab.jobs.texts import Texts, passage_ids
+from raylab.jobs.tokenise import tokenise, tokens_address
+from raylab.models.opening import Found, open_retriever
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that a search found.
+
+    ``terms``: of a sparse retriever, those that query and passage share, with the query's weight and the
+    passage's, the largest product first; the score is the sum of the products.
+    """
+
+    passage_id: str
+    score: float
+    text: str
+    terms: tuple[tuple[str, float, float], ...]
+
+
+class Retrieval:
+    """The stages of one checkpoint on one collection.
+
+    Args:
+        connect: called before the first thing that Ray must do; may be called again.
+        say: told of what is done.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        execution: Execution,
+        source: Source,
+        on_fault: str,
+        found: Found,
+        encoding: Encoding,
+        connect: Callable[[], None],
+        say: Say,
+    ):
+        self.store, self.execution, self.found, self.encoding = store, execution, found, encoding
+        self.connect, self.say = connect, say
+        self.source, self.on_fault = source, on_fault
+        name = f"checkpoint-{found.fingerprint[:12]}"
+        backbone = Backbone(name, str(found.folder))
+        self.subject = Subject(name, found.head, backbone, found.fingerprint, None, found.source)
+
+    @functools.cached_property
+    def collection(self) -> Artifact:
+        """The ingested collection."""
+        made = self.store.find(collection_address(self.source, self.on_fault))
+        if made is None:
+            self.connect()
+            made = ingest(self.store, self.source, self.on_fault)
+            self.say(f"{made.meta['passages']:,} passages ingested")
+        return made
+
+    @functools.cached_property
+    def texts(self) -> Artifact:
+        """Where encoders read passages: the passage store, or the collection itself."""
+        tokenizer = self.found.tokenizer
+        if tokenizer is None:
+            return self.collection
+        made = self.store.find(tokens_address(self.collection, tokenizer))
+        if made is None:
+            self.connect()
+            made = tokenise(self.store, self.collection, tokenizer)
+        return made
+
+    def _encoded(self, tasks: list[EncodeTask]) -> list[Artifact]:
+        missing = [task for task in tasks if self.store.find(task.address) is None]
+        if missing:
+            self.connect()
+            self.say(f"encoding {len(missing)} of {len(tasks)} shard(s)")
+            encode_all(self.store, self.execution, missing, self._finished)
+        return [self.store.committed(task.address) for task in tasks]
+
+    def _finished(self, task: EncodeTask, warning: str | None) -> None:
+        if warning:
+            self.say(f"WARNING {task.address.name}: {warning}")
+
+    @functools.cached_property
+    def embeddings(self) -> list[Artifact]:
+        """Embedding shards of all passages, in row order."""
+        rows = shards(self.collection.meta["passages"], self.execution.shard_passages)
+        return self._encoded(
+            [passage_task(self.subject, self.encoding, self.texts, own) for own in rows]
+        )
+
+    @functools.cached_property
+    def indexes(self) -> list[Artifact]:
+        """An index shard for every embedding shard."""
+        addresses = [index_address(shard) for shard in self.embeddings]
+        calls = [
+            (build_index, (self.store, shard))
+            for shard, address in zip(self.embeddings, addresses, strict=True)
+            if self.store.find(address) is None
+        ]
+        if calls:
+            self.connect()
+            self.say(f"indexing {len(calls)} of {len(addresses)} shard(s)")
+            run_all(calls, max(1, 4 * self.execution.encoding_actors), lambda: None)
+        return [self.store.committed(address) for address in addresses]
+
+    def search(self, text: str, k: int) -> list[Hit]:
+        """The best k passages for a text; fewer where fewer share a term with it."""
+        folders = [self.store.local(index) for index in self.indexes]
+        device = "cuda" if self.execution.use_gpu else "cpu"
+        models_dir = self.execution.models_dir
+        retriever = open_retriever(self.found.source, self.encoding, models_dir, device)
+        query = as_stored(retriever.encode_queries([text]), self.encoding.precision, "query")
+        kind = index_class(self.found.head)
+        parts = [kind.load(folder).search(query, k) for folder in folders]  # type: ignore[arg-type]
+        ids, scores = merge_topk(parts, k)
+        found = ids[0] != ""
+        return [
+            self._hit(str(passage_id), float(score), query, retriever.terms)
+            for passage_id, score in zip(ids[0][found], scores[0][found], strict=True)
+        ]
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        return self.store.local(self.collection)
+
+    @functools.cached_property
+    def _ids(self) -> np.ndarray:
+        return passage_ids(self._folder, PASSAGES)
+
+    def _hit(
+        self, passage_id: str, score: float, query: np.ndarray | sp.csr_matrix, names: Callable
+    ) -> Hit:
+        row = int(find_ids(self._ids, [passage_id])[0][0])
+        text = Texts.read(self._folder, PASSAGES, range(row, row + 1)).texts[0]
+        if isinstance(query, np.ndarray):
+            return Hit(passage_id, score, text, ())
+        shard = self.embeddings[row // self.execution.shard_passages]
+        passage = read_row(self.store.local(shard), row % self.execution.shard_passages)
+        return Hit(passage_id, score, text, tuple(_shared(query, passage, names)))
+
+    @property
+    def splits(self) -> list[str]:
+        """Of the collection."""
+        return list(self.collection.meta["splits"])
+
+    def run(self, split: str) -> tuple[Artifact, Artifact]:
+        """(run, measures) of a split's queries, under the collection's protocol."""
+        (queries,) = self._encoded(
+            [query_task(self.subject, self.encoding, self.collection, split)]
+        )
+        what = Evaluation(self.subject.name, self.collection, split, queries, tuple(self.indexes))
+        run = self.store.find(what.run_address)
+        if run is None or self.store.find(what.measures_address(run)) is None:
+            self.connect()
+            run_all([(search_and_evaluate, (self.store, what))], 1, lambda: None)
+            run = self.store.committed(what.run_address)
+        return run, self.store.committed(what.measures_address(run))
+
+    def means(self, measures: Artifact) -> dict[str, float]:
+        """Means over the queries, by the measure's name."""
+        table = pq.read_table(self.store.local(measures) / "measures.parquet").to_pandas()
+        return table.groupby("measure", sort=False)["value"].mean().to_dict()
+
+
+def _shared(query, passage, names: Callable) -> list[tuple[str, float, float]]:
+    """Terms of both, with both weights, the largest product first and the lowest term among equals."""
+    weights = dict(zip(query.indices.tolist(), query.data.tolist(), strict=True))
+    both = [
+        (term, weights[term], impact)
+        for term, impact in zip(passage.indices.tolist(), passage.data.tolist(), strict=True)
+        if term in weights
+    ]
+    both.sort(key=lambda one: (-one[1] * one[2], one[0]))
+    entries = names([term for term, _, _ in both])
+    return [(name, ours, theirs) for name, (_, ours, theirs) in zip(entries, both, strict=True)]

@@ -1,0 +1,330 @@
+"""`raylab encode | index | search` with every kind of checkpoint, against naive rankings in float64."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from typer.testing import CliRunner
+
+from raylab.artifacts import Store
+from raylab.cli import app
+from raylab.config import Encoding, Execution
+from raylab.data.sources import open_collection
+from raylab.evaluation.runs import read_run
+from raylab.jobs.cluster import connect
+from raylab.jobs.retrieve import Retrieval
+from raylab.models.opening import find_retriever
+from raylab.models.retriever import Retriever
+from tests.models.test_published import write as write_published
+
+QUERY = "virus infection of the lung"
+
+
+def raylab(*arguments, expect=0):
+    """(stdout, stderr) of the command, in this process."""
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert done.exit_code == expect, (done.output, done.exception)
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with connect(Execution(ray_options={"object_store_memory": 200 * 2**20})):
+        yield
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    return tmp_path_factory.mktemp("search") / "lab"
+
+
+@pytest.fixture(scope="module")
+def texts(collection_folder) -> dict[str, str]:
+    rows = map(json.loads, (collection_folder / "corpus.jsonl").open())
+    return {row["_id"]: f"{row['title']} {row['text']}" for row in rows}
+
+
+def ranked(query, passages, ids: list[str], k: int) -> list[tuple[str, float]]:
+    """The best k of [1, D] against [N, D] by float64 dot products, none of 0 (sparse), ties by id."""
+
+    def full(matrix):
+        return np.asarray(matrix.todense() if sp.issparse(matrix) else matrix, np.float64)
+
+    scores = (full(passages) @ full(query)[0]).tolist()
+    order = sorted(zip(ids, scores, strict=True), key=lambda hit: (-np.float32(hit[1]), hit[0]))
+    return [hit for hit in order if hit[1] > 0 or not sp.issparse(query)][:k]
+
+
+def half(matrix):
+    """What is left of it in storage."""
+    matrix = matrix.copy()
+    values = matrix.data if sp.issparse(matrix) else matrix
+    values[:] = values.astype(np.float16).astype(np.float32)
+    return matrix
+
+
+def printed(output: str) -> list[tuple[str, float]]:
+    found = re.findall(r"^ *\d+  (\S+)  (-?[\d.]+)  ", output, re.MULTILINE)
+    return [(passage_id, float(score)) for passage_id, score in found]
+
+
+def assert_ranked(found, expected, tolerance=1e-4):
+    """Equal scores by rank, and the same ids wherever the next score is not the same."""
+    assert len(found) == len(expected)
+    scores = np.array([score for _, score in expected])
+    np.testing.assert_allclose([score for _, score in found], scores, atol=tolerance)
+    apart = np.abs(np.diff(scores, prepend=np.inf, append=-np.inf)) > 2 * tolerance
+    for rank, (one, other) in enumerate(zip(found, expected, strict=True)):
+        if apart[rank] and apart[rank + 1]:
+            assert one[0] == other[0]
+
+
+@pytest.mark.parametrize("head", ["sparse", "dense"])
+def test_a_text_finds_what_a_loop_finds_and_the_second_time_makes_nothing(
+    cluster, lab, collection_folder, retriever_folders, texts, head
+):
+    where = (retriever_folders[head], collection_folder, QUERY, "--k", 7, "--storage", lab)
+    output, told = raylab("search", *where)
+    assert "encoding 1 of 1 shard(s)" in told
+    retriever = Retriever.load(retriever_folders[head])
+    passages = half(retriever.encode_passages(list(texts.values())))
+    query = half(retriever.encode_queries([QUERY]))
+    expected = ranked(query, passages, list(texts), 7)
+    assert_ranked(printed(output), expected)
+    for passage_id, _ in printed(output):
+        assert texts[passage_id][:100] in output
+    before = {p: p.stat().st_mtime_ns for p in lab.rglob("*")}
+    again, told = raylab("search", *where)
+    assert again == output
+    assert "encoding" not in told
+    assert {p: p.stat().st_mtime_ns for p in lab.rglob("*")} == before
+    stages = raylab("encode", *where[:2], "--storage", lab)[0]
+    assert stages.startswith("120 passages in 1 shard(s)")
+    assert "index/checkpoint-" in raylab("index", *where[:2], "--storage", lab)[0]
+    assert {p: p.stat().st_mtime_ns for p in lab.rglob("*")} == before
+
+
+def retrieval(lab, collection, checkpoint, encoding=None) -> Retrieval:
+    found = find_retriever(str(checkpoint))
+    return Retrieval(
+        Store(str(lab)),
+        Execution(storage=str(lab), shard_passages=50),
+        open_collection(str(collection)),
+        "error",
+        found,
+        encoding or found.encoding,
+        lambda: None,
+        lambda text: None,
+    )
+
+
+def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
+    cluster, lab, collection_folder, retriever_folders, texts
+):
+    """Over several shards; every term by its own entry of the vocabulary, the largest product first."""
+    made = retrieval(lab, collection_folder, retriever_folders["sparse"])
+    assert len(made.embeddings) == 3
+    hits = made.search(QUERY, 120)
+    retriever = Retriever.load(retriever_folders["sparse"])
+    query = half(retriever.encode_queries([QUERY])).toarray()[0]
+    alone = half(retriever.encode_passages([texts[hit.passage_id] for hit in hits])).toarray()
+    names = retriever.tokenizer.tokens(range(len(query)))
+    for hit, passage in zip(hits, alone, strict=True):
+        assert hit.text == texts[hit.passage_id]
+        both = np.flatnonzero(query * passage)
+        weights = {names[t]: (query[t], passage[t]) for t in both}
+        # Encoded alone or with others, a weight differs in its last bits, and so may where half
+        # precision rounds it to.
+        assert {name: (a, b) for name, a, b in hit.terms} == {
+            name: pytest.approx(own, rel=2e-3) for name, own in weights.items()
+        }
+        assert sum(a * b for _, a, b in hit.terms) == pytest.approx(hit.score, rel=1e-5)
+        products = [a * b for _, a, b in hit.terms]
+        assert products == sorted(products, reverse=True)
+
+
+@pytest.mark.parametrize("head", ["sparse", "dense"])
+def test_the_run_of_a_split(cluster, lab, tmp_path, collection_folder, retriever_folders, head):
+    out = tmp_path / "run.trec.gz"
+    where = (retriever_folders[head], collection_folder, "--storage", lab)
+    output, _ = raylab("search", *where, "--split", "test", "--out", out)
+    run = read_run(out)
+    queries = map(json.loads, (collection_folder / "queries.jsonl").open())
+    asked = {row["_id"]: row["text"] for row in queries if row["_id"] in run}
+    assert list(asked) == [f"q{n:03d}" for n in range(60, 80)]
+    made = retrieval(lab, collection_folder, retriever_folders[head])
+    for query_id in ("q060", "q079"):
+        hits = made.search(asked[query_id], 100)
+        found = list(run[query_id])
+        assert_ranked(found, [(hit.passage_id, hit.score) for hit in hits], 2e-3)
+    # Query n asks for passage n alone, so that its reciprocal rank is that of p<n>.
+    ranks = []
+    for query_id, ranking in run.items():
+        ids = [passage_id for passage_id, _ in ranking][:10]
+        relevant = query_id.replace("q", "p")
+        ranks.append(1 / (1 + ids.index(relevant)) if relevant in ids else 0.0)
+    assert f"RR@10  {np.mean(ranks):.4f}" in output
+
+
+def test_lengths_pruning_and_precision_are_asked_for_and_are_other_artifacts(
+    cluster, lab, collection_folder, retriever_folders
+):
+    where = (retriever_folders["sparse"], collection_folder, "--storage", lab)
+    own = raylab("encode", *where)[0].splitlines()[1]
+    options = ("--top-k-passage", 5, "--precision", "float32", "--passage-length", 9)
+    other = raylab("encode", *where, *options)[0].splitlines()[1]
+    assert other != own
+    (shard,) = (lab / other.split()[1]).glob("attempt-*")
+    assert np.load(shard / "impacts.npy").dtype == np.float32
+    retriever = Retriever.load(retriever_folders["sparse"])
+    retriever.encoding = Encoding(passage_length=9, top_k_passage=5, precision="float32")
+    assert np.diff(np.load(shard / "indptr.npy")).max() == 5
+    assert raylab("encode", *where)[0].splitlines()[1] == own
+
+
+@pytest.mark.parametrize("head", ["sparse", "dense"])
+def test_an_adapter_of_the_authors(
+    cluster, lab, tmp_path, collection_folder, model_folder, texts, head
+):
+    models = tmp_path / "models"
+    shutil.copytree(model_folder, models / "Llama-3.2-1B")
+    folder = tmp_path / "published"
+    write_published(folder, head, model_folder)
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    where = (folder, collection_folder, QUERY, "--storage", lab, "--models", models)
+    output, _ = raylab("search", *where)
+    retriever = Retriever.load(folder, str(models))
+    passages = half(retriever.encode_passages(list(texts.values())))
+    query = half(retriever.encode_queries([QUERY]))
+    assert_ranked(printed(output), ranked(query, passages, list(texts), 10))
+
+
+def test_a_sparse_encoder_of_sentence_transformers_is_the_same_retriever(
+    cluster, lab, tmp_path, collection_folder, retriever_folders
+):
+    """raylab's own folder, read as the library reads it."""
+    pytest.importorskip("sentence_transformers")
+    folder = shutil.copytree(retriever_folders["sparse"], tmp_path / "splade")
+    (folder / "retriever.json").unlink()
+    found = find_retriever(str(folder))
+    assert (found.kind, found.head) == ("sentence-transformers", "sparse")
+    own = Retriever.load(retriever_folders["sparse"]).encoding
+    assert (found.encoding.query_length, found.encoding.passage_length) == (64, 48)
+    assert (found.encoding.top_k_query, found.encoding.top_k_passage) == (0, 0)
+    theirs = retrieval(lab, collection_folder, folder, own).search(QUERY, 20)
+    ours = retrieval(lab, collection_folder, retriever_folders["sparse"]).search(QUERY, 20)
+    assert_ranked(
+        [(h.passage_id, h.score) for h in theirs], [(h.passage_id, h.score) for h in ours], 5e-3
+    )
+    assert theirs[0].terms[0][0] == ours[0].terms[0][0]
+
+
+def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
+    cluster, lab, tmp_path, collection_folder, teacher_folder, texts
+):
+    """A random BERT under the library's pooling, with a prompt for queries, not normalised by itself."""
+    st = pytest.importorskip("sentence_transformers")
+    from transformers import AutoModel
+
+    bert = tmp_path / "bert"
+    shutil.copytree(teacher_folder, bert)
+    AutoModel.from_pretrained(str(teacher_folder)).save_pretrained(str(bert))
+    model = st.SentenceTransformer(str(bert), device="cpu")
+    model.prompts = {"query": "risk of ", "document": ""}
+    model.max_seq_length = 24
+    folder = tmp_path / "bi-encoder"
+    model.save(str(folder))
+    output, _ = raylab("search", folder, collection_folder, QUERY, "--storage", lab)
+    unit = {"normalize_embeddings": True, "show_progress_bar": False}
+    passages = half(model.encode_document(list(texts.values()), **unit))
+    query = half(model.encode_query([QUERY], **unit))
+    assert_ranked(printed(output), ranked(query, passages, list(texts), 10), 1e-3)
+
+
+# ----------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["CHECKPOINT", "COLLECTION"], "search needs the text of a query, or --split"),
+        (["CHECKPOINT", "COLLECTION", "x", "--split", "test"], "one of them"),
+        (["CHECKPOINT", "COLLECTION", "  "], "the query is empty"),
+        (["CHECKPOINT", "COLLECTION", "x", "--k", "0"], "--k 0: it must be at least 1"),
+        (["CHECKPOINT", "COLLECTION", "x", "--out", "a.gz"], "--out a.gz: it needs --split"),
+        (["CHECKPOINT", "COLLECTION", "--split", "test", "--out", "run"], "must end in .gz"),
+        (["CHECKPOINT", "nowhere", "x"], "no collection 'nowhere'"),
+        (["EMPTY", "COLLECTION", "x"], "the folder holds no weights"),
+        (["MODEL", "COLLECTION", "x"], "holds no retriever checkpoint (retriever.json"),
+        (["BROKEN", "COLLECTION", "x"], "its description cannot be read"),
+        (["package:no_such_package/x", "COLLECTION", "x"], "needs the Python package"),
+        (["CHECKPOINT", "COLLECTION", "x", "--top-k-query", "-1"], "encoding.top_k_query = -1"),
+        (["CHECKPOINT", "COLLECTION", "x", "--query-length", "0"], "encoding.query_length = 0"),
+        (["CHECKPOINT", "COLLECTION", "x", "--precision", "int8"], "encoding.precision = 'int8'"),
+        (["CHECKPOINT", "COLLECTION", "x", "--encoders", "-1"], "encoders = -1"),
+        (["CHECKPOINT", "COLLECTION", "x", "--on-fault", "ask"], "on_fault = 'ask'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path, collection_folder, retriever_folders, model_folder, arguments, words
+):
+    broken = shutil.copytree(retriever_folders["dense"], tmp_path / "broken")
+    (broken / "retriever.json").write_text('{"head": ')
+    (tmp_path / "empty").mkdir()
+    names = {
+        "CHECKPOINT": retriever_folders["dense"],
+        "COLLECTION": collection_folder,
+        "EMPTY": tmp_path / "empty",
+        "MODEL": model_folder,
+        "BROKEN": broken,
+    }
+    lab = tmp_path / "lab"
+    given = [str(names.get(one, one)) for one in arguments]
+    output, told = raylab("search", *given, "--storage", lab, expect=2)
+    assert output == ""
+    assert told.startswith("error: ")
+    assert words in told
+    assert len(told.splitlines()) == 1
+    assert not lab.exists()
+
+
+def test_a_split_that_is_not_there_and_weights_cut_short(
+    cluster, lab, tmp_path, collection_folder, retriever_folders
+):
+    """Both are found once the collection has been read."""
+    where = (retriever_folders["dense"], collection_folder, "--storage", lab)
+    _, told = raylab("search", *where, "--split", "dev", expect=2)
+    assert "--split dev: " in told
+    assert "it has" in told
+    cut = shutil.copytree(retriever_folders["dense"], tmp_path / "cut")
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    _, told = raylab("search", cut, collection_folder, "x", "--storage", lab, expect=2)
+    last = told.splitlines()[-1]
+    assert last.startswith(f"error: {cut}: the model cannot be loaded")
+
+
+def test_a_process_of_its_own_says_it_in_one_line(tmp_path):
+    arguments = [
+        "search",
+        str(tmp_path / "none"),
+        "scifact",
+        "x",
+        "--storage",
+        str(tmp_path / "lab"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "raylab.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**__import__("os").environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: no retriever at '{tmp_path / 'none'}'")
+    assert len(done.stderr.splitlines()) == 1
