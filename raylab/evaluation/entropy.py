@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -96,20 +98,96 @@ def contrastive_entropy(
             f"{n_queries} queries, {len(positives)} lists of positives and {len(negatives)} of "
             "negatives; one a query is needed"
         )
+    pairs = Pairs.of(positives, negatives)
+    _check_temperature(temperature)
+    scores_M, first = np.empty(len(pairs.rows_M)), 0
+    for shard in passages:
+        places, scores = pairs.scores(queries, shard, first)
+        scores_M[places] = scores
+        first += shard.shape[0]
+    pairs.check_rows(first)
+    return pairs.entropies(scores_M, temperature)
+
+
+def _check_temperature(temperature: float) -> None:
     if not 0 < temperature < np.inf:
         raise ValueError(f"temperature is {temperature}; it must be positive")
-    lists = [rows for pair in zip(positives, negatives, strict=True) for rows in pair]
-    sizes = np.array([len(rows) for rows in lists], dtype=np.int64)
-    rows_M = np.concatenate([np.asarray(rows, dtype=np.int64) for rows in [*lists, []]])
-    query_M = np.repeat(np.arange(n_queries), sizes.reshape(-1, 2).sum(1))
-    scores_M = _scores(queries, passages, query_M, rows_M) / temperature
-    values = np.full(n_queries, np.nan)
-    start = 0
-    for query, (middle, end) in enumerate(np.cumsum(sizes).reshape(-1, 2)):
-        if middle > start:
-            values[query] = _entropies(scores_M[start:middle], scores_M[middle:end]).mean()
-        start = end
-    return values
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The (query, passage) pairs whose scores contrastive entropy is made of, query after query.
+
+    ``sizes_Q2``: how many of a query's pairs, which lie side by side, are positive, and how many
+    negative; ``query_M``, ``rows_M``: rows of the queries and of the collection, int64.
+    """
+
+    sizes_Q2: np.ndarray
+    query_M: np.ndarray
+    rows_M: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        positives: Sequence[Sequence[int] | np.ndarray],
+        negatives: Sequence[Sequence[int] | np.ndarray],
+    ) -> Pairs:
+        """Of lists as `contrastive_entropy` takes them."""
+        lists = [rows for pair in zip(positives, negatives, strict=True) for rows in pair]
+        sizes_Q2 = np.array([len(rows) for rows in lists], dtype=np.int64).reshape(-1, 2)
+        rows_M = np.concatenate([np.asarray(rows, dtype=np.int64) for rows in [*lists, []]])
+        return cls(sizes_Q2, np.repeat(np.arange(len(sizes_Q2)), sizes_Q2.sum(1)), rows_M)
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self.rows_M, kind="stable")
+
+    def scores(self, queries: Matrix, shard: Matrix, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inner products of the pairs whose passages a shard holds: (places among all, float64 scores).
+
+        ``first``: the shard's first row in the collection. Raises ValueError for columns that are not
+        the queries', and a score that is not finite.
+        """
+        if shard.shape[1] != queries.shape[1]:
+            raise ValueError(
+                f"passages have {shard.shape[1]} columns, queries {queries.shape[1]}; "
+                "they must be of one retriever"
+            )
+        begin, end = np.searchsorted(
+            self.rows_M, [first, first + shard.shape[0]], sorter=self._order
+        )
+        own = self._order[begin:end]
+        scores = np.empty(len(own))
+        together = _pairs_together(shard)
+        for start in range(0, len(own), together):
+            part = own[start : start + together]
+            scores[start : start + together] = _products(
+                queries[self.query_M[part]], shard[self.rows_M[part] - first]
+            )
+        if not np.isfinite(scores).all():
+            query = self.query_M[own[~np.isfinite(scores)].min()]
+            raise ValueError(f"query {query}: a score is not finite")
+        return own, scores
+
+    def check_rows(self, n_passages: int) -> None:
+        """ValueError for a row that a collection of so many passages does not have."""
+        rows = self.rows_M
+        if len(rows) and not 0 <= rows.min() <= rows.max() < n_passages:
+            raise ValueError(
+                f"rows {rows.min()} to {rows.max()} are asked for; the collection has {n_passages}"
+            )
+
+    def entropies(self, scores_M: np.ndarray, temperature: float) -> np.ndarray:
+        """Contrastive entropy of each query from the scores of all pairs, as `contrastive_entropy`."""
+        _check_temperature(temperature)
+        scaled_M = scores_M / temperature
+        values = np.full(len(self.sizes_Q2), np.nan)
+        start = 0
+        for query, (middle, end) in enumerate(np.cumsum(self.sizes_Q2).reshape(-1, 2)):
+            if middle > start:
+                values[query] = _entropies(scaled_M[start:middle], scaled_M[middle:end]).mean()
+            start = end
+        return values
 
 
 def _entropies(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
@@ -119,36 +197,6 @@ def _entropies(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
     top = negative.max()
     rest = top + np.log(np.exp(negative - top).sum())
     return np.logaddexp(0.0, rest - positive)
-
-
-def _scores(
-    queries: Matrix, passages: Iterable[Matrix], query_M: np.ndarray, rows_M: np.ndarray
-) -> np.ndarray:
-    """Inner products of pairs (row of queries, row of the passages laid end to end), float64 [M]."""
-    order = np.argsort(rows_M, kind="stable")
-    ascending = rows_M[order]
-    scores_M = np.empty(len(rows_M))
-    first = 0
-    for shard in passages:
-        if shard.shape[1] != queries.shape[1]:
-            raise ValueError(
-                f"passages have {shard.shape[1]} columns, queries {queries.shape[1]}; "
-                "they must be of one retriever"
-            )
-        begin, end = np.searchsorted(ascending, [first, first + shard.shape[0]])
-        own = order[begin:end]
-        for pairs in np.array_split(own, -(-len(own) // _pairs_together(shard)) or 1):
-            scores_M[pairs] = _products(queries[query_M[pairs]], shard[rows_M[pairs] - first])
-        first += shard.shape[0]
-    if len(rows_M) and not 0 <= ascending[0] <= ascending[-1] < first:
-        raise ValueError(
-            f"rows {ascending[0]} to {ascending[-1]} are asked for; the collection has {first}"
-        )
-    if not np.isfinite(scores_M).all():
-        raise ValueError(
-            f"query {query_M[np.argmin(np.isfinite(scores_M))]}: a score is not finite"
-        )
-    return scores_M
 
 
 def _pairs_together(shard: Matrix) -> int:

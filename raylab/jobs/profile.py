@@ -8,10 +8,9 @@ One pass over the embedding shards, one of them in memory at a time, for all spl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from raylab.data.registry import Protocol, protocol
 from raylab.data.tokens import find_ids
 from raylab.encoding import read_ids, read_shard
 from raylab.evaluation.efficiency import TermCounts, retrieval_flops
-from raylab.evaluation.entropy import NEGATIVES, contrastive_entropy, sample_negatives
+from raylab.evaluation.entropy import NEGATIVES, Pairs, sample_negatives
 from raylab.jobs.ingest import load_topics
 from raylab.models.retriever import Matrix
 
@@ -39,12 +38,13 @@ _SCHEMA = pa.schema([("split", pa.string()), ("query_id", pa.string()), ("value"
 class Profile:
     """One subject's representations of all passages, and of the queries of every split.
 
-    ``shards``: in row order, which is that of passage ids. ``temperature``: of its training loss.
+    ``shards``: in row order, which is that of passage ids; addresses of those that are never stored
+    (`raylab.jobs.scan`). ``temperature``: of its training loss.
     """
 
     name: str
     collection: Artifact
-    shards: tuple[Artifact, ...]
+    shards: tuple[Artifact | Address, ...]
     queries: Mapping[str, Artifact]
     temperature: float
 
@@ -69,11 +69,50 @@ class Profile:
 
 
 def make_profile(store: Store, profile: Profile) -> None:
-    """Commit the profile of one subject."""
-    folders = [store.local(shard) for shard in profile.shards]
+    """Commit the profile of one subject, from its embedding shards."""
+    folders = [store.local(shard) for shard in profile.shards if isinstance(shard, Artifact)]
     passage_ids = np.concatenate([read_ids(folder) for folder in folders])
+    queries = read_queries(store, profile.queries)
+    pairs = pairs_of(store, profile, queries, passage_ids)
+    scores_M, first = np.empty(len(pairs.rows_M)), 0
+    stacked, terms = stack(queries), None
+    for folder in folders:
+        _, matrix = read_shard(folder)
+        places, scores = pairs.scores(stacked, matrix, first)
+        scores_M[places] = scores
+        first += matrix.shape[0]  # type: ignore[index]
+        terms = add_terms(terms, matrix)
+    pairs.check_rows(first)
+    commit_profile(store, profile, queries, pairs, scores_M, terms)
+
+
+Queries: TypeAlias = dict[str, tuple[list[str], Matrix]]
+"""(ids, representations) of the queries of every split."""
+
+
+def read_queries(store: Store, queries: Mapping[str, Artifact]) -> Queries:
+    """Of query embeddings by split."""
+    return {split: read_shard(store.local(a)) for split, a in queries.items()}
+
+
+def stack(queries: Queries) -> Matrix:
+    """Those of all splits, one after the other."""
+    matrices = [matrix for _, matrix in queries.values()]
+    dense = [matrix for matrix in matrices if isinstance(matrix, np.ndarray)]
+    return np.concatenate(dense) if dense else sp.csr_matrix(sp.vstack(matrices, format="csr"))
+
+
+def add_terms(terms: TermCounts | None, matrix: Matrix) -> TermCounts | None:
+    """The counts with those of a shard's terms; None for dense ones."""
+    if isinstance(matrix, np.ndarray):
+        return None
+    own = TermCounts.of(matrix)
+    return own if terms is None else terms + own
+
+
+def pairs_of(store: Store, profile: Profile, queries: Queries, passage_ids: np.ndarray) -> Pairs:
+    """The pairs to score; ``passage_ids``: bytes [N], ascending."""
     topics = load_topics(store.local(profile.collection))
-    queries = {split: read_shard(store.local(a)) for split, a in profile.queries.items()}
     positives, negatives = [], []
     for split, (query_ids, _) in queries.items():
         for query_id in query_ids:
@@ -84,14 +123,20 @@ def make_profile(store: Store, profile: Profile) -> None:
                 if len(own)
                 else []
             )
-    shards = _Shards(folders)
-    matrices = [matrix for _, matrix in queries.values()]
-    dense = [matrix for matrix in matrices if isinstance(matrix, np.ndarray)]
-    stacked = np.concatenate(dense) if dense else sp.csr_matrix(sp.vstack(matrices, format="csr"))
-    values = contrastive_entropy(stacked, shards, positives, negatives, profile.temperature)
-    keys = (
-        (split, query_id) for split, (query_ids, _) in queries.items() for query_id in query_ids
-    )
+    return Pairs.of(positives, negatives)
+
+
+def commit_profile(
+    store: Store,
+    profile: Profile,
+    queries: Queries,
+    pairs: Pairs,
+    scores_M: np.ndarray,
+    terms: TermCounts | None,
+) -> None:
+    """Commit a profile from the scores of its pairs and the counts of the passages' terms."""
+    values = pairs.entropies(scores_M, profile.temperature)
+    keys = [(split, q) for split, (query_ids, _) in queries.items() for q in query_ids]
     rows = [
         {"split": split, "query_id": query_id, "value": float(value)}
         for (split, query_id), value in zip(keys, values, strict=True)
@@ -101,30 +146,12 @@ def make_profile(store: Store, profile: Profile) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), draft.path / ENTROPY)
         draft.meta.update(
             temperature=profile.temperature,
-            negatives=max(map(len, negatives), default=0),
-            splits={
-                split: _efficiency(matrix, shards.terms) for split, (_, matrix) in queries.items()
-            },
+            negatives=int(pairs.sizes_Q2[:, 1].max(initial=0)),
+            splits={split: _efficiency(matrix, terms) for split, (_, matrix) in queries.items()},
         )
 
 
 profile_subject: Any = ray.remote(num_cpus=1, max_retries=5)(make_profile)
-
-
-class _Shards:
-    """The matrices of embedding shards one by one; counts the terms of the sparse ones as they go by."""
-
-    def __init__(self, folders: Sequence[Path]):
-        self.folders = folders
-        self.terms: TermCounts | None = None
-
-    def __iter__(self) -> Iterator[Matrix]:
-        for folder in self.folders:
-            _, matrix = read_shard(folder)
-            if sp.issparse(matrix):
-                own = TermCounts.of(matrix)
-                self.terms = own if self.terms is None else self.terms + own
-            yield matrix
 
 
 def _positives(
