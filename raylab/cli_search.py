@@ -106,6 +106,13 @@ def search(
         str | None, typer.Option(help="all queries of a split, in place of one")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="TREC run of the split to write (.gz)")] = None,
+    no_index: Annotated[
+        bool,
+        typer.Option(
+            "--no-index",
+            help="with --split: score passages as they are encoded, and store no embedding",
+        ),
+    ] = False,
     storage: _Storage = "lab",
     models: _Models = None,
     query_length: _QueryLength = None,
@@ -123,9 +130,11 @@ def search(
     terms matched: query weight x passage weight.
     """
     what = (query_length, passage_length, top_k_query, top_k_passage, precision)
-    where = (checkpoint, collection, storage, models, what, encoders, gpu, on_fault)
+    where = (checkpoint, collection, storage, models, what, encoders, gpu, on_fault, no_index)
     try:
         _check(query, k, split, out)
+        if no_index and split is None:
+            raise ConfigError("--no-index: it needs --split, whose queries are known beforehand")
     except ConfigError as error:
         raise fail(error) from None
     with _retrieval(*where) as made:
@@ -171,22 +180,27 @@ def _retrieval(
     encoders: int,
     gpu: bool,
     on_fault: str,
+    no_index: bool = False,
 ) -> Iterator[Retrieval]:
     """The stages, for as long as the block runs; bad input ends in one line."""
     names = ("query_length", "passage_length", "top_k_query", "top_k_passage", "precision")
     try:
         quarantined_kinds(on_fault)
         execution = Execution(
-            storage=storage, models_dir=models, encoding_actors=encoders, use_gpu=gpu
+            storage=storage,
+            models_dir=models,
+            encoding_actors=encoders,
+            use_gpu=gpu,
+            no_index=no_index,
         )
         source = open_collection(collection)
         from transformers.utils.logging import disable_progress_bar
 
-        from raylab.models.opening import changed, find_retriever
+        from raylab.models.opening import find_retriever
 
         disable_progress_bar()
         found = find_retriever(checkpoint, models)
-        wanted = changed(found.encoding, **dict(zip(names, encoding, strict=True)))
+        wanted = found.encoding.changed(**dict(zip(names, encoding, strict=True)))
         store = Store(storage)
         with ExitStack() as stack:
             from raylab.jobs.retrieve import Retrieval

@@ -263,6 +263,15 @@ class Encoding:
             f"one of {PRECISIONS}",
         )
 
+    def changed(self, **changes: int | str | None) -> Encoding:
+        """This encoding with what is not None put in its place.
+
+        Raises:
+            ConfigError: a value that cannot be.
+        """
+        given: dict[str, Any] = {name: v for name, v in changes.items() if v is not None}
+        return dataclasses.replace(self, **given)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -394,7 +403,8 @@ class Execution:
     `micro_batch_texts` bounds how many texts a worker holds activations of in fine-tuning (0: all of
     its share of the batch): the same loss and gradients, in less memory for one more forward pass.
     `encoding_actors`: at most so many, of one GPU or `encoder_cpus` CPUs each; 0: as many as the cluster
-    has GPUs or CPUs at the time.
+    has GPUs or CPUs at the time. `no_index`: passages are scored as they are encoded, and neither their
+    embeddings nor indexes of them are stored.
     """
 
     storage: str = "lab"
@@ -404,6 +414,7 @@ class Execution:
     concurrent_trials: int = 2
     encoding_actors: int = 2
     encoder_cpus: float = 1.0
+    no_index: bool = False
     use_gpu: bool = False
     encode_batch_tokens: int = 16_384
     shard_passages: int = 2_048

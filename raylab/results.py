@@ -20,7 +20,8 @@
     fingerprint                        of the checkpoint (trained), else of the run
 
 `per_query.parquet`: fingerprint of the run, system, seed, collection, split, measure, query_id, value.
-`ledger.parquet`: a row an artifact: stage, name, fingerprint, seconds, flops, tokens, size_bytes.
+`ledger.parquet`: a row an artifact: stage, name, fingerprint, seconds, flops, tokens, size_bytes; of
+hits, unstored_bytes, what the embeddings would take that were scored and let go.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ LEDGER_SCHEMA = pa.schema(
         ("flops", pa.float64()),
         ("tokens", pa.float64()),
         ("size_bytes", pa.int64()),
+        ("unstored_bytes", pa.int64()),
     ]
 )
 RESULTS, PER_QUERY, LEDGER = "results.parquet", "per_query.parquet", "ledger.parquet"
@@ -124,4 +126,5 @@ def ledger_row(artifact: Artifact) -> dict[str, Any]:
         "flops": meta.get("spent_flops", meta.get("flops")),
         "tokens": meta.get("tokens"),
         "size_bytes": artifact.size_bytes,
+        "unstored_bytes": meta.get("unstored_bytes"),
     }

@@ -239,3 +239,31 @@ def test_where_it_runs_is_no_part_of_what_is_computed():
     execution = {field.name for field in dataclasses.fields(Execution)}
     for config in (*Grid(PICO, "scifact").cells(), PICO.recipe.adaptation, PICO.recipe.encoding):
         assert not keys_of(identity(config)) & execution
+
+
+def test_an_encoding_that_says_nothing_new_is_the_one_it_was():
+    """Artifacts that were made before precision could be chosen are found."""
+    lengths = {"query_length": 64, "passage_length": 512}
+    assert identity(Encoding()) == {**lengths, "top_k_query": 40, "top_k_passage": 400}
+    assert identity(Encoding(precision="float32"))["precision"] == "float32"
+    assert identity(Encoding(top_k_passage=7))["top_k_passage"] == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"top_k_query": -1}, "encoding.top_k_query = -1: it must be 0 (no pruning) or more"),
+        ({"top_k_passage": -1}, "encoding.top_k_passage = -1"),
+        ({"precision": "bfloat16"}, "encoding.precision = 'bfloat16'"),
+    ],
+)
+def test_encodings_that_cannot_be(change, words):
+    with pytest.raises(ConfigError) as error:
+        Encoding().changed(**change)
+    assert words in str(error.value)
+
+
+def test_options_that_are_not_given_leave_an_encoding_as_it_is():
+    own = Encoding(32, 128, 0, 7)
+    assert own.changed(top_k_query=None, precision=None) == own
+    assert own.changed(top_k_query=5) == Encoding(32, 128, 5, 7)

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 
 from raylab.config import Backbone, Encoding
 from raylab.data.tokens import PassageStore, write_store
-from raylab.encoding import encode_rows, read_shard, shards, write_shard
+from raylab.encoding import as_stored, encode_rows, read_row, read_shard, shards, write_shard
 from raylab.models.retriever import Retriever
 
 IDS = ["a", "doc-22", "ünïcode"]
@@ -74,3 +74,29 @@ def test_rows_of_the_store_are_encoded_as_their_cut_texts(tmp_path, model_folder
         alone = retriever.encode_passages([text])
         one, other = (m.toarray()[0] if sp.issparse(m) else m[0] for m in (alone, matrix[[row]]))
         np.testing.assert_allclose(other, one, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_what_is_stored_is_known_without_storing_it_and_read_row_by_row(tmp_path, kind, precision):
+    matrix = np.random.default_rng(1).normal(size=(3, 9)).astype(np.float32)
+    matrix[1] = 0
+    given = sp.csr_matrix(matrix) if kind == "sparse" else matrix
+
+    def full(found):
+        return np.asarray(found.todense() if sp.issparse(found) else found)
+
+    write_shard(tmp_path, IDS, given, precision)
+    _, again = read_shard(tmp_path)
+    expected = matrix.astype(precision).astype(np.float32)
+    np.testing.assert_array_equal(full(again), expected)
+    np.testing.assert_array_equal(full(as_stored(given, precision)), expected)
+    for row in range(3):
+        np.testing.assert_array_equal(full(read_row(tmp_path, row)), expected[[row]])
+    stored = np.load(tmp_path / ("dense.npy" if kind == "dense" else "impacts.npy"))
+    assert stored.dtype == precision
+
+
+def test_single_precision_holds_what_half_does_not(tmp_path):
+    write_shard(tmp_path, ["a"], np.full((1, 2), 70_000.0, np.float32), "float32")
+    np.testing.assert_array_equal(read_shard(tmp_path)[1], [[70_000.0, 70_000.0]])

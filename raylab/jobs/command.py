@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.artifacts import Store
-from raylab.config import ConfigError, Execution, Grid
+from raylab.config import PRECISIONS, ConfigError, Execution, Grid
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.ladders import LADDERS, find_ladder
@@ -74,6 +74,15 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
         help="error: a faulty record ends the run; quarantine[:KIND,...]: it is left out, and told of in "
         "quarantine.jsonl",
     )
+    pruning = "terms a {} keeps at inference (sparse); 0: all; none: the recipe's"
+    what.add_argument("--top-k-query", type=int, default=None, help=pruning.format("query"))
+    what.add_argument("--top-k-passage", type=int, default=None, help=pruning.format("passage"))
+    what.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=None,
+        help="of stored representations; none: the recipe's",
+    )
     how = options.add_argument_group("where and how it runs (never changes a result)")
     how.add_argument("--storage", default="lab", help="a local folder or any fsspec address")
     how.add_argument("--models", default=None, help="folder with local copies of hub models")
@@ -89,7 +98,23 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
         help="texts a worker encodes with gradients at once; 0: its whole share of the batch",
     )
     how.add_argument("--concurrent", type=int, default=2, help="cells trained at once")
-    how.add_argument("--encoders", type=int, default=2, help="encoding actors")
+    how.add_argument(
+        "--encoders",
+        type=int,
+        default=2,
+        help="encoding actors; 0: as many as the cluster takes, as it grows and shrinks",
+    )
+    how.add_argument(
+        "--encoder-cpus",
+        type=float,
+        default=1.0,
+        help="CPUs of the cluster an encoding actor holds",
+    )
+    how.add_argument(
+        "--no-index",
+        action="store_true",
+        help="score passages as they are encoded; store neither embeddings nor indexes",
+    )
     how.add_argument("--gpu", action="store_true", help="one GPU a worker, bf16")
     how.add_argument(
         "--plain", action="store_true", default=None, help="plain lines instead of a live display"
@@ -111,9 +136,16 @@ def chosen(options: argparse.Namespace, grid: Grid) -> tuple[Grid, Execution]:
     Raises:
         ConfigError: an option that cannot be.
     """
+    ladder = find_ladder(options.ladder)
+    encoding = ladder.recipe.encoding.changed(
+        top_k_query=options.top_k_query,
+        top_k_passage=options.top_k_passage,
+        precision=options.precision,
+    )
+    recipe = dataclasses.replace(ladder.recipe, encoding=encoding)
     grid = dataclasses.replace(
         grid,
-        ladder=find_ladder(options.ladder),
+        ladder=dataclasses.replace(ladder, recipe=recipe),
         sizes=tuple(s for s in options.sizes.split(",") if s),
         collection=options.collection,
         cells_filter=options.cells,
@@ -130,6 +162,8 @@ def chosen(options: argparse.Namespace, grid: Grid) -> tuple[Grid, Execution]:
         micro_batch_texts=options.micro_batch,
         concurrent_trials=options.concurrent,
         encoding_actors=options.encoders,
+        encoder_cpus=options.encoder_cpus,
+        no_index=options.no_index,
         use_gpu=options.gpu,
         models_dir=options.models,
     )

@@ -25,6 +25,7 @@ _STAGES = (
     "retriever",
     "embeddings",
     "index",
+    "hits",
     "run",
     "measures",
     "profile",

@@ -51,7 +51,7 @@ class EncodeTask:
     subject: Subject
     encoding: Encoding
     source: (
-        Artifact  # tokens (passages) or collection (queries; passages of a model that tokenises)
+        Artifact  # tokens; the collection for queries, and for a model with a tokenizer of its own
     )
     part: str  # "passages", or the split
     rows: range | None  # None: queries
@@ -81,37 +81,26 @@ def _address(
     return Address(EMBEDDINGS, f"{subject.name}-{suffix}", who, inputs)
 
 
-@ray.remote
-class Encoder:
-    """Encodes shard after shard; keeps the retriever of the last checkpoint it was asked for."""
+class ShardEncoder:
+    """Encodes in this process; keeps the retriever of the last checkpoint it was asked for."""
 
     def __init__(self, store: Store, execution: Execution):
-        torch.set_num_threads(1)
         self.store, self.execution = store, execution
         self.loaded: tuple[str, AnyRetriever] | None = None
         self.folders: dict[str, Path] = {}
 
-    def ready(self) -> None:
-        """Returns once the actor is up."""
-
-    def encode(self, task: EncodeTask) -> str | None:
-        """Commit one embedding shard; returns a warning when the representations collapsed."""
-        if self.store.find(task.address) is not None:  # its actor died after it had committed
-            return None
+    def encode(self, task: EncodeTask) -> tuple[list[str], Matrix, dict[str, float]]:
+        """Ids, representations, and what they took: seconds, FLOPs, parameters where they are known."""
         retriever = self._retriever(task)
         started = time.time()
         ids, matrix, rows = self._encoded(task, retriever)
-        with self.store.draft(task.address) as draft:
-            write_shard(draft.path, ids, matrix, task.encoding.precision)
-            draft.meta.update(rows=len(ids), head=retriever.head, **_cost(retriever, rows))
-            draft.meta["seconds"] = time.time() - started
-        return collapse(matrix) if task.rows is not None and task.rows.start == 0 else None
+        return ids, matrix, {**_cost(retriever, rows), "seconds": time.time() - started}
 
     def _encoded(
         self, task: EncodeTask, retriever: AnyRetriever
     ) -> tuple[list[str], Matrix, Rows | None]:
         """Ids, representations, and how many texts of what mean length they are of."""
-        folder, limit = self._local(task.source), self.execution.encode_batch_tokens
+        folder, limit = self.local(task.source), self.execution.encode_batch_tokens
         if task.rows is None:
             topics = load_topics(folder)[task.part]
             ids, texts = list(topics.queries), list(topics.queries.values())
@@ -126,7 +115,7 @@ class Encoder:
         matrix = encode_rows(retriever, store, task.rows, limit)
         return ids, matrix, Rows(len(ids), float(lengths.mean()))
 
-    def _local(self, artifact: Artifact) -> Path:
+    def local(self, artifact: Artifact) -> Path:
         """Its files' checksums are checked once an actor, not once a shard."""
         key = f"{artifact.path}/{artifact.manifest['attempt']}"
         if key not in self.folders:
@@ -161,6 +150,38 @@ def _cost(retriever: AnyRetriever, rows: Rows | None) -> dict[str, float | int]:
     return {"flops": encode_flops(shape, rows, retriever.head), "parameters": shape.parameters}
 
 
+@ray.remote
+class Encoder:
+    """A `ShardEncoder` that commits what it encodes."""
+
+    def __init__(self, store: Store, execution: Execution):
+        torch.set_num_threads(1)
+        self.store, self.encoder = store, ShardEncoder(store, execution)
+
+    def ready(self) -> None:
+        """Returns once the actor is up."""
+
+    def encode(self, task: EncodeTask) -> str | None:
+        """Commit one embedding shard; returns a warning when the representations collapsed."""
+        return commit_shard(self.store, self.encoder, task)
+
+
+def commit_shard(store: Store, encoder: ShardEncoder, task: EncodeTask) -> str | None:
+    """Commit one embedding shard, unless it is there; returns a warning of a collapse."""
+    if store.find(task.address) is not None:  # an actor died after it had committed
+        return None
+    with store.draft(task.address) as draft:
+        ids, matrix, cost = encoder.encode(task)
+        write_shard(draft.path, ids, matrix, task.encoding.precision)
+        draft.meta.update(rows=len(ids), head=task.subject.head, **cost)
+    return collapse(matrix) if task.rows is not None and task.rows.start == 0 else None
+
+
+def actor_resources(execution: Execution) -> dict[str, float]:
+    """What Ray holds for one encoding actor."""
+    return {"num_gpus": 1} if execution.use_gpu else {"num_cpus": execution.encoder_cpus}
+
+
 def encode_all(
     store: Store,
     execution: Execution,
@@ -175,18 +196,18 @@ def encode_all(
     Raises:
         The first task's own error, unwrapped.
     """
-    resources = {"num_gpus": 1} if execution.use_gpu else {"num_cpus": execution.encoder_cpus}
+    resources = actor_resources(execution)
     run_on_actors(
         lambda: Encoder.options(**resources).remote(store, execution),
         tasks,
-        room_of(execution.encoding_actors, "GPU" if execution.use_gpu else "CPU"),
+        room_of(execution),
         lambda actor, task: actor.encode.remote(task),
         finished,
-        _next_for,
+        next_for,
     )
 
 
-def _next_for(last: EncodeTask | None, queue: list[EncodeTask]) -> EncodeTask:
+def next_for(last: EncodeTask | None, queue: list[EncodeTask]) -> EncodeTask:
     """The first task of the same checkpoint, which the actor has loaded, else the first of all."""
     if last is None:
         return queue.pop(0)

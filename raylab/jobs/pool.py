@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
+from raylab.config import Execution
 from raylab.jobs.cluster import unwrapped
 
 log = logging.getLogger("raylab")
@@ -49,7 +50,7 @@ def run_on_actors(
     deaths: Counter[int] = Counter()
     try:
         while queue or working:
-            room = max(1, limit()) - len(working)
+            room = limit() - len(working)
             while len(starting) < min(room, len(queue)):
                 actor = start()
                 starting[actor.ready.remote()] = actor
@@ -74,7 +75,7 @@ def run_on_actors(
                 deaths[id(None)] = 0
                 if task is not None:
                     finished(task, result)
-                if queue and len(working) < max(1, limit()):
+                if queue and len(working) < limit():
                     chosen = following(task, queue)
                     working[do(actor, chosen)] = actor, chosen
                 else:
@@ -88,6 +89,13 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def room_of(actors: int, resource: str) -> Callable[[], int]:
-    """A limit: `actors`, or (0) one for every CPU or GPU that the cluster has at the time."""
-    return lambda: actors or int(ray.cluster_resources().get(resource, 1))
+def room_of(execution: Execution) -> Callable[[], int]:
+    """How many encoding actors there may be: so many as are asked for, or (0) as the cluster takes now."""
+
+    def room() -> int:
+        if execution.encoding_actors:
+            return execution.encoding_actors
+        resource, each = ("GPU", 1.0) if execution.use_gpu else ("CPU", execution.encoder_cpus)
+        return max(1, int(ray.cluster_resources().get(resource, 0) / each))
+
+    return room

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from raylab.encoding import as_stored, read_row, shards
 from raylab.index.topk import merge_topk
 from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
 from raylab.jobs.ingest import PASSAGES, ingest
+from raylab.jobs.pool import room_of
+from raylab.jobs.scan import Scan, scan_all, shard_addresses
 from raylab.jobs.search import (
     Evaluation,
     build_index,
@@ -117,10 +119,13 @@ class Retrieval:
     @functools.cached_property
     def embeddings(self) -> list[Artifact]:
         """Embedding shards of all passages, in row order."""
-        rows = shards(self.collection.meta["passages"], self.execution.shard_passages)
         return self._encoded(
-            [passage_task(self.subject, self.encoding, self.texts, own) for own in rows]
+            [passage_task(self.subject, self.encoding, self.texts, own) for own in self._rows]
         )
+
+    @property
+    def _rows(self) -> list[range]:
+        return shards(self.collection.meta["passages"], self.execution.shard_passages)
 
     @functools.cached_property
     def indexes(self) -> list[Artifact]:
@@ -134,7 +139,7 @@ class Retrieval:
         if calls:
             self.connect()
             self.say(f"indexing {len(calls)} of {len(addresses)} shard(s)")
-            run_all(calls, max(1, 4 * self.execution.encoding_actors), lambda: None)
+            run_all(calls, 4 * room_of(self.execution)(), lambda: None)
         return [self.store.committed(address) for address in addresses]
 
     def search(self, text: str, k: int) -> list[Hit]:
@@ -182,13 +187,33 @@ class Retrieval:
         (queries,) = self._encoded(
             [query_task(self.subject, self.encoding, self.collection, split)]
         )
-        what = Evaluation(self.subject.name, self.collection, split, queries, tuple(self.indexes))
+        indexes, hits = tuple(self.indexes) if not self.execution.no_index else None, None
+        if indexes is None:
+            addresses = shard_addresses(self.subject, self.encoding, self.texts, self._rows)
+            indexes = tuple(map(index_address, addresses))
+        what = Evaluation(self.subject.name, self.collection, split, queries, indexes)
         run = self.store.find(what.run_address)
         if run is None or self.store.find(what.measures_address(run)) is None:
+            if self.execution.no_index and run is None:
+                hits = self._hits(split, queries)
             self.connect()
-            run_all([(search_and_evaluate, (self.store, what))], 1, lambda: None)
+            call = (search_and_evaluate, (self.store, replace(what, hits=hits)))
+            run_all([call], 1, lambda: None)
             run = self.store.committed(what.run_address)
         return run, self.store.committed(what.measures_address(run))
+
+    def _hits(self, split: str, queries: Artifact) -> Artifact:
+        """Of a split's queries, from passages that are scored as they are encoded."""
+        rows, asked = tuple(self._rows), {split: queries}
+        scan = Scan(self.subject, self.encoding, self.collection, self.texts, rows, asked, None)
+        found = self.store.find(scan.address)
+        if found is None:
+            self.connect()
+            self.say(f"scanning {len(rows)} shard(s)")
+            scan_all(self.store, self.execution, [scan], lambda hits: None)
+            found = self.store.committed(scan.address)
+        self.say(f"{found.meta['unstored_bytes']:,} bytes of embeddings not stored")
+        return found
 
     def means(self, measures: Artifact) -> dict[str, float]:
         """Means over the queries, by the measure's name."""

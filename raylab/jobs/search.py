@@ -12,8 +12,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -39,8 +41,9 @@ def index_class(head: HeadKind) -> type[DenseIndex] | type[SparseIndex]:
     return DenseIndex if head == "dense" else SparseIndex
 
 
-def index_address(shard: Artifact) -> Address:
-    return Address(INDEX, shard.manifest["name"], {"format": 1}, {"shard": shard.fingerprint})
+def index_address(shard: Artifact | Address) -> Address:
+    name = shard.name if isinstance(shard, Address) else shard.manifest["name"]
+    return Address(INDEX, name, {"format": 1}, {"shard": shard.fingerprint})
 
 
 @ray.remote(num_cpus=1, max_retries=5)
@@ -54,13 +57,18 @@ def build_index(store: Store, shard: Artifact) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One subject on one split: query embeddings against index shards; BM25 has neither."""
+    """One subject on one split: query embeddings against index shards; BM25 has neither.
+
+    Where passages were scored as they were encoded (`raylab.jobs.scan`), ``hits`` has the answer, and
+    ``indexes`` the addresses of index shards that never were: the run is the same, at the same address.
+    """
 
     name: str
     collection: Artifact
     split: str
     queries: Artifact | None
-    indexes: tuple[Artifact, ...]
+    indexes: tuple[Artifact | Address, ...]
+    hits: Artifact | None = None
 
     @property
     def protocol(self) -> Protocol:
@@ -95,11 +103,13 @@ def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
     address = evaluation.run_address
     run = store.find(address)
     if run is None:
-        query_ids, ids, scores, cost = (
-            _search_bm25(store, evaluation)
-            if evaluation.queries is None
-            else _search(store, evaluation)
-        )
+        if evaluation.hits is not None:
+            query_ids, ids, scores = read_hits(store.local(evaluation.hits), evaluation.split)
+            cost: dict[str, float] = {}
+        elif evaluation.queries is None:
+            query_ids, ids, scores, cost = _search_bm25(store, evaluation)
+        else:
+            query_ids, ids, scores, cost = _search(store, evaluation)
         with store.draft(address) as draft:
             ranked = Run.from_topk(query_ids, ids, scores)
             if evaluation.protocol.drop_own_document:
@@ -123,6 +133,27 @@ def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
         draft.meta.update(measures=names, queries=len(topics.queries), without_relevant=zeros)
 
 
+def write_hits(
+    folder: Path, split: str, query_ids: Sequence[str], ids: np.ndarray, scores: np.ndarray
+) -> None:
+    """Keep the hits of a split's queries: query_ids [Q], ids [Q, k] str, scores [Q, k] float32."""
+    arrays = {
+        "query_ids": np.strings.encode(np.array(query_ids, np.str_), "utf-8"),
+        "ids": np.strings.encode(np.asarray(ids, np.str_), "utf-8"),
+        "scores": np.asarray(scores, np.float32),
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{split}.{name}.npy", array)
+
+
+def read_hits(folder: Path, split: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """What `write_hits` wrote."""
+    query_ids, ids, scores = (
+        np.load(folder / f"{split}.{name}.npy") for name in ("query_ids", "ids", "scores")
+    )
+    return np.strings.decode(query_ids, "utf-8").tolist(), np.strings.decode(ids, "utf-8"), scores
+
+
 Found: TypeAlias = tuple[list[str], Any, Any, dict[str, float]]
 """Query ids, hits' ids, their scores; and `search_seconds` (wall time of one process for all queries
 at once, after one query that loads and compiles) and `index_bytes`."""
@@ -134,7 +165,8 @@ def _search(store: Store, evaluation: Evaluation) -> Found:
     kind = index_class(evaluation.queries.meta["head"])
     depth = evaluation.protocol.search_depth
     parts, seconds = [], 0.0
-    for shard in evaluation.indexes:
+    shards = [shard for shard in evaluation.indexes if isinstance(shard, Artifact)]
+    for shard in shards:
         index = kind.load(store.local(shard))
         index.search(matrix[:1], depth)  # type: ignore[arg-type]
         started = time.perf_counter()
@@ -143,7 +175,7 @@ def _search(store: Store, evaluation: Evaluation) -> Found:
     started = time.perf_counter()
     ids, scores = merge_topk(parts, depth)
     seconds += time.perf_counter() - started
-    size = sum(shard.size_bytes for shard in evaluation.indexes)
+    size = sum(shard.size_bytes for shard in shards)
     return query_ids, ids, scores, {"search_seconds": seconds, "index_bytes": size}
 
 

@@ -6,21 +6,17 @@ import contextlib
 import dataclasses
 import functools
 
-from raylab.artifacts import Artifact, DamagedArtifact, Store
+from raylab.artifacts import Artifact, Store
 from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
-from raylab.data.collections import TRAIN
 from raylab.data.ingest import collection_address
 from raylab.data.sources import EMBEDDED, Source
-from raylab.encoding import shards
 from raylab.jobs.cluster import connect
-from raylab.jobs.collect import BM25, Walked
-from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
+from raylab.jobs.collect import Walked
+from raylab.jobs.encode import Subject
 from raylab.jobs.fine_tune import adapt_all, fine_tune_all
-from raylab.jobs.ingest import PASSAGES, ingest, training_part
+from raylab.jobs.ingest import ingest, training_part
+from raylab.jobs.measuring import Measuring
 from raylab.jobs.monitor import Monitor
-from raylab.jobs.pool import room_of
-from raylab.jobs.profile import Profile, profile_subject
-from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
 from raylab.jobs.shards import ray_pool
 from raylab.jobs.teach import Mining, Teaching, make_groups
 from raylab.jobs.tokenise import tokenise, tokens_address
@@ -72,20 +68,12 @@ class Walk:
         adapted = self._adapt(tokens)
         trained = self._fine_tune(collection, tokens, groups, adapted)
         subjects = self._subjects(trained)
-        passages, queries = self._encode(subjects, collection, tokens)
-        indexes = self._index(passages)
-        evaluations = self._evaluate(subjects, collection, queries, indexes)
-        profiles = self._profile(subjects, collection, passages, queries)
-        used = [
-            collection,
-            *tokens.values(),
-            groups,
-            *adapted.values(),
-            *trained.values(),
-            *queries.values(),
-        ]
-        used += [a for own in (*passages.values(), *indexes.values()) for a in own]
-        return Walked(subjects, trained, evaluations, profiles, used)
+        what = self.grid.ladder.recipe, self.execution, self.store, monitor, self.ray
+        measured = Measuring(*what, collection, tokens, subjects).run()
+        used = [collection, *tokens.values(), groups, *adapted.values(), *trained.values()]
+        return Walked(
+            subjects, trained, measured.evaluations, measured.profiles, used + measured.used
+        )
 
     # ------------------------------------------------------------------ data
 
@@ -228,7 +216,7 @@ class Walk:
             self.monitor.say(f"total budget {total:.3g} FLOPs: {left_out} cell(s) are not started")
         return chosen
 
-    # ------------------------------------------------------------ evaluation
+    # ------------------------------------------------------------ what is measured
 
     def _subjects(self, trained: dict[Cell, Artifact]) -> list[tuple[Subject, Cell | None]]:
         subjects: list[tuple[Subject, Cell | None]] = []
@@ -244,131 +232,3 @@ class Walk:
             )
             subjects.append((subject, cell))
         return subjects
-
-    def _splits(self, collection: Artifact) -> list[str]:
-        return [split for split in collection.meta["splits"] if split != TRAIN]
-
-    def _encode(
-        self,
-        subjects: list[tuple[Subject, Cell | None]],
-        collection: Artifact,
-        tokens: dict[str, Artifact],
-    ) -> tuple[dict[str, list[Artifact]], dict[tuple[str, str], Artifact]]:
-        encoding = self.grid.ladder.recipe.encoding
-        passages: dict[str, list[EncodeTask]] = {}
-        queries: dict[tuple[str, str], EncodeTask] = {}
-        for subject, _ in subjects:
-            own = tokens[subject.backbone.name]
-            rows = shards(own.meta[PASSAGES], self.execution.shard_passages)
-            passages[subject.name] = [passage_task(subject, encoding, own, r) for r in rows]
-            for split in self._splits(collection):
-                queries[subject.name, split] = query_task(subject, encoding, collection, split)
-        tasks = [t for own in passages.values() for t in own] + list(queries.values())
-        found = {t.address.path: self.store.find(t.address) for t in tasks}
-        missing = [t for t in tasks if found[t.address.path] is None]
-        if missing:
-            self.ray()
-            self.monitor.enter("encode", len(tasks), len(tasks) - len(missing))
-
-            def finished(task: EncodeTask, warning: str | None) -> None:
-                self.monitor.advance()
-                if warning:
-                    self.monitor.say(f"WARNING {task.subject.name}: {warning}")
-
-            encode_all(self.store, self.execution, missing, finished)
-
-        def artifact(task: EncodeTask) -> Artifact:
-            return found[task.address.path] or self.store.committed(task.address)
-
-        return (
-            {name: [artifact(t) for t in own] for name, own in passages.items()},
-            {key: artifact(t) for key, t in queries.items()},
-        )
-
-    def _index(self, passages: dict[str, list[Artifact]]) -> dict[str, list[Artifact]]:
-        addresses = {shard.path: index_address(shard) for own in passages.values() for shard in own}
-        found = {path: self.store.find(address) for path, address in addresses.items()}
-        missing = [a for own in passages.values() for a in own if found[a.path] is None]
-        if missing:
-            self.ray()
-            self.monitor.enter("index", len(found), len(found) - len(missing))
-            calls = [(build_index, (self.store, shard)) for shard in missing]
-            run_all(calls, self._tasks_at_once(), self.monitor.advance)
-        indexes = {p: found[p] or self.store.committed(a) for p, a in addresses.items()}
-        return {name: [indexes[shard.path] for shard in own] for name, own in passages.items()}
-
-    def _evaluate(
-        self,
-        subjects: list[tuple[Subject, Cell | None]],
-        collection: Artifact,
-        queries: dict[tuple[str, str], Artifact],
-        indexes: dict[str, list[Artifact]],
-    ) -> dict[tuple[str, str], tuple[Artifact, Artifact]]:
-        """(run, measures) by (system, split)."""
-        evaluations = {
-            (subject.name, split): Evaluation(
-                subject.name,
-                collection,
-                split,
-                queries[subject.name, split],
-                tuple(indexes[subject.name]),
-            )
-            for subject, _ in subjects
-            for split in self._splits(collection)
-        }
-        evaluations |= {
-            (BM25, split): Evaluation(BM25, collection, split, None, ())
-            for split in self._splits(collection)
-        }
-        missing = [e for e in evaluations.values() if self._measured(e) is None]
-        if missing:
-            self.ray()
-            self.monitor.enter("evaluate", len(evaluations), len(evaluations) - len(missing))
-            calls = [(search_and_evaluate, (self.store, e)) for e in missing]
-            run_all(calls, self._tasks_at_once(), self.monitor.advance)
-        found = {}
-        for key, evaluation in evaluations.items():
-            pair = self._measured(evaluation)
-            if pair is None:
-                raise DamagedArtifact(evaluation.run_address.path, "it vanished after it was made")
-            found[key] = pair
-        return found
-
-    def _measured(self, evaluation: Evaluation) -> tuple[Artifact, Artifact] | None:
-        run = self.store.find(evaluation.run_address)
-        measures = self.store.find(evaluation.measures_address(run)) if run is not None else None
-        return (run, measures) if run is not None and measures is not None else None
-
-    def _profile(
-        self,
-        subjects: list[tuple[Subject, Cell | None]],
-        collection: Artifact,
-        passages: dict[str, list[Artifact]],
-        queries: dict[tuple[str, str], Artifact],
-    ) -> dict[str, Artifact]:
-        """Profiles by system; an untrained subject has the temperature of its head's contrast."""
-        profiles = {}
-        for subject, cell in subjects:
-            recipe = self.grid.ladder.recipe
-            tuning = (
-                cell.fine_tuning if cell else recipe.tuning(subject.backbone, subject.head, "cl")
-            )
-            own = {split: queries[subject.name, split] for split in self._splits(collection)}
-            shards = tuple(passages[subject.name])
-            profiles[subject.name] = Profile(
-                subject.name, collection, shards, own, tuning.temperature
-            )
-        found = {name: self.store.find(profile.address) for name, profile in profiles.items()}
-        missing = [profile for name, profile in profiles.items() if found[name] is None]
-        if missing:
-            self.ray()
-            self.monitor.enter("profile", len(found), len(found) - len(missing))
-            calls = [(profile_subject, (self.store, profile)) for profile in missing]
-            run_all(calls, self._tasks_at_once(), self.monitor.advance)
-        return {
-            name: found[name] or self.store.committed(profile.address)
-            for name, profile in profiles.items()
-        }
-
-    def _tasks_at_once(self) -> int:
-        return 4 * room_of(self.execution.encoding_actors, "CPU")()

@@ -6,7 +6,6 @@ sentence-transformers model (`modules.json`).
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -124,13 +123,3 @@ def open_retriever(
         raise ConfigError(f"{source}: the model cannot be loaded ({error})") from None
     retriever.encoding = encoding
     return retriever
-
-
-def changed(encoding: Encoding, **changes: int | str | None) -> Encoding:
-    """The encoding with what is not None put in its place.
-
-    Raises:
-        ConfigError: a value that cannot be.
-    """
-    given = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(encoding, **given)  # type: ignore[arg-type]

@@ -139,3 +139,29 @@ def test_kill_an_encoding_actor(small, undisturbed_lab, undisturbed):
     output, _ = driver.communicate(timeout=DEADLINE_S)
     assert driver.returncode == 0, output[-3000:]
     pd.testing.assert_frame_equal(measures(lab), undisturbed)
+
+
+def test_kill_an_actor_that_scans_without_an_index(small, undisturbed_lab, undisturbed):
+    """`--no-index`: the same table and the same run files, bit for bit, and no embedding of a passage."""
+    lab, arguments = small
+    begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone", "retriever"))
+    driver = start([*arguments, "--no-index"], lab.parent)
+    actor = wait_for(lambda: processes(driver, "ray::ScanActor.scan"), driver)
+    actor[0].kill()
+    output, _ = driver.communicate(timeout=DEADLINE_S)
+    assert driver.returncode == 0, output[-3000:]
+    assert "bytes of embeddings not stored" in output
+    pd.testing.assert_frame_equal(
+        measures(lab).drop(columns="index_bytes"), undisturbed.drop(columns="index_bytes")
+    )
+    for run in undisturbed_lab.glob("run/*/attempt-*/run.trec.gz"):
+        (same,) = (lab / "run" / run.parents[1].name).glob("attempt-*/run.trec.gz")
+        assert same.read_bytes() == run.read_bytes()
+    assert not (lab / "index").exists()
+    ledger = pd.read_parquet(lab / "ledger.parquet")
+    own = ledger[ledger["stage"] == "hits"]
+    whole = pd.read_parquet(undisturbed_lab / "ledger.parquet")
+    passages = whole[(whole["stage"] == "embeddings") & whole["name"].str.endswith("-000000000")]
+    assert len(own) == len(passages) == 4
+    assert 0 < own["unstored_bytes"].sum() < passages["size_bytes"].sum()
+    assert own["unstored_bytes"].sum() > 0.99 * passages["size_bytes"].sum()

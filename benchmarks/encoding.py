@@ -1,0 +1,236 @@
+"""What the encoding actors cost beside a bare loop, and beside sentence-transformers, on the same texts.
+
+    python benchmarks/encoding.py [--size pico-2x128] [--heads sparse,dense] [--rounds 3]
+    python benchmarks/encoding.py --smoke     # a few hundred passages, one round: does it run
+
+The model is a size of the embedded ladder with the weights that the package ships, under a head; the texts are
+SciFact's passages, cut to 128 tokens. The bare loop encodes the same shards in this process and keeps nothing;
+the actors do it through Ray (`raylab.jobs.encode`), one of them, and write embedding shards; both are fed from
+the passage store. sentence-transformers reads the same checkpoint folder and the texts themselves, tokenised
+within its time, in batches of 32, as it is by default, and of 128. Seconds are CPU seconds of the process that
+encodes, the best of the rounds, which take turns; the actor's are those of its process while it encodes,
+storing included. Exits with 1 when the actors are below 97 % of the bare loop's speed, or padded tokens above
+1.02 a real one (not with --smoke).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from raylab.artifacts import Artifact, Store
+from raylab.config import HEADS, Backbone, Encoding, Execution, HeadKind
+from raylab.data.ingest import collection_address, write_collection
+from raylab.data.sources import open_collection
+from raylab.data.tokens import PassageStore, write_store
+from raylab.encoding import shards
+from raylab.jobs.cluster import connect
+from raylab.jobs.encode import Encoder, EncodeTask, ShardEncoder, Subject, passage_task
+from raylab.jobs.ingest import PASSAGES
+from raylab.jobs.texts import Texts
+from raylab.jobs.tokenise import tokens_address
+from raylab.ladders import LADDERS
+from raylab.models.checkpoint import save_retriever
+from raylab.models.hub import load_base, state_to_save
+from raylab.models.opening import find_retriever
+from raylab.models.retriever import length_batches
+
+LEAST_SHARE, MOST_PADDING = 0.97, 1.02
+LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is encoded, in a storage of its own."""
+
+    store: Store
+    execution: Execution
+    tokens: Artifact
+    texts: list[str]
+    rows: list[range]
+    encoding: Encoding
+    checkpoint: Path
+    head: HeadKind
+
+    def tasks(self, round_: int) -> list[EncodeTask]:
+        """Under another name each round, so that nothing is found."""
+        found = find_retriever(str(self.checkpoint))
+        name, weights = f"round-{round_}", f"{found.fingerprint}-{round_}"
+        backbone = Backbone(name, str(self.checkpoint))
+        subject = Subject(name, self.head, backbone, weights, None, str(self.checkpoint))
+        return [passage_task(subject, self.encoding, self.tokens, own) for own in self.rows]
+
+    @property
+    def passages(self) -> PassageStore:
+        return PassageStore(self.store.local(self.tokens) / PASSAGES)
+
+    def token_counts(self) -> tuple[int, int]:
+        """(real, padded) tokens of the batches."""
+        store, real, padded = self.passages, 0, 0
+        for own in self.rows:
+            lengths = store.lengths(np.asarray(own), LENGTH)
+            real += int(lengths.sum())
+            for batch in length_batches(lengths.tolist(), self.execution.encode_batch_tokens):
+                padded += len(batch) * int(lengths[batch].max())
+        return real, padded
+
+
+def prepare(folder: Path, size: str, passages: int) -> dict[HeadKind, Work]:
+    store = Store(str(folder / "lab"))
+    source = open_collection("scifact")
+    with store.draft(collection_address(source)) as draft:
+        draft.meta.update(write_collection(draft.path, source))
+    collection = store.committed(collection_address(source))
+    read = Texts.read(store.local(collection), PASSAGES, range(passages))
+    ladder = LADDERS["pico"]
+    backbone = next(one for one in ladder.backbones if one.name == size)
+    encoding = Encoding(64, LENGTH)
+    works: dict[HeadKind, Work] = {}
+    for head in HEADS:
+        model, tokenizer = load_base(backbone, None)
+        state = state_to_save(model)
+        checkpoint = folder / head
+        about = {"name": head}
+        save_retriever(checkpoint, model, state, tokenizer, backbone, head, encoding, about)
+        address = tokens_address(collection, tokenizer)
+        if store.find(address) is None:
+            with store.draft(address) as draft:
+                own = read.ids, tokenizer.encode(read.texts), [0] * len(read.ids)
+                count = write_store(draft.path / PASSAGES, [own], tokenizer.dtype)
+                draft.meta[PASSAGES] = count
+        execution = Execution(storage=store.uri)
+        rows = shards(len(read.ids), execution.shard_passages)
+        tokens = store.committed(address)
+        works[head] = Work(store, execution, tokens, read.texts, rows, encoding, checkpoint, head)
+    return works
+
+
+def bare(work: Work) -> Callable[[int], float]:
+    encoder = ShardEncoder(work.store, work.execution)
+    store = work.passages
+    assert store is not None
+
+    def once(round_: int) -> float:
+        tasks = work.tasks(0)
+        encoder.encode(tasks[-1])  # loads and warms
+        began = time.process_time()
+        for task in tasks:
+            encoder.encode(task)
+        return time.process_time() - began
+
+    return once
+
+
+@ray.remote(num_cpus=1)
+class Timed:
+    """The encoding actor's own class, with its process's CPU time told."""
+
+    def __init__(self, store: Store, execution: Execution):
+        self.actor = Encoder.__ray_metadata__.modified_class(store, execution)  # type: ignore[attr-defined]
+
+    def encode(self, task: EncodeTask) -> float:
+        began = time.process_time()
+        self.actor.encode(task)
+        return time.process_time() - began
+
+
+def through_ray(work: Work) -> Callable[[int], float]:
+    actor: Any = Timed.remote(work.store, work.execution)
+
+    def once(round_: int) -> float:
+        tasks = work.tasks(2 * round_)
+        warm = work.tasks(2 * round_ + 1)
+        ray.get(actor.encode.remote(warm[-1]))
+        tasks = [
+            EncodeTask(t.address, w.subject, t.encoding, t.source, t.part, t.rows)
+            for t, w in zip(tasks, warm, strict=True)
+        ]
+        return sum(ray.get(actor.encode.remote(task)) for task in tasks)
+
+    return once
+
+
+def sentence_transformers(work: Work, batch_size: int) -> Callable[[int], float]:
+    import sentence_transformers as library
+
+    kind: Any = library.SparseEncoder if work.head == "sparse" else library.SentenceTransformer
+    model = kind(str(work.checkpoint), device="cpu")
+    options = {"batch_size": batch_size, "show_progress_bar": False}
+
+    def once(round_: int) -> float:
+        model.encode_document(work.texts[:64], **options)
+        began = time.process_time()
+        model.encode_document(work.texts, **options)
+        return time.process_time() - began
+
+    return once
+
+
+def measure(work: Work, rounds: int) -> dict[str, float]:
+    """Best seconds of each way; they take turns."""
+    ways = {"bare loop": bare(work), "actor through Ray": through_ray(work)}
+    with contextlib.suppress(ImportError):
+        for batch_size in (32, 128):
+            name = f"sentence-transformers, batches of {batch_size}"
+            ways[name] = sentence_transformers(work, batch_size)
+    best = dict.fromkeys(ways, float("inf"))
+    for round_ in range(rounds):
+        for name, once in ways.items():
+            best[name] = min(best[name], once(round_))
+    return best
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="pico-2x128")
+    parser.add_argument("--heads", default=",".join(HEADS))
+    parser.add_argument("--passages", type=int, default=5_183)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true")
+    args = parser.parse_args()
+    if args.smoke:
+        args.size, args.passages, args.rounds = "pico-1x96", 200, 1
+    torch.set_num_threads(1)
+    good = True
+    with tempfile.TemporaryDirectory() as folder:
+        works = prepare(Path(folder), args.size, args.passages)
+        with connect(next(iter(works.values())).execution):
+            print("| head | encoder | CPU s | passages/s | tokens/s | of the bare loop |")
+            print("|---|---|---|---|---|---|")
+            for head in HEADS:
+                if head not in args.heads.split(","):
+                    continue
+                work = works[head]
+                real, padded = work.token_counts()
+                found = measure(work, args.rounds)
+                for name, seconds in found.items():
+                    share = found["bare loop"] / seconds
+                    print(
+                        f"| {head} | {name} | {seconds:.2f} | {len(work.texts) / seconds:,.0f} "
+                        f"| {real / seconds:,.0f} | {share:.1%} |",
+                        flush=True,
+                    )
+                good &= found["bare loop"] / found["actor through Ray"] >= LEAST_SHARE
+                good &= padded / real <= MOST_PADDING
+            print(
+                f"\n{args.size}, {len(work.texts):,} passages of SciFact in {len(work.rows)} shard(s), "
+                f"{real:,} tokens; padded / real {padded / real:.4f}"
+            )
+    return 0 if good or args.smoke else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The pool of actors: every task once, whatever dies, and no task waits for a machine that never comes."""
+
+import os
+import time
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from raylab.config import ConfigError
+from raylab.jobs.pool import run_on_actors
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8},
+    )
+    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@ray.remote(num_cpus=1)
+class Worker:
+    def ready(self) -> None:
+        pass
+
+    def do(self, task: str, folder: str) -> tuple[str, int]:
+        tried = os.path.join(folder, task)
+        if task.startswith("deadly") or (task.startswith("dies") and not os.path.exists(tried)):
+            open(tried, "w").close()
+            os._exit(1)
+        if task == "wrong":
+            raise ConfigError("wrong = 1: it must be right")
+        time.sleep(0.2)
+        return task, os.getpid()
+
+
+def run(tasks, limit, folder, finished=lambda task, result: None):
+    done = []
+
+    def noted(task, result):
+        done.append((task, result))
+        finished(task, result)
+
+    run_on_actors(
+        lambda: Worker.remote(),
+        tasks,
+        limit,
+        lambda actor, task: actor.do.remote(task, str(folder)),
+        noted,
+    )
+    return done
+
+
+def test_every_task_is_done_once_though_actors_die_and_fewer_fit_than_are_asked_for(
+    cluster, tmp_path
+):
+    """Four actors are wanted, one CPU is there: none of the tasks may wait for the other three."""
+    tasks = ["a", "dies-1", "b", "dies-2", "c"]
+    done = run(tasks, lambda: 4, tmp_path)
+    assert sorted(task for task, _ in done) == sorted(tasks)
+    assert all(result[0] == task for task, result in done)
+
+
+def test_a_task_that_actors_keep_dying_of_ends_it_and_an_error_is_the_tasks_own(cluster, tmp_path):
+    with pytest.raises(RuntimeError, match="5 actors died of the same task"):
+        run(["a", "deadly"], lambda: 1, tmp_path)
+    with pytest.raises(ConfigError, match=r"^wrong = 1: it must be right$"):
+        run(["wrong"], lambda: 1, tmp_path)
+    assert run([], lambda: 1, tmp_path) == []
+
+
+def test_it_grows_and_shrinks_with_the_cluster(cluster, tmp_path):
+    """A node comes while it works, and goes again: both are seen, nothing is lost or done twice."""
+    nodes = []
+
+    def finished(task, result):
+        if task == "t03":
+            nodes.append(cluster.add_node(num_cpus=1, object_store_memory=10**8))
+        if task == "t30" and nodes:
+            cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+    tasks = [f"t{n:02d}" for n in range(45)]
+    done = run(tasks, lambda: int(ray.cluster_resources().get("CPU", 1)), tmp_path, finished)
+    assert sorted(task for task, _ in done) == tasks
+    assert len({pid for _, (_, pid) in done}) >= 2

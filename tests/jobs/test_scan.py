@@ -1,0 +1,170 @@
+"""One pass without an index: the same runs and profiles, bit for bit, as through stored indexes."""
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raylab.artifacts import Store
+from raylab.config import Backbone, Encoding, Execution
+from raylab.data.tokens import write_store
+from raylab.encoding import shards
+from raylab.jobs import scan as scanning
+from raylab.jobs.encode import ShardEncoder, Subject, commit_shard, passage_task, query_task
+from raylab.jobs.profile import Profile, make_profile
+from raylab.jobs.scan import Scan, Scanner, join, make_scanned_profile
+from raylab.jobs.search import Evaluation, build_index, index_address, search_and_evaluate
+from raylab.jobs.tokenise import tokens_address
+from raylab.models.hub import load_tokenizer
+from tests.jobs.collections import committed
+
+SPLITS = ("test", "valid")
+ROWS = tuple(shards(120, 25))  # five shards, the last of 20
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, collection_folder, model_folder):
+    """(a storage with collection and tokens, both artifacts)."""
+    store = Store(str(tmp_path_factory.mktemp("begun") / "lab"))
+    collection = committed(store, collection_folder)
+    tokenizer = load_tokenizer(Backbone("tiny", str(model_folder)), None)
+    table = pq.read_table(store.local(collection) / "passages")
+    rows = sorted(table.to_pylist(), key=lambda row: row["passage_id"])
+    texts = [f"{row['title']} {row['text']}" for row in rows]
+    address = tokens_address(collection, tokenizer)
+    with store.draft(address) as draft:
+        own = [row["passage_id"] for row in rows], tokenizer.encode(texts), [4] * len(rows)
+        draft.meta["passages"] = write_store(draft.path / "passages", [own], tokenizer.dtype)
+    return store, collection, store.committed(address)
+
+
+@pytest.fixture(scope="module", params=["sparse", "dense"])
+def prepared(begun, request, model_folder, tmp_path_factory):
+    """What a scan of a subject needs, in a copy of that storage, with the queries encoded."""
+    begun_store, collection, tokens = begun
+    folder = tmp_path_factory.mktemp(request.param) / "lab"
+    shutil.copytree(begun_store.root, folder)
+    store = Store(str(folder))
+    backbone = Backbone("tiny", str(model_folder))
+    subject = Subject(request.param, request.param, backbone, "w", None)
+    encoding = Encoding(passage_length=40, top_k_passage=30)
+    encoder = ShardEncoder(store, Execution(encode_batch_tokens=512))
+    queries = {}
+    for split in SPLITS:
+        task = query_task(subject, encoding, collection, split)
+        commit_shard(store, encoder, task)
+        queries[split] = store.committed(task.address)
+    return store, encoder, subject, encoding, collection, tokens, queries
+
+
+@pytest.fixture
+def work(prepared, tmp_path):
+    """The same in a copy of its own."""
+    shutil.copytree(prepared[0].root, tmp_path / "lab")
+    return Store(str(tmp_path / "lab")), *prepared[1:]
+
+
+def scan_of(work, rows=ROWS) -> Scan:
+    _, _, subject, encoding, collection, tokens, queries = work
+    shards = scanning.shard_addresses(subject, encoding, tokens, rows)
+    profile = Profile(subject.name, collection, shards, queries, 0.2)
+    return Scan(subject, encoding, collection, tokens, rows, queries, profile)
+
+
+def evaluated(store, evaluation) -> bytes:
+    search_and_evaluate._function(store, evaluation)
+    run = store.committed(evaluation.run_address)
+    return (store.local(run) / "run.trec.gz").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def through_the_index(prepared, tmp_path_factory):
+    """(run files by split, the profile, bytes of the embedding shards), in a copy of the storage."""
+    store, _, subject, encoding, collection, tokens, queries = prepared
+    folder = tmp_path_factory.mktemp("indexed") / "lab"
+    shutil.copytree(store.root, folder)
+    store = Store(str(folder))
+    encoder = ShardEncoder(store, Execution(encode_batch_tokens=512))
+    embeddings, indexes = [], []
+    for rows in ROWS:
+        task = passage_task(subject, encoding, tokens, rows)
+        commit_shard(store, encoder, task)
+        embeddings.append(store.committed(task.address))
+        build_index._function(store, embeddings[-1])
+        indexes.append(store.committed(index_address(embeddings[-1])))
+    runs = {
+        split: evaluated(
+            store, Evaluation(subject.name, collection, split, queries[split], tuple(indexes))
+        )
+        for split in SPLITS
+    }
+    profile = Profile(subject.name, collection, tuple(embeddings), queries, 0.2)
+    make_profile(store, profile)
+    size = sum(
+        facts["bytes"]
+        for shard in embeddings
+        for name, facts in shard.manifest["files"].items()
+        if name != "shape.json"
+    )
+    return runs, profile_table(store, profile), size
+
+
+def profile_table(store, profile) -> tuple[bytes, dict]:
+    made = store.committed(profile.address)
+    return (store.local(made) / "entropy.parquet").read_bytes(), dict(made.meta)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "together"),
+    [(64, 2**27), (2, 2**27), (1, 1), (1, 2**27)],
+    ids=["a piece a shard", "two pieces", "searched shard by shard", "searched at once"],
+)
+def test_runs_and_profiles_are_those_of_stored_indexes_and_nothing_is_stored(
+    work, through_the_index, tmp_path, monkeypatch, pieces, together
+):
+    monkeypatch.setattr(scanning, "_PIECES", pieces)
+    monkeypatch.setattr(scanning, "_SEARCHED_BYTES", together)
+    runs, profile, size = through_the_index
+    store, _, subject, _, collection, _, queries = work
+    before = set((tmp_path / "lab" / "embeddings").iterdir())
+    scan = scan_of(work)
+    scanner = Scanner(store, Execution(encode_batch_tokens=512))
+    assert len(scan.pieces()) == min(pieces, len(ROWS))
+    for piece in reversed(scan.pieces()):  # in whatever order actors finish
+        scanner.scan(piece)
+    hits = join(store, scan, scan.pieces())
+    indexes = tuple(index_address(address) for address in scan.shards)
+    for split in SPLITS:
+        what = Evaluation(subject.name, collection, split, queries[split], indexes, hits)
+        assert evaluated(store, what) == runs[split]
+    make_scanned_profile(store, scan, hits)
+    assert profile_table(store, scan.profile) == profile
+    assert set((tmp_path / "lab" / "embeddings").iterdir()) == before
+    assert not (tmp_path / "lab" / "index").exists()
+    assert not list((tmp_path / "lab" / "hits-shards").glob("*/manifest.json"))
+    assert hits.meta["unstored_bytes"] == size
+    assert hits.meta["rows"] == 120
+
+
+def test_a_piece_that_is_there_is_not_done_again(work):
+    store, *_ = work
+    scan = scan_of(work)
+    scanner = Scanner(store, Execution(encode_batch_tokens=512))
+    piece = scan.pieces()[1]
+    scanner.scan(piece)
+    first = store.committed(piece.address)
+    scanner.scan(piece)
+    assert store.committed(piece.address).manifest == first.manifest
+
+
+def test_what_enters_the_identity_of_hits(work):
+    scan = scan_of(work)
+    other = scan_of(work, ROWS[:-1])
+    assert other.address.fingerprint != scan.address.fingerprint
+    pieces = [piece.address.fingerprint for piece in scan.pieces()]
+    assert len(set(pieces)) == len(pieces)
+    rows = [row for piece in scan.pieces() for own in piece.rows for row in own]
+    assert rows == list(range(120))
+    assert scan_of(work).address.fingerprint == scan.address.fingerprint
+    assert np.all([len(own.rows) >= 1 for own in scan.pieces()])
