@@ -121,12 +121,10 @@ def ingest_collection(
 
 def as_sole_driver(stack: ExitStack, store: Store, execution: Execution | None = None) -> None:
     """Connect to Ray as the one driver of a storage, until the stack ends, unless that was done."""
-    import ray
-
-    from raylab.jobs.cluster import connect
+    from raylab.jobs.cluster import connect, is_connected
     from raylab.jobs.driver import sole_driver
 
-    if not ray.is_initialized():
+    if not is_connected():
         stack.enter_context(sole_driver(store))
         stack.enter_context(connect(execution or Execution(storage=store.uri)))
 

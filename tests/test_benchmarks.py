@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
         (["training_step.py", "--tiny"], "sparse"),
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
         (["ingest.py", "--smoke"], "| 300 | both |"),
+        (["encoding.py", "--smoke"], "| dense | actor through Ray |"),
     ],
-    ids=["sparse_head", "training_step", "feeding", "ingest"],
+    ids=["sparse_head", "training_step", "feeding", "ingest", "encoding"],
 )
 def test_the_command_prints_its_table(command, told):
     pytest.importorskip("sentence_transformers")

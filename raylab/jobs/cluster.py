@@ -75,6 +75,11 @@ def connect(execution: Execution) -> Iterator[None]:
             ray.shutdown()
 
 
+def is_connected() -> bool:
+    """Whether this process is."""
+    return ray.is_initialized()
+
+
 def core() -> float:
     """How many of Ray's CPUs stand for one core: more than one on an own cluster of few cores."""
     cores = sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])

@@ -154,9 +154,9 @@ def test_kill_an_actor_that_scans_without_an_index(small, undisturbed_lab, undis
     pd.testing.assert_frame_equal(
         measures(lab).drop(columns="index_bytes"), undisturbed.drop(columns="index_bytes")
     )
-    for run in undisturbed_lab.glob("run/*/attempt-*/run.trec.gz"):
-        (same,) = (lab / "run" / run.parents[1].name).glob("attempt-*/run.trec.gz")
-        assert same.read_bytes() == run.read_bytes()
+    for file in undisturbed_lab.glob("run/*/attempt-*/run.trec.gz"):
+        (same,) = (lab / "run" / file.parents[1].name).glob("attempt-*/run.trec.gz")
+        assert same.read_bytes() == file.read_bytes()
     assert not (lab / "index").exists()
     ledger = pd.read_parquet(lab / "ledger.parquet")
     own = ledger[ledger["stage"] == "hits"]
