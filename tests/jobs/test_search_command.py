@@ -7,19 +7,26 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 from typer.testing import CliRunner
 
+from raylab import cli_search
 from raylab.artifacts import Store
 from raylab.cli import app
 from raylab.config import Encoding, Execution
 from raylab.data.sources import open_collection
+from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
+from raylab.jobs import retrieve
 from raylab.jobs.cluster import connect
+from raylab.jobs.encode import ShardEncoder, commit_shard
 from raylab.jobs.retrieve import Retrieval
+from raylab.jobs.tokenise import tokens_address
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import Retriever
+from tests.jobs.collections import committed
 from tests.models.test_published import write as write_published
 
 QUERY = "virus infection of the lung"
@@ -36,6 +43,36 @@ def raylab(*arguments, expect=0):
 def cluster():
     with connect(Execution(ray_options={"object_store_memory": 200 * 2**20})):
         yield
+
+
+def _tokenised(store, collection, tokenizer):
+    table = pq.read_table(store.local(collection) / "passages").sort_by("passage_id").to_pydict()
+    texts = [f"{a} {b}" for a, b in zip(table["title"], table["text"], strict=True)]
+    address = tokens_address(collection, tokenizer)
+    with store.draft(address) as draft:
+        own = table["passage_id"], tokenizer.encode(texts), [0] * len(texts)
+        draft.meta["passages"] = write_store(draft.path / "passages", [own], tokenizer.dtype)
+    return store.committed(address)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch, collection_folder):
+    """The stages' own functions one after the other, without the seconds that every actor takes to start."""
+
+    def encode_all(store, execution, tasks, finished):
+        encoder = ShardEncoder(store, execution)
+        for task in tasks:
+            finished(task, commit_shard(store, encoder, task))
+
+    def run_all(calls, limit, finished):
+        for function, arguments in calls:
+            function._function(*arguments)
+
+    monkeypatch.setattr(retrieve, "ingest", lambda store, *_: committed(store, collection_folder))
+    monkeypatch.setattr(retrieve, "tokenise", _tokenised)
+    monkeypatch.setattr(retrieve, "encode_all", encode_all)
+    monkeypatch.setattr(retrieve, "run_all", run_all)
+    monkeypatch.setattr(cli_search, "as_sole_driver", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +161,7 @@ def retrieval(lab, collection, checkpoint, encoding=None) -> Retrieval:
 
 
 def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
-    cluster, lab, collection_folder, retriever_folders, texts
+    in_this_process, lab, collection_folder, retriever_folders, texts
 ):
     """Over several shards; every term by its own entry of the vocabulary, the largest product first."""
     made = retrieval(lab, collection_folder, retriever_folders["sparse"])
@@ -152,7 +189,15 @@ def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
 def test_the_run_of_a_split(cluster, lab, tmp_path, collection_folder, retriever_folders, head):
     out = tmp_path / "run.trec.gz"
     where = (retriever_folders[head], collection_folder, "--storage", lab)
-    output, _ = raylab("search", *where, "--split", "test", "--out", out)
+    other = tmp_path / "other.trec.gz"
+    split = ("--split", "test", "--out")
+    apart = (*where[:2], "--storage", tmp_path / "lab")
+    if head == "dense":  # once is enough: an ingest, a pass and a search
+        _, told = raylab("search", *apart, *split, other, "--no-index")
+        assert "bytes of embeddings not stored" in told
+        assert not (tmp_path / "lab" / "index").exists()
+    output, _ = raylab("search", *where, *split, out)
+    assert head != "dense" or other.read_bytes() == out.read_bytes()
     run = read_run(out)
     queries = map(json.loads, (collection_folder / "queries.jsonl").open())
     asked = {row["_id"]: row["text"] for row in queries if row["_id"] in run}
@@ -172,7 +217,7 @@ def test_the_run_of_a_split(cluster, lab, tmp_path, collection_folder, retriever
 
 
 def test_lengths_pruning_and_precision_are_asked_for_and_are_other_artifacts(
-    cluster, lab, collection_folder, retriever_folders
+    in_this_process, lab, collection_folder, retriever_folders
 ):
     where = (retriever_folders["sparse"], collection_folder, "--storage", lab)
     own = raylab("encode", *where)[0].splitlines()[1]
@@ -189,7 +234,7 @@ def test_lengths_pruning_and_precision_are_asked_for_and_are_other_artifacts(
 
 @pytest.mark.parametrize("head", ["sparse", "dense"])
 def test_an_adapter_of_the_authors(
-    cluster, lab, tmp_path, collection_folder, model_folder, texts, head
+    in_this_process, lab, tmp_path, collection_folder, model_folder, texts, head
 ):
     models = tmp_path / "models"
     shutil.copytree(model_folder, models / "Llama-3.2-1B")
@@ -205,7 +250,7 @@ def test_an_adapter_of_the_authors(
 
 
 def test_a_sparse_encoder_of_sentence_transformers_is_the_same_retriever(
-    cluster, lab, tmp_path, collection_folder, retriever_folders
+    in_this_process, lab, tmp_path, collection_folder, retriever_folders
 ):
     """raylab's own folder, read as the library reads it."""
     pytest.importorskip("sentence_transformers")
@@ -225,7 +270,7 @@ def test_a_sparse_encoder_of_sentence_transformers_is_the_same_retriever(
 
 
 def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
-    cluster, lab, tmp_path, collection_folder, teacher_folder, texts
+    in_this_process, lab, tmp_path, collection_folder, teacher_folder, texts
 ):
     """A random BERT under the library's pooling, with a prompt for queries, not normalised by itself."""
     st = pytest.importorskip("sentence_transformers")
@@ -258,6 +303,7 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
         (["CHECKPOINT", "COLLECTION", "x", "--k", "0"], "--k 0: it must be at least 1"),
         (["CHECKPOINT", "COLLECTION", "x", "--out", "a.gz"], "--out a.gz: it needs --split"),
         (["CHECKPOINT", "COLLECTION", "--split", "test", "--out", "run"], "must end in .gz"),
+        (["CHECKPOINT", "COLLECTION", "x", "--no-index"], "--no-index: it needs --split"),
         (["CHECKPOINT", "nowhere", "x"], "no collection 'nowhere'"),
         (["EMPTY", "COLLECTION", "x"], "the folder holds no weights"),
         (["MODEL", "COLLECTION", "x"], "holds no retriever checkpoint (retriever.json"),
@@ -294,7 +340,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 def test_a_split_that_is_not_there_and_weights_cut_short(
-    cluster, lab, tmp_path, collection_folder, retriever_folders
+    in_this_process, lab, tmp_path, collection_folder, retriever_folders
 ):
     """Both are found once the collection has been read."""
     where = (retriever_folders["dense"], collection_folder, "--storage", lab)
