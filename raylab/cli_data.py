@@ -107,9 +107,10 @@ def ingest_collection(
         with ExitStack() as stack:
             made = store.find(address)
             if made is None:
+                from raylab.jobs.driver import take_over
                 from raylab.jobs.ingest import ingest
 
-                _as_sole_driver(stack, store)
+                take_over(stack, store)
                 made = ingest(store, source, on_fault)
             stores = _tokenised(stack, store, made, backbones, models)
     except (ConfigError, CollectionError, OSError) as error:
@@ -117,18 +118,6 @@ def ingest_collection(
     _show_collection(store, made)
     for one in stores:
         print(f"{'tokens':>14}  {_folder(store, one)}")
-
-
-def _as_sole_driver(stack: ExitStack, store: Store) -> None:
-    """Connect to Ray, unless that was done."""
-    import ray
-
-    from raylab.jobs.cluster import connect
-    from raylab.jobs.driver import sole_driver
-
-    if not ray.is_initialized():
-        stack.enter_context(sole_driver(store))
-        stack.enter_context(connect(Execution(storage=store.uri)))
 
 
 def _tokenised(
@@ -141,6 +130,7 @@ def _tokenised(
     """The passage stores of a collection, one a tokenizer."""
     if not backbones:
         return []
+    from raylab.jobs.driver import take_over
     from raylab.jobs.tokenise import tokenise, tokens_address
     from raylab.models.hub import load_tokenizer
 
@@ -151,7 +141,7 @@ def _tokenised(
         if address.path not in made:
             found = store.find(address)
             if found is None:
-                _as_sole_driver(stack, store)
+                take_over(stack, store)
                 found = tokenise(store, collection, tokenizer)
             made[address.path] = found
     return list(made.values())
