@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raylab.artifacts import Artifact, Store
+from raylab.artifacts import Artifact, StorageError, Store
 from raylab.config import FAULTS, Backbone, ConfigError, Execution, quarantined_kinds
 from raylab.data.faults import QUARANTINE, CollectionError
 from raylab.data.ingest import collection_address
@@ -49,9 +49,9 @@ _TEACHER = (
 
 
 def fail(error: Exception) -> typer.Exit:
-    """Say it in one line; bad input ends with status 2."""
+    """Say it in one line; bad input ends with status 2, a storage that fails with 1."""
     print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return typer.Exit(2)
+    return typer.Exit(1 if isinstance(error, OSError | StorageError) else 2)
 
 
 @app.command("list")
@@ -113,7 +113,7 @@ def ingest_collection(
                 take_over(stack, store)
                 made = ingest(store, source, on_fault)
             stores = _tokenised(stack, store, made, backbones, models)
-    except (ConfigError, CollectionError, OSError) as error:
+    except (ConfigError, CollectionError, StorageError, OSError) as error:
         raise fail(error) from None
     _show_collection(store, made)
     for one in stores:
@@ -204,7 +204,7 @@ def mine(
             teaching = make(teacher, margin)
             groups = make_groups(teaching)
             _write_groups(teaching.store, groups, out)
-    except (ConfigError, CollectionError) as error:
+    except (ConfigError, CollectionError, StorageError, OSError) as error:
         raise fail(error) from None
     left_out = groups.meta.get("groups_without_negatives_left", 0)
     told = f", {left_out} left out for want of a negative below the margin" if left_out else ""
@@ -246,7 +246,7 @@ def teach(
             )
             with _whole(out) as aside:
                 shutil.copyfile(store.local(scores) / "scores.parquet", aside)
-    except (ConfigError, CollectionError) as error:
+    except (ConfigError, CollectionError, StorageError, OSError) as error:
         raise fail(error) from None
     print(f"{scores.meta['pairs']} scores in {out}")
 
