@@ -12,6 +12,7 @@ from raylab.data.collections import TRAIN
 from raylab.data.ingest import collection_address
 from raylab.data.sources import EMBEDDED, Source
 from raylab.encoding import shards
+from raylab.jobs.arrays import make_arrays
 from raylab.jobs.cluster import connect
 from raylab.jobs.collect import BM25, Walked
 from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
@@ -192,7 +193,10 @@ class Walk:
         if chosen:
             self.ray()
             monitor.enter("fine-tune", len(self.cells), len(monitor.spent))
-            board = {cell: dataclasses.replace(jobs[cell], board=monitor.board) for cell in chosen}
+            part = training_part(collection)
+            arrays = make_arrays(self.store, collection, groups, next(iter(tokens.values())), part)
+            ready = {"board": monitor.board, "arrays": arrays}
+            board = {cell: dataclasses.replace(jobs[cell], **ready) for cell in chosen}
             left = (
                 None
                 if self.grid.total_budget_flops is None

@@ -195,3 +195,49 @@ def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shar
     held = json.loads(manifest.read_text())["files"]
     for name in ("tokens.bin", "offsets.npy", "titles.npy", "ids.npy"):
         assert held[f"passages/{name}"]["sha256"] == sha256_of(alone / name), name
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A filesystem of its own, which a function makes larger or smaller (MiB)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size: int, *more: str) -> int:
+        options = ",".join([f"size={size}M", *more])
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return subprocess.run(mount, capture_output=True, check=False).returncode
+
+    if resize(6):
+        pytest.skip("this user may not mount a filesystem to fill")
+    yield folder, lambda size: resize(size, "remount")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.chaos
+def test_a_full_disk_is_told_in_one_line_and_what_is_finished_is_kept(
+    small_disk, shared_data, tmp_path
+):
+    folder, resize = small_disk
+    ingest = command("ingest", str(shared_data / "beir" / "nfcorpus"), "--storage")
+    arguments = [*ingest, str(folder / "lab")]
+    finished = []
+    for size in (1, 5, 7):  # full in the collection, in the shards of tokens, in the store of them
+        resize(size)
+        said = run(arguments, tmp_path, 1)
+        (line,) = said.splitlines()
+        assert line.startswith(f"error: {folder / 'lab'}/")
+        assert "cannot be written: " in line
+        assert "run it again" in line
+        committed = {m.parent for m in (folder / "lab").glob("*/*/manifest.json")}
+        attempts = list((folder / "lab").glob("*/*/attempt-*"))
+        assert {attempt.parent for attempt in attempts} == committed
+        assert len(attempts) == len(committed)
+        finished.append(sorted({home.parent.name for home in committed}))
+    resize(100)
+    run(arguments, tmp_path)
+    assert finished[0] == []
+    assert finished[1] == ["collection"]
+    assert finished[2] == ["collection", "tokens-shards"]
+    assert (folder / "lab" / "tokens").is_dir()
+    assert not list((folder / "lab" / "tokens-shards").iterdir())
