@@ -20,6 +20,7 @@ from raylab.data.sources import open_collection
 from raylab.data.tokens import PassageStore, write_store
 from raylab.models.hub import load_tokenizer
 from tests.jobs.commands import ROOT, run
+from tests.jobs.test_crash import processes, start, wait_for
 
 
 def command(*arguments: str) -> list[str]:
@@ -168,7 +169,8 @@ def undisturbed(out, folder, model_folder):
 
 
 def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shared_data, tmp_path):
-    """The driver is killed at an arbitrary shard; the second run makes the others, and the same store."""
+    """The driver is killed at an arbitrary shard; the second run, a worker of which is killed, makes the
+    others, and the same store."""
     folder = shared_data / "beir" / "nfcorpus"  # 3,633 passages: 15 shards of 256
 
     def arguments(lab):
@@ -187,7 +189,10 @@ def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shar
     assert 3 <= finished < 15
     assert not list((tmp_path / "lab").glob("tokens/*/manifest.json"))
 
-    said = run(arguments("lab"), ROOT)
+    driver = start(arguments("lab"), ROOT)
+    wait_for(lambda: processes(driver, "ray::MapBatches(_Mak"), driver)[0].kill()
+    said, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, said[-3000:]
     assert f"shards made: {15 - finished}\n" in said
     assert not list((tmp_path / "lab").glob("tokens-shards/*"))
     (manifest,) = (tmp_path / "lab").glob("tokens/*/manifest.json")
