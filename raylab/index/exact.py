@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit
 
 from raylab.index.half import as_float32, stored
-from raylab.index.topk import sort_key, unpack_keys
+from raylab.index.topk import STRETCH, none_reaches, sort_key, unpack_keys
 
 PASSAGE_BLOCK = 4096
 _FLOAT32_ROUNDING = 2.0**-24
@@ -164,14 +164,10 @@ def _select(products_QB, first_row, values_QC, rows_QC, sizes_Q, floors_Q, slack
         values_C = values_QC[q]
         rows_C = rows_QC[q]
         floor = np.float32(floors_Q[q])
-        for start in range(0, width, 64):
-            stop = min(start + 64, width)
-            reached = 0
-            for j in range(start, stop):
-                reached += products_B[j] >= floor
-            if reached == 0 or size < 0:
+        for start in range(0, width, STRETCH):
+            if size < 0 or none_reaches(products_B[start : start + STRETCH], floor):
                 continue
-            for j in range(start, stop):
+            for j in range(start, min(start + STRETCH, width)):
                 if size >= 0 and products_B[j] >= floor:
                     if size == capacity:
                         size, floor = _cut(values_C, rows_C, size, slack_Q[q], k)

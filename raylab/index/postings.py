@@ -40,7 +40,7 @@ def inspect(shard: SparseShard) -> tuple[int, float]:
         raise ValueError(
             f"{where}: terms of a row must ascend and lie below {shard.vocabulary_size}"
         )
-    return count, largest
+    return int(count), float(largest)
 
 
 def pieces(

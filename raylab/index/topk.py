@@ -144,14 +144,10 @@ def offer(scores_N, ranks_N, keys_C, size, floor, worst, k):
     scores below ``floor``, most of them soon, are passed over by vector comparisons.
     """
     n = scores_N.shape[0]
-    for start in range(0, n, _STRETCH):
-        stop = min(start + _STRETCH, n)
-        reached = 0
-        for j in range(start, stop):
-            reached += scores_N[j] >= floor
-        if reached == 0:
+    for start in range(0, n, STRETCH):
+        if none_reaches(scores_N[start : start + STRETCH], floor):
             continue
-        for j in range(start, stop):
+        for j in range(start, min(start + STRETCH, n)):
             if scores_N[j] >= floor:
                 key = sort_key(scores_N[j], ranks_N[j])
                 if key >= worst:
@@ -167,7 +163,19 @@ def offer(scores_N, ranks_N, keys_C, size, floor, worst, k):
     return size, floor, worst
 
 
-_STRETCH = 64
+STRETCH = 64
+"""Scores compared at a time."""
+
+
+@njit(cache=True, nogil=True)
+def none_reaches(scores, floor):
+    """Whether all of a stretch, or of what is left of one, is below ``floor``."""
+    if len(scores) < STRETCH:
+        return False
+    reached = np.int32(0)
+    for j in range(STRETCH):  # of a known length, or it is not vectorised
+        reached += np.int32(scores[j] >= floor)
+    return reached == 0
 
 
 @njit(cache=True, nogil=True)
