@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raylab.index.exact import PASSAGE_BLOCK, error_bound, search_block
+from raylab.index.exact import PASSAGE_BLOCK, Vectors, norms, rounded_to_bfloat16, search_block
 from raylab.index.files import made_files, open_array
 from raylab.index.ids import decode_ranks, rank_ids
 from raylab.index.shards import VALUE_TYPES, DenseShard, Source, opened_dense, value_type
@@ -31,12 +31,20 @@ class DenseIndex:
     """Passage vectors with their ids, searched exactly; make one with ``build`` or ``load``.
 
     ``ids``: bytes [N], ascending. ``ranks``: int32 [N]; row i of ``vectors`` (float16 or float32,
-    [N, D]) is the passage ``ids[ranks[i]]``. ``max_norm``: the length of the longest vector. An
+    [N, D]) is the passage ``ids[ranks[i]]``. ``max_norm``, ``max_residual``: as in ``Vectors``. An
     index is immutable; threads may search it at the same time.
     """
 
-    def __init__(self, ids: np.ndarray, ranks: np.ndarray, vectors: np.ndarray, max_norm: float):
-        self.ids, self.ranks, self.vectors, self.max_norm = ids, ranks, vectors, max_norm
+    def __init__(
+        self,
+        ids: np.ndarray,
+        ranks: np.ndarray,
+        vectors: np.ndarray,
+        max_norm: float,
+        max_residual: float,
+    ):
+        self.ids, self.ranks, self.vectors = ids, ranks, vectors
+        self.max_norm, self.max_residual = max_norm, max_residual
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -86,7 +94,7 @@ class DenseIndex:
             vectors = np.empty(shape, dtype=kept)
         else:
             vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", kept, shape)
-        max_norm, filled = 0.0, 0
+        max_norm, max_residual, filled = 0.0, 0.0, 0
         for shard in shards:
             for start in range(0, len(shard.ids), PASSAGE_BLOCK):
                 with np.errstate(over="ignore"):
@@ -98,10 +106,12 @@ class DenseIndex:
                         f"the vector of passage {passage_id!r} ({shard.name}) holds a NaN or "
                         f"infinite value in {np.dtype(kept).name}"
                     )
-                max_norm = max(max_norm, float(_norms(block).max()))
+                max_norm = max(max_norm, float(norms(block).max()))
+                residual = block.astype(np.float64) - rounded_to_bfloat16(block)
+                max_residual = max(max_residual, float(norms(residual).max()))
                 vectors[filled : filled + len(block)] = block
                 filled += len(block)
-        return cls(ids, ranks, vectors, max_norm)
+        return cls(ids, ranks, vectors, max_norm, max_residual)
 
     def save(self, directory: str | Path) -> None:
         """Write the arrays as .npy files and ``index.json`` into ``directory``, made if need be.
@@ -123,6 +133,7 @@ class DenseIndex:
             "dimension": self.dimension,
             "dtype": self.vectors.dtype.name,
             "max_norm": self.max_norm,
+            "max_residual": self.max_residual,
         }
         (directory / "index.json").write_text(json.dumps(description, indent=1) + "\n")
 
@@ -147,7 +158,7 @@ class DenseIndex:
                 f"{directory}: holds (ids, ranks, shape of vectors, type) {found}; "
                 f"index.json says {expected}"
             )
-        return cls(ids, ranks, vectors, description["max_norm"])
+        return cls(ids, ranks, vectors, description["max_norm"], description["max_residual"])
 
     def search(
         self, queries_QD: np.ndarray, k: int, *, threads: int = 1, device: str | None = None
@@ -162,14 +173,14 @@ class DenseIndex:
         """
         k = check_k(k)
         queries_QD = self._check_queries(queries_QD)
-        bound_Q = error_bound(_norms(queries_QD), self.max_norm, self.dimension)
+        vectors = Vectors(self.vectors, self.ranks, self.max_norm, self.max_residual)
         depth = min(k, len(self))
         ranks_Qk = np.full((len(queries_QD), k), -1, dtype=np.int64)
         scores_Qk = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
 
         def fill(block: slice) -> None:
             ranks_Qk[block, :depth], scores_Qk[block, :depth] = search_block(
-                queries_QD[block], self.vectors, self.ranks, bound_Q[block], depth, device
+                vectors, queries_QD[block], depth, device
             )
 
         run_blocks(fill, len(queries_QD), _QUERY_BLOCK, threads)
@@ -184,14 +195,10 @@ class DenseIndex:
         wrong = ~np.isfinite(queries_QD).all(axis=1)
         if wrong.any():
             raise ValueError(f"query {int(wrong.argmax())} holds a NaN or infinite value")
-        longest = float(_norms(queries_QD).max()) if len(queries_QD) else 0.0
+        longest = float(norms(queries_QD).max()) if len(queries_QD) else 0.0
         if longest * self.max_norm > _FLOAT32_MAX / 2:
             raise ValueError(
                 f"scores may overflow float32: the longest query has norm {longest:.3g}, "
                 f"the longest passage {self.max_norm:.3g}"
             )
         return queries_QD
-
-
-def _norms(vectors_ND: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(vectors_ND.astype(np.float64), axis=1)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylab.encoding import write_shard
+from raylab.index import exact
 from raylab.index.dense import DenseIndex
 from raylab.index.topk import merge_topk
 
@@ -66,7 +67,7 @@ def test_ties_are_by_id_and_shards_do_not_matter(rows, data):
     assert pairs(merge_topk(parts, k)) == expected
 
 
-def test_many_ties_at_the_boundary_are_searched_until_certain():
+def test_many_ties_at_the_boundary_are_searched_until_certain(monkeypatch):
     """6,000 equal vectors: more than any margin holds, and faiss would return arbitrary ones."""
     rng = np.random.default_rng(2)
     ids = [f"{number:04d}" for number in rng.permutation(6100)]
@@ -75,8 +76,10 @@ def test_many_ties_at_the_boundary_are_searched_until_certain():
     queries = np.stack([passages[-1] / 3, rng.standard_normal(40)]).astype(np.float32)
     index = DenseIndex.build([(ids, passages)])
     expected = naive_search(ids, passages, queries, 50)
-    assert pairs(index.search(queries, 50)) == expected
     assert pairs(index.search(queries, 50, device="cpu")) == expected
+    for how in ("float32", "bfloat16"):
+        nominate_by(how, monkeypatch)
+        assert pairs(index.search(queries, 50)) == expected
 
 
 def test_equal_vectors_tie_exactly_in_any_sharding_and_batching():
@@ -94,6 +97,13 @@ def test_equal_vectors_tie_exactly_in_any_sharding_and_batching():
     alone = DenseIndex.build([(ids, passages)]).search(queries[7:8], 501)
     assert (alone[0][0] == whole[0][7]).all()
     assert (alone[1][0] == whole[1][7]).all()
+
+
+def nominate_by(how, monkeypatch):
+    """Use bfloat16 products, or do not, whatever this processor is good at."""
+    monkeypatch.setattr(exact, "bfloat16_is_fast", lambda: how == "bfloat16")
+    monkeypatch.setattr(exact, "_LEAST_DIMENSION", 1)
+    monkeypatch.setattr(exact, "_LEAST_PASSAGES_A_HIT", 0)
 
 
 # Sums of their products are exact in float64, in any order, and are not in float32.
@@ -118,6 +128,9 @@ def test_any_cut_into_shards_threads_batches_and_devices_gives_the_naive_answer(
         assert expected == naive_search(ids, passages, queries, k)
     assert pairs(whole.search(queries, k, threads=3)) == expected
     assert pairs(whole.search(queries, k, device="cpu")) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        nominate_by("bfloat16", patch)
+        assert pairs(whole.search(queries, k)) == expected
     assert [pairs(whole.search(query[None], k))[0] for query in queries] == expected
     shards = [(ids[:cut], passages[:cut]), (ids[cut:], passages[cut:])]
     assert pairs(DenseIndex.build(shards[::-1]).search(queries, k)) == expected
@@ -126,9 +139,11 @@ def test_any_cut_into_shards_threads_batches_and_devices_gives_the_naive_answer(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_many_blocks_and_nominees_are_exact(dtype, device):
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "device"])
+def test_many_blocks_and_nominees_are_exact(dtype, how, monkeypatch):
     """Several blocks of passages, several cuts of the nominees, the last block not full."""
+    nominate_by(how, monkeypatch)
+    device = "cpu" if how == "device" else None
     rng = np.random.default_rng(5)
     n, dimension, k = 40_001, 24, 300
     passages = rng.standard_normal((n, dimension)).astype(dtype)
@@ -141,6 +156,42 @@ def test_many_blocks_and_nominees_are_exact(dtype, device):
     found, values = index.search(queries, k, device=device)
     assert (found == ids[expected]).all()
     assert (values == np.take_along_axis(scores, expected, axis=1)).all()
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_products_are_within_the_bound_on_their_error(bfloat16):
+    """The bound is what makes the search exact; on these vectors it is within 30 x of the worst."""
+    rng = np.random.default_rng(7)
+    queries = rng.standard_normal((50, 300)).astype(np.float32)
+    passages = np.concatenate([queries, queries + rng.standard_normal((50, 300)).astype("f4")])
+    index = DenseIndex.build([([str(number) for number in range(100)], passages)])
+    vectors = exact.Vectors(passages, index.ranks, index.max_norm, index.max_residual)
+    if bfloat16:
+        sums = [exact.rounded_to_bfloat16(part).astype(np.float64) for part in (queries, passages)]
+    else:
+        sums = [queries, passages]
+    error = np.abs(sums[0] @ sums[1].T - queries.astype(np.float64) @ passages.T).max(axis=1)
+    bounds = vectors.bounds(queries, bfloat16)
+    assert (error <= bounds).all()
+    assert error.max() > bounds.max() / (30 if bfloat16 else 3000)
+
+
+def test_rounding_to_bfloat16_is_torch_s():
+    values = np.random.default_rng(8).standard_normal((40, 50)).astype(np.float32) * 1e-3
+    values[0, :4] = [1 + 2**-8, 1 + 3 * 2**-8, -0.0, 3e-42]  # ties to even; a subnormal
+    expected = torch.from_numpy(values).bfloat16().float().numpy()
+    assert (exact.rounded_to_bfloat16(values) == expected).all()
+    half = values.astype(np.float16)
+    assert (
+        exact.rounded_to_bfloat16(half) == torch.from_numpy(half).bfloat16().float().numpy()
+    ).all()
+
+
+def test_values_that_bfloat16_cannot_hold_are_searched_in_float32(monkeypatch):
+    nominate_by("bfloat16", monkeypatch)
+    passages = np.array([[3.4e38, 1], [3.39e38, 2]], np.float32)
+    found = DenseIndex.build([(["a", "b"], passages)]).search(np.array([[1e-3, 0.1]]), 1)
+    assert pairs(found) == [[("a", pytest.approx(3.4e35))]]
 
 
 def test_bfloat16_products_are_not_taken_for_float32():
