@@ -151,7 +151,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--dimension", type=int, default=2048)
     parser.add_argument("--depth", type=int, default=1000)
-    parser.add_argument("--batches", type=int, nargs="+", default=[32, 64, 256, 1024])
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 64, 256])
     parser.add_argument("--centres", type=int, default=1000)
     parser.add_argument("--spread", type=float, default=0.5, help="of centres, against the noise")
     parser.add_argument("--rounds", type=int, default=3)

@@ -158,6 +158,32 @@ def test_many_blocks_and_nominees_are_exact(dtype, how, monkeypatch):
     assert (values == np.take_along_axis(scores, expected, axis=1)).all()
 
 
+@pytest.mark.parametrize(("how", "size"), [("float32", 1000), ("bfloat16", 2), ("device", 1e6)])
+def test_products_that_put_the_wrong_passages_first_do_no_harm(how, size, monkeypatch):
+    """Scores are small differences of large terms, closer to each other than products are to them."""
+    nominate_by(how, monkeypatch)
+    rng = np.random.default_rng(9)
+    n, k = 20_000, 1000
+    terms = size * rng.uniform(1, 2, n)
+    passages = np.stack([terms, rng.uniform(0, 1, n) - terms], axis=1).astype(np.float32)
+    queries = (np.ones((40, 1)) * np.linspace(1.1, 1.3, 40)[:, None] * [[1, 1]]).astype(np.float32)
+    scores = (queries.astype(np.float64) @ passages.T.astype(np.float64)).astype(np.float32)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    if how == "bfloat16":
+        rounded = [exact.rounded_to_bfloat16(part) for part in (queries, passages)]
+        products = rounded[0] @ rounded[1].T
+    else:
+        products = queries @ passages.T
+    misled = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    assert any(set(e) != set(m) for e, m in zip(expected, misled, strict=True))
+    ids = np.array([f"{number:05d}" for number in range(n)])
+    found, values = DenseIndex.build([(ids.tolist(), passages)]).search(
+        queries, k, device="cpu" if how == "device" else None
+    )
+    assert (found == ids[expected]).all()
+    assert (values == np.take_along_axis(scores, expected, axis=1)).all()
+
+
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_products_are_within_the_bound_on_their_error(bfloat16):
     """The bound is what makes the search exact; on these vectors it is within 30 x of the worst."""
