@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
         (["sparse_head.py", "--smoke"], "sentence-transformers"),
         (["training_step.py", "--tiny"], "sparse"),
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
+        (["sparse_search.py", "--smoke"], "pass: answers and recall"),
+        (["dense_search.py", "--smoke"], "pass: answers"),
     ],
-    ids=["sparse_head", "training_step", "feeding"],
+    ids=["sparse_head", "training_step", "feeding", "sparse_search", "dense_search"],
 )
 def test_the_command_prints_its_table(command, told):
     pytest.importorskip("sentence_transformers")

@@ -112,10 +112,11 @@ def search_block(
     n_passages, dimension = vectors.matrix.shape
     if bfloat16 is None:
         pays = dimension >= _LEAST_DIMENSION and n_passages >= _LEAST_PASSAGES_A_HIT * k
-        bfloat16 = device is None and pays and bfloat16_is_fast()
+        bfloat16 = bool(device is None and pays and bfloat16_is_fast())
     slack_Q = 2 * vectors.bounds(queries_QD, bfloat16)
     if not np.isfinite(slack_Q).all():  # a value that bfloat16 rounds to infinity
-        bfloat16, slack_Q = False, 2 * vectors.bounds(queries_QD, False)
+        bfloat16 = False
+        slack_Q = 2 * vectors.bounds(queries_QD, bfloat16)
     if device is None:
         rows_QC, sizes_Q = _nominate(queries_QD, stored_ND, slack_Q, k, bfloat16)
     else:
