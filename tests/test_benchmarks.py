@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
         (["training_step.py", "--tiny"], "sparse"),
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
         (["ingest.py", "--smoke"], "| 300 | both |"),
+        (["sparse_search.py", "--smoke"], "pass: answers and recall"),
+        (["dense_search.py", "--smoke"], "pass: answers"),
     ],
-    ids=["sparse_head", "training_step", "feeding", "ingest"],
+    ids=["sparse_head", "training_step", "feeding", "ingest", "sparse_search", "dense_search"],
 )
 def test_the_command_prints_its_table(command, told):
     pytest.importorskip("sentence_transformers")
