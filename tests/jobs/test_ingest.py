@@ -219,6 +219,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_full_disk_is_told_in_one_line_and_what_is_finished_is_kept(
     small_disk, shared_data, tmp_path
