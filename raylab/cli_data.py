@@ -51,7 +51,7 @@ _TEACHER = (
 def fail(error: Exception) -> typer.Exit:
     """Say it in one line; bad input ends with status 2, a storage that fails with 1."""
     print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return typer.Exit(1 if isinstance(error, OSError | StorageError) else 2)
+    return typer.Exit(1 if isinstance(error, StorageError) else 2)
 
 
 @app.command("list")
