@@ -13,12 +13,12 @@ def stored(values: np.ndarray) -> np.ndarray:
 
 
 def as_float32(value: Any) -> Any:
-    """For kernels: a stored number as float32; finite values only.
+    """A stored number as float32; finite values only. In kernels, what is below.
 
-    The exponent and mantissa of a half, moved to where a float32 has them, make a number 2^112 too
+    There the exponent and mantissa of a half, moved to where a float32 has them, make a number 2^112 too
     small; the product is exact, subnormals included.
     """
-    raise NotImplementedError("callable in numba functions only")
+    return np.float32(value.view(np.float16) if value.dtype == np.uint16 else value)
 
 
 @overload(as_float32, inline="always")
