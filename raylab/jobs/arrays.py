@@ -7,16 +7,13 @@ arrays artifact   see `raylab.data.groups`; its passages are rows of the passage
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
-import ray
 
 from raylab.artifacts import Address, Artifact, Store
 from raylab.data.groups import join_arrays, write_arrays
 from raylab.data.tokens import PassageStore
-from raylab.jobs.cluster import core, unwrapped
-from raylab.jobs.shards import remove_shards
+from raylab.jobs.shards import data_pool, make_shards, remove_shards
 
 
 def arrays_address(collection: Artifact, part: str, groups: Artifact) -> Address:
@@ -26,23 +23,32 @@ def arrays_address(collection: Artifact, part: str, groups: Artifact) -> Address
 
 
 @dataclass(frozen=True)
-class _MakeShard:
-    """Ray Data function: commits the shards whose numbers it is given."""
+class ArrayTask:
+    """One Parquet file of groups, by its name within their artifact."""
+
+    address: Address
+    file: str
+
+
+@dataclass(frozen=True)
+class _ArrayWorker:
+    """Starts a worker that commits shards of arrays."""
 
     store: Store
-    shards: tuple[tuple[Address, str], ...]  # where, and which Parquet file of the groups
     groups: Artifact
     tokens: Artifact
     part: str
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self) -> Callable[[ArrayTask], None]:
         passages = PassageStore(self.store.local(self.tokens) / self.part)
-        groups = self.store.local(self.groups)
-        for number in batch["id"].tolist():
-            address, file = self.shards[number]
-            with self.store.draft(address) as draft:
-                draft.meta["groups"] = write_arrays([groups / file], passages.rows, draft.path)
-        return batch
+        folder = self.store.local(self.groups)
+
+        def make(task: ArrayTask) -> None:
+            with self.store.draft(task.address) as draft:
+                count = write_arrays([folder / task.file], passages.rows, draft.path)
+                draft.meta["groups"] = count
+
+        return make
 
 
 def make_arrays(
@@ -58,17 +64,9 @@ def make_arrays(
     if (done := store.find(address)) is not None:
         return done
     files = sorted(file for file in groups.manifest["files"] if file.endswith(".parquet"))
-    shards = [(address.shard(number, {"file": file}), file) for number, file in enumerate(files)]
-    missing = [shard for shard in shards if store.find(shard[0]) is None]
-    make = _MakeShard(store, tuple(missing), groups, tokens, part)
-    if len(missing) == 1:  # a small collection's: not worth a worker's start
-        make({"id": np.zeros(1, np.int64)})
-    elif missing:
-        numbers = ray.data.range(len(missing), override_num_blocks=len(missing))
-        made = numbers.map_batches(make, batch_size=1, num_cpus=core())  # type: ignore[arg-type]
-        unwrapped(made.materialize)
-    parts = [store.committed(shard) for shard, _ in shards]
+    tasks = [ArrayTask(address.shard(n, {"file": file}), file) for n, file in enumerate(files)]
+    shards = make_shards(store, tasks, _ArrayWorker(store, groups, tokens, part), data_pool)
     with store.draft(address) as draft:
-        draft.meta["groups"] = join_arrays([store.local(part) for part in parts], draft.path)
-    remove_shards(store, parts)
+        draft.meta["groups"] = join_arrays([store.local(shard) for shard in shards], draft.path)
+    remove_shards(store, shards)
     return store.committed(address)

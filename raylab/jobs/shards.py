@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import ray
 from ray.util import ActorPool
 
 from raylab.artifacts import Address, Artifact, Store
-from raylab.jobs.cluster import unwrapped
+from raylab.jobs.cluster import core, unwrapped
 
 
 class Task(Protocol):
@@ -55,6 +58,45 @@ def ray_pool(start: Callable[[], Make], tasks: list[Any], workers: int, gpu: boo
             ray.kill(actor)  # type: ignore[arg-type]
 
 
+_STARTED: dict[str, Make] = {}  # of this process, by the pool's key
+
+
+@dataclass(frozen=True)
+class _DataTask:
+    """Ray Data function: makes the tasks whose numbers it is given; a process starts once a pool."""
+
+    key: str
+    start: Callable[[], Make]
+    tasks: tuple[Any, ...]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.key not in _STARTED:
+            _STARTED.clear()
+            _STARTED[self.key] = self.start()
+        for number in batch["id"].tolist():
+            _STARTED[self.key](self.tasks[number])
+        return batch
+
+
+def data_pool(start: Callable[[], Make], tasks: list[Any], workers: int) -> None:
+    """Run tasks on Ray Data, one a core at a time: more processes have less of the cores' caches.
+
+    A single task is run in this process.
+
+    Raises:
+        The first task's own error, unwrapped.
+    """
+    if len(tasks) == 1:
+        local_pool(start, tasks, workers)
+        return
+    made = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+        _DataTask(uuid.uuid4().hex, start, tuple(tasks)),  # type: ignore[arg-type]
+        batch_size=1,
+        num_cpus=core(),
+    )
+    unwrapped(made.materialize)
+
+
 def local_pool(start: Callable[[], Make], tasks: list[Any], workers: int) -> None:
     """Run tasks one after the other in this process."""
     make = start()
@@ -63,12 +105,16 @@ def local_pool(start: Callable[[], Make], tasks: list[Any], workers: int) -> Non
 
 
 def make_shards(
-    store: Store, tasks: Sequence[Task], start: Callable[[], Make], workers: int, pool: Pool
+    store: Store,
+    tasks: Sequence[Task],
+    start: Callable[[], Make],
+    pool: Pool,
+    workers: int | None = None,
 ) -> list[Artifact]:
-    """The tasks' artifacts in order; only those that are not there are made."""
+    """The tasks' artifacts in order; only those that are not there are made, by at most `workers`."""
     missing = [task for task in tasks if store.find(task.address) is None]
     if missing:
-        pool(start, missing, min(workers, len(missing)))
+        pool(start, missing, min(workers or len(missing), len(missing)))
     return [store.committed(task.address) for task in tasks]
 
 

@@ -142,13 +142,17 @@ from raylab.data.ingest import collection_address
 from raylab.data.sources import open_collection
 from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest
-from raylab.jobs.tokenise import tokenise
+from raylab.jobs import tokenise as module
 from raylab.models.hub import load_tokenizer
+pool = module.data_pool
+def counted(start, tasks, workers):
+    print("shards made:", len(tasks))
+    pool(start, tasks, workers)
+module.data_pool = counted
 store, source = Store(sys.argv[1]), open_collection(sys.argv[2])
 with connect(Execution()):
     collection = store.find(collection_address(source)) or ingest(store, source)
-    made = tokenise(store, collection, load_tokenizer(Backbone("tiny", sys.argv[3]), None))
-print("shards made:", made.meta["shards_made"])
+    module.tokenise(store, collection, load_tokenizer(Backbone("tiny", sys.argv[3]), None))
 """
 
 
@@ -190,7 +194,7 @@ def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shar
     assert not list((tmp_path / "lab").glob("tokens/*/manifest.json"))
 
     driver = start(arguments("lab"), ROOT)
-    wait_for(lambda: processes(driver, "ray::MapBatches(_Mak"), driver)[0].kill()
+    wait_for(lambda: processes(driver, "ray::MapBatches(_Dat"), driver)[0].kill()
     said, _ = driver.communicate(timeout=240)
     assert driver.returncode == 0, said[-3000:]
     assert f"shards made: {15 - finished}\n" in said
