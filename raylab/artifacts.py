@@ -14,6 +14,7 @@ its own, then puts the manifest, which lists every file with size and sha256, by
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -37,6 +38,8 @@ log = logging.getLogger("raylab")
 CHECK_ON_LOOKUP_BYTES = 512 * 1024**2
 _BLOCK_BYTES = 1024**2
 _SHARDS = "-shards"
+# What a write to a storage fails with; a file that is read and not there is another matter.
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 class DamagedArtifact(RuntimeError):
@@ -48,6 +51,19 @@ class DamagedArtifact(RuntimeError):
 
     def __str__(self) -> str:
         return f"damaged artifact {self.path}: {self.reason}"
+
+
+class StorageError(RuntimeError):
+    """The storage cannot be written to: full, read-only, or gone. Nothing half-written is left."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be written: {self.reason}; what is finished is kept, run it again"
+        )
 
 
 def fingerprint(stage: str, identity: Any, inputs: Mapping[str, str] | None = None) -> str:
@@ -127,6 +143,15 @@ class Draft:
     def __init__(self, path: Path, target: str):
         self.path, self.target = path, target
         self.meta: dict[str, Any] = {}
+
+
+def _is_of_writing(error: OSError) -> bool:
+    # numpy tells of a short write without an error number.
+    return error.errno in _WRITING or (error.errno is None and " requested and " in str(error))
+
+
+def _said(error: OSError) -> str:
+    return error.strerror or f"a short write ({error})"
 
 
 class Store:
@@ -274,13 +299,19 @@ class Store:
         """Write an artifact: commits when the block ends, leaves nothing when it raises.
 
         Empty drafts are refused: an artifact holds at least one file.
+
+        Raises:
+            StorageError: the storage is full or cannot be written to.
         """
         attempt = f"attempt-{uuid.uuid4().hex[:12]}"
         started = time.time()
         final = self._join(address.path, attempt)
         if self.is_local:
             folder = Path(final)
-            folder.mkdir(parents=True)
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                raise StorageError(final, _said(error)) from error
         else:
             folder = Path(tempfile.mkdtemp(prefix="raylab-draft-"))
         draft = Draft(folder, final)
@@ -319,11 +350,13 @@ class Store:
             self.put_text(
                 f"{address.path}/manifest.json", json.dumps(manifest, indent=1, sort_keys=True)
             )
-        except BaseException:
+        except BaseException as error:
             if self.is_local:
                 shutil.rmtree(folder, ignore_errors=True)
                 with contextlib.suppress(OSError):  # the address itself, when nothing else is there
                     folder.parent.rmdir()
+            if isinstance(error, OSError) and _is_of_writing(error):
+                raise StorageError(self._join(address.path), _said(error)) from error
             raise
         finally:
             if not self.is_local:

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from raylab.artifacts import Artifact, Store
+from raylab.artifacts import Artifact, StorageError, Store
 from raylab.config import FAULTS, Backbone, ConfigError, Execution, quarantined_kinds
 from raylab.data.faults import QUARANTINE, CollectionError
 from raylab.data.ingest import collection_address
@@ -49,9 +49,9 @@ _TEACHER = (
 
 
 def fail(error: Exception) -> typer.Exit:
-    """Say it in one line; bad input ends with status 2."""
+    """Say it in one line; bad input ends with status 2, a storage that fails with 1."""
     print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return typer.Exit(2)
+    return typer.Exit(1 if isinstance(error, StorageError) else 2)
 
 
 @app.command("list")
@@ -107,26 +107,17 @@ def ingest_collection(
         with ExitStack() as stack:
             made = store.find(address)
             if made is None:
+                from raylab.jobs.driver import take_over
                 from raylab.jobs.ingest import ingest
 
-                as_sole_driver(stack, store)
+                take_over(stack, store)
                 made = ingest(store, source, on_fault)
             stores = _tokenised(stack, store, made, backbones, models)
-    except (ConfigError, CollectionError, OSError) as error:
+    except (ConfigError, CollectionError, StorageError, OSError) as error:
         raise fail(error) from None
     _show_collection(store, made)
     for one in stores:
         print(f"{'tokens':>14}  {_folder(store, one)}")
-
-
-def as_sole_driver(stack: ExitStack, store: Store, execution: Execution | None = None) -> None:
-    """Connect to Ray as the one driver of a storage, until the stack ends, unless that was done."""
-    from raylab.jobs.cluster import connect, is_connected
-    from raylab.jobs.driver import sole_driver
-
-    if not is_connected():
-        stack.enter_context(sole_driver(store))
-        stack.enter_context(connect(execution or Execution(storage=store.uri)))
 
 
 def _tokenised(
@@ -139,6 +130,7 @@ def _tokenised(
     """The passage stores of a collection, one a tokenizer."""
     if not backbones:
         return []
+    from raylab.jobs.driver import take_over
     from raylab.jobs.tokenise import tokenise, tokens_address
     from raylab.models.hub import load_tokenizer
 
@@ -149,7 +141,7 @@ def _tokenised(
         if address.path not in made:
             found = store.find(address)
             if found is None:
-                as_sole_driver(stack, store)
+                take_over(stack, store)
                 found = tokenise(store, collection, tokenizer)
             made[address.path] = found
     return list(made.values())
@@ -212,7 +204,7 @@ def mine(
             teaching = make(teacher, margin)
             groups = make_groups(teaching)
             _write_groups(teaching.store, groups, out)
-    except (ConfigError, CollectionError) as error:
+    except (ConfigError, CollectionError, StorageError, OSError) as error:
         raise fail(error) from None
     left_out = groups.meta.get("groups_without_negatives_left", 0)
     told = f", {left_out} left out for want of a negative below the margin" if left_out else ""
@@ -254,7 +246,7 @@ def teach(
             )
             with whole(out) as aside:
                 shutil.copyfile(store.local(scores) / "scores.parquet", aside)
-    except (ConfigError, CollectionError) as error:
+    except (ConfigError, CollectionError, StorageError, OSError) as error:
         raise fail(error) from None
     print(f"{scores.meta['pairs']} scores in {out}")
 
@@ -297,8 +289,7 @@ def _teaching(
 ) -> Iterator[Any]:
     """On Ray, with the collection ingested: a function (teacher, margin) -> `Teaching`."""
     found = open_collection(collection)
-    from raylab.jobs.cluster import connect
-    from raylab.jobs.driver import sole_driver
+    from raylab.jobs.driver import take_over
     from raylab.jobs.ingest import ingest
     from raylab.jobs.mine import Mining
     from raylab.jobs.shards import ray_pool
@@ -306,7 +297,8 @@ def _teaching(
 
     store, pool = Store(storage), functools.partial(ray_pool, gpu=gpu)
     execution = Execution(storage=storage, models_dir=models, use_gpu=gpu)
-    with sole_driver(store), connect(execution):
+    with ExitStack() as stack:
+        take_over(stack, store, execution)
         ingested = store.find(collection_address(found, on_fault)) or ingest(store, found, on_fault)
         mining = Mining(depth, random, titles, source, on_fault)
         yield lambda teacher, margin: Teaching(

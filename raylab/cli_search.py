@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raylab.artifacts import Artifact, DamagedArtifact, Store
-from raylab.cli_data import as_sole_driver, fail, whole
+from raylab.artifacts import Artifact, DamagedArtifact, StorageError, Store
+from raylab.cli_data import fail, whole
 from raylab.config import ConfigError, Execution, quarantined_kinds
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
@@ -203,6 +203,7 @@ def _retrieval(
         wanted = found.encoding.changed(**dict(zip(names, encoding, strict=True)))
         store = Store(storage)
         with ExitStack() as stack:
+            from raylab.jobs.driver import take_over
             from raylab.jobs.retrieve import Retrieval
 
             yield Retrieval(
@@ -212,10 +213,10 @@ def _retrieval(
                 on_fault,
                 found,
                 wanted,
-                lambda: as_sole_driver(stack, store, execution),
+                lambda: take_over(stack, store, execution),
                 lambda text: print(text, file=sys.stderr),
             )
-    except (ConfigError, CollectionError, DamagedArtifact, OSError) as error:
+    except (ConfigError, CollectionError, DamagedArtifact, StorageError, OSError) as error:
         raise fail(error) from None
 
 

@@ -64,6 +64,12 @@ def quarantined_kinds(on_fault: str) -> frozenset[str]:
     return frozenset() if on_fault == "error" else kinds
 
 
+def fault_identity(on_fault: str) -> dict[str, Any]:
+    """The part of an identity that says which faults are left out; nothing where none is."""
+    kinds = quarantined_kinds(on_fault)
+    return {"quarantined": sorted(kinds)} if kinds else {}
+
+
 def identity(config: Any) -> Any:
     """A JSON-ready form of a (nested) dataclass, for fingerprints and manifests."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

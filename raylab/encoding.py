@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -77,16 +78,43 @@ def read_ids(folder: Path) -> np.ndarray:
 
 def read_shard(folder: Path) -> tuple[list[str], Matrix]:
     """(ids, float32 matrix) of an embedding shard."""
-    ids = [i.decode() for i in np.load(folder / "ids.npy")]
-    if (folder / "dense.npy").exists():
-        return ids, np.load(folder / "dense.npy").astype(np.float32)
+    ids, matrix = open_shard(folder)
+    ids = [i.decode() for i in ids]
+    if isinstance(matrix, np.ndarray):
+        return ids, matrix.astype(np.float32)
+    indptr, terms, impacts, columns = matrix
+    parts = impacts.astype(np.float32), terms.astype(np.int32), np.array(indptr)
+    return ids, sp.csr_matrix(parts, shape=(len(ids), columns))
+
+
+SparseArrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray, int]
+"""(indptr, terms, impacts, number of columns) of a sparse shard."""
+
+
+def open_shard(folder: Path) -> tuple[np.ndarray, np.ndarray | SparseArrays]:
+    """(ids as bytes, vectors [N, D] or the arrays of a sparse shard), memory-mapped as stored.
+
+    Raises:
+        FileNotFoundError, ValueError: not an embedding shard, or one whose files disagree.
+    """
     shape = json.loads((folder / "shape.json").read_text())
-    parts = (
-        np.load(folder / "impacts.npy").astype(np.float32),
-        np.load(folder / "terms.npy").astype(np.int32),
-        np.load(folder / "indptr.npy"),
-    )
-    return ids, sp.csr_matrix(parts, shape=(shape["rows"], shape["columns"]))
+    rows, columns = shape["rows"], shape["columns"]
+    ids = np.load(folder / "ids.npy")
+    if (folder / "dense.npy").exists():
+        matrix = _mapped(folder / "dense.npy")
+        found, whole = (len(ids), *matrix.shape), (rows, rows, columns)
+    else:
+        arrays = [_mapped(folder / f"{name}.npy") for name in ("indptr", "terms", "impacts")]
+        matrix = (arrays[0], arrays[1], arrays[2], columns)
+        found = (len(ids), len(arrays[0]), len(arrays[1]), len(arrays[2]))
+        whole = (rows, rows + 1, int(arrays[0][-1]), int(arrays[0][-1]))
+    if found != whole:
+        raise ValueError(f"{folder}: the arrays have sizes {found}; shape.json asks for {whole}")
+    return ids, matrix
+
+
+def _mapped(path: Path) -> np.ndarray:
+    return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def read_row(folder: Path, row: int) -> Matrix:

@@ -17,8 +17,18 @@ ROOT = Path(__file__).resolve().parents[1]
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
         (["ingest.py", "--smoke"], "| 300 | both |"),
         (["encoding.py", "--smoke"], "| dense | actor through Ray |"),
+        (["sparse_search.py", "--smoke"], "pass: answers and recall"),
+        (["dense_search.py", "--smoke"], "pass: answers"),
     ],
-    ids=["sparse_head", "training_step", "feeding", "ingest", "encoding"],
+    ids=[
+        "sparse_head",
+        "training_step",
+        "feeding",
+        "ingest",
+        "encoding",
+        "sparse_search",
+        "dense_search",
+    ],
 )
 def test_the_command_prints_its_table(command, told):
     pytest.importorskip("sentence_transformers")

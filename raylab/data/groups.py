@@ -220,8 +220,8 @@ class _Columns:
             file.close()
 
 
-def write_arrays(shards: Path, rows_of: RowsOf, folder: Path) -> int:
-    """Turn the groups' Parquet shards into the arrays above; returns the number of groups.
+def write_arrays(shards: Sequence[Path], rows_of: RowsOf, folder: Path) -> int:
+    """Turn Parquet files of groups into the arrays above; returns the number of groups.
 
     Streams: memory is that of a thousand groups.
 
@@ -255,7 +255,42 @@ def write_arrays(shards: Path, rows_of: RowsOf, folder: Path) -> int:
         columns.finish(() if scored else ("positive_scores", "negative_scores"))
     finally:
         columns.close()
-    (folder / "groups.json").write_text(json.dumps({"groups": count, "scored": scored}))
+    _write_facts(folder, count, scored)
+    return count
+
+
+def _write_facts(folder: Path, groups: int, scored: bool) -> None:
+    (folder / "groups.json").write_text(json.dumps({"groups": groups, "scored": scored}))
+
+
+def join_arrays(parts: Sequence[Path], folder: Path) -> int:
+    """Append folders of arrays to each other in a new one; returns the number of groups.
+
+    Scores are kept where every part has them. Memory is that of one column of one part.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    columns, count = _Columns(folder), 0
+    facts = [json.loads((part / "groups.json").read_text()) for part in parts]
+    scored = all(fact["scored"] for fact in facts)
+    try:
+        for part, fact in zip(parts, facts, strict=True):
+            if not fact["groups"]:
+                continue
+            groups = open_groups(part)
+            for name, strings in (("query_ids", groups.query_ids), ("queries", groups.queries)):
+                assert isinstance(strings, Strings)
+                columns.append_ragged(name, strings.encoded.flat, strings.encoded.lengths)
+            columns.append_ragged("negatives", groups.negatives.flat, groups.negatives.lengths)
+            for name in ("positives", "mined", "body_only"):
+                columns.append(name, getattr(groups, name))
+            if scored and groups.positive_scores is not None and groups.negative_scores is not None:
+                columns.append("positive_scores", groups.positive_scores)
+                columns.append("negative_scores", groups.negative_scores.flat)
+            count += fact["groups"]
+        columns.finish()
+    finally:
+        columns.close()
+    _write_facts(folder, count, scored and count > 0)
     return count
 
 
@@ -292,14 +327,14 @@ def open_groups(folder: Path, source: str = "training groups") -> Groups:
     )
 
 
-def _shard_batches(folder: Path) -> Iterator[tuple[pa.Table, bool]]:
+def _shard_batches(shards: Sequence[Path]) -> Iterator[tuple[pa.Table, bool]]:
     """Groups of all shards, a thousand at a time, and whether all of these have scores.
 
     Raises:
         CollectionError: FILE and query id of a group with scores that are not one finite number a
             passage.
     """
-    for path in sorted(folder.glob("*.parquet")):
+    for path in shards:
         for batch in pq.ParquetFile(path).iter_batches(_BATCH_GROUPS, columns=GROUP_SCHEMA.names):
             table = pa.Table.from_batches([batch]).cast(GROUP_SCHEMA).combine_chunks()
             yield table, _check_batch(path, table)

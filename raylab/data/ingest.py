@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.artifacts import Address
-from raylab.config import quarantined_kinds
+from raylab.config import fault_identity
 from raylab.data.collections import (
     TRAIN,
     Judged,
@@ -35,10 +35,7 @@ InOrder = Callable[[Sequence[str], bool], Iterable[pa.Table]]
 
 def collection_address(source: Source, on_fault: str = "error") -> Address:
     """Where a collection's artifact stands: by its files' content, and by what is done about faults."""
-    identity = source.identity()
-    if kinds := quarantined_kinds(on_fault):
-        identity["quarantined"] = sorted(kinds)
-    return Address("collection", source.name, identity)
+    return Address("collection", source.name, source.identity() | fault_identity(on_fault))
 
 
 def in_order(addresses: Sequence[str], quarantine: bool) -> list[pa.Table]:

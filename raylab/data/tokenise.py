@@ -6,7 +6,7 @@ transformers and torch, which a `Tokenizer` is read with, take a worker seconds 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +16,12 @@ import tokenizers
 
 STORE_LIMIT = 512  # tokens of a passage that are kept: the longest length any protocol reads
 _BATCH_PASSAGES = 1_024
+
+
+@lru_cache(maxsize=4)
+def _library(state: str) -> tokenizers.Tokenizer:
+    """One a process, not one a task: it remembers the words that it has met."""
+    return tokenizers.Tokenizer.from_str(state)
 
 
 class TextTokenizer:
@@ -32,9 +38,10 @@ class TextTokenizer:
     def __reduce__(self):
         return TextTokenizer, (self.state, self.dtype)
 
-    @cached_property
+    @property
     def library(self) -> tokenizers.Tokenizer:
-        return tokenizers.Tokenizer.from_str(self.state)
+        """The tokenizers library's own object."""
+        return _library(self.state)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""

@@ -1,51 +1,50 @@
-"""Exact dense retrieval by inner product on a faiss ``IndexFlatIP``, with exact order.
+"""Exact dense retrieval by inner product: a blocked matrix product nominates, `exact` decides.
 
-faiss nominates, we decide. Its float32 matrix product rounds differently with the shape of its
-blocks, and it leaves the order of ties open; so it only names candidates, some more than k. Their
-scores are recomputed in float64 and rounded once to float32: a hit's score is a function of its two
-vectors alone. A bound on the product's rounding error certifies that no passage outside the
-candidates could belong to the top k; a query without that certificate (many near-equal scores at
-the boundary) is searched again with more candidates.
+Vectors are kept as float16 or float32, row after row as they came, and are read in blocks: an index
+larger than memory is mapped and passed over once a block of queries. Give queries by the hundred; a
+single one is bound by how fast the vectors can be read. Threads of the matrix product are those of
+numpy's BLAS (``OMP_NUM_THREADS``); ``search(..., threads=n)`` runs blocks of queries side by side.
 
-faiss takes its matrix-product path only for larger batches: give queries by the hundred, one at a
-time costs several times as much each. Threads are those of OpenMP (``OMP_NUM_THREADS``).
-
-Shapes: Q queries, N passages, D dimensions, C candidates a query, k hits.
+Shapes: Q queries, N passages, D dimensions, k hits.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import faiss
 import numpy as np
-from numba import njit
 
-from raylab.index.ids import decode_rows, locate_rows, sort_ids
+from raylab.index.exact import PASSAGE_BLOCK, Vectors, norms, rounded_to_bfloat16, search_block
+from raylab.index.files import made_files, open_array
+from raylab.index.ids import decode_ranks, rank_ids
+from raylab.index.shards import VALUE_TYPES, DenseShard, Source, opened_dense, value_type
+from raylab.index.threads import run_blocks
 from raylab.index.topk import check_k
 
-_FORMAT = "raylab.dense.1"
-_QUERY_BLOCK = 128
-_PASSAGE_BLOCK = 8192
-_MIN_MARGIN = 64
-_CANDIDATES_TOGETHER = 2**22
-_FLOAT32_ROUNDING = 2.0**-24
+_FORMAT = "raylab.dense.2"
+_QUERY_BLOCK = 1024
+_FILES = ("ids.npy", "ranks.npy", "vectors.npy", "index.json")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class DenseIndex:
     """Passage vectors with their ids, searched exactly; make one with ``build`` or ``load``.
 
-    ``ids``: bytes [N], ascending. ``faiss_index``: the ``IndexFlatIP`` that holds the vectors, row
-    i being the passage ``ids[i]``. ``max_norm``: the length of the longest vector. An index is
-    immutable; threads may search it at the same time.
+    ``ids``: bytes [N], ascending. ``ranks``: int32 [N]; row i of ``vectors`` (float16 or float32,
+    [N, D]) is the passage ``ids[ranks[i]]``. ``max_norm``, ``max_residual``: as in ``Vectors``. An
+    index is immutable; threads may search it at the same time.
     """
 
-    def __init__(self, ids: np.ndarray, faiss_index: faiss.IndexFlatIP, max_norm: float):
-        self.ids = ids
-        self.faiss_index = faiss_index
-        self.max_norm = max_norm
-        self._vectors_ND = _view(faiss_index)
+    def __init__(
+        self,
+        ids: np.ndarray,
+        ranks: np.ndarray,
+        vectors: np.ndarray,
+        max_norm: float,
+        max_residual: float,
+    ):
+        self.ids, self.ranks, self.vectors = ids, ranks, vectors
+        self.max_norm, self.max_residual = max_norm, max_residual
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,54 +52,88 @@ class DenseIndex:
     @property
     def dimension(self) -> int:
         """D, the length of a vector."""
-        return self.faiss_index.d
+        return self.vectors.shape[1]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the vectors, without the ids."""
+        return self.vectors.nbytes
 
     @classmethod
-    def build(cls, shards: Iterable[tuple[Sequence[str], np.ndarray]]) -> "DenseIndex":
-        """Index (ids, matrix) shards: ids [n] str, matrix [n, D] of floats, kept as float32.
+    def build(
+        cls,
+        shards: Iterable[Source],
+        directory: str | Path | None = None,
+        dtype: str | None = None,
+    ) -> "DenseIndex":
+        """Index (ids [n] str, matrix [n, D]) pairs, or folders of embedding shards.
 
-        The matrices may be memory-mapped: they are read in blocks. Needs 4 * N * D bytes. Raises
-        ValueError for no passages, ids and rows that do not match, shards of different D, a NaN or
-        infinite value, and ids that are duplicate, empty or not strings.
+        ``directory``: write the index there as it is built and return it memory-mapped; then no
+        more than a shard, and the ids, are in memory. ``dtype``: "float16" or "float32"; by
+        default float16 if every shard holds that, so that nothing is lost, and float32 if not.
+        Raises ValueError for no passages, ids and rows that do not match, shards of different D, a
+        NaN or infinite value, and ids that are duplicate, empty or not strings; nothing is left
+        in ``directory`` then.
         """
-        shards = [(ids, np.asanyarray(matrix)) for ids, matrix in shards]
-        dimension = _check_shapes(shards)
-        ids, order = sort_ids([shard_ids for shard_ids, _ in shards])
-        faiss_index = faiss.IndexFlatIP(dimension)
-        faiss_index.codes.resize(len(ids) * dimension * 4)
-        faiss_index.ntotal = len(ids)
-        vectors_ND = _view(faiss_index)
-        sizes = [len(matrix) for _, matrix in shards]
-        max_norm = 0.0
-        for start in range(0, len(ids), _PASSAGE_BLOCK):
-            block_ND = vectors_ND[start : start + _PASSAGE_BLOCK]
-            block_rows = order[start : start + _PASSAGE_BLOCK]
-            for shard, positions, rows in locate_rows(block_rows, sizes):
-                block_ND[positions] = shards[shard][1][rows]
-            wrong = ~np.isfinite(block_ND).all(axis=1)
-            if wrong.any():
-                passage_id = bytes(ids[start + int(wrong.argmax())]).decode()
-                raise ValueError(
-                    f"the vector of passage {passage_id!r} holds a NaN or infinite value in float32"
-                )
-            max_norm = max(max_norm, float(_norms(block_ND).max()))
-        return cls(ids, faiss_index, max_norm)
+        folder = None if directory is None else Path(directory)
+        if folder is not None:
+            with made_files(folder, _FILES), opened_dense(shards, folder) as opened:
+                cls._build(opened, folder, dtype)._save_rest(folder)
+            return cls.load(folder)
+        with opened_dense(shards) as opened:
+            return cls._build(opened, None, dtype)
+
+    @classmethod
+    def _build(
+        cls, shards: list[DenseShard], folder: Path | None, dtype: str | None
+    ) -> "DenseIndex":
+        ids, ranks = rank_ids([shard.ids for shard in shards])
+        kept = VALUE_TYPES[value_type(dtype, [s.matrix.dtype for s in shards], VALUE_TYPES)]
+        shape = (len(ids), shards[0].matrix.shape[1])
+        if folder is None:
+            vectors = np.empty(shape, dtype=kept)
+        else:
+            vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", kept, shape)
+        max_norm, max_residual, filled = 0.0, 0.0, 0
+        for shard in shards:
+            for start in range(0, len(shard.ids), PASSAGE_BLOCK):
+                with np.errstate(over="ignore"):
+                    block = np.asarray(shard.matrix[start : start + PASSAGE_BLOCK]).astype(kept)
+                wrong = ~np.isfinite(block).all(axis=1)
+                if wrong.any():
+                    passage_id = bytes(shard.ids[start + int(wrong.argmax())]).decode()
+                    raise ValueError(
+                        f"the vector of passage {passage_id!r} ({shard.name}) holds a NaN or "
+                        f"infinite value in {np.dtype(kept).name}"
+                    )
+                max_norm = max(max_norm, float(norms(block).max()))
+                residual = block.astype(np.float64) - rounded_to_bfloat16(block)
+                max_residual = max(max_residual, float(norms(residual).max()))
+                vectors[filled : filled + len(block)] = block
+                filled += len(block)
+        return cls(ids, ranks, vectors, max_norm, max_residual)
 
     def save(self, directory: str | Path) -> None:
-        """Write ``ids.npy``, ``vectors.faiss``, ``index.json`` into ``directory``, made if need be.
+        """Write the arrays as .npy files and ``index.json`` into ``directory``, made if need be.
 
         Existing files are overwritten; committing the directory as a whole is the caller's
         business.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        with made_files(directory, _FILES):
+            np.save(directory / "vectors.npy", self.vectors)
+            self._save_rest(directory)
+
+    def _save_rest(self, directory: Path) -> None:
         np.save(directory / "ids.npy", self.ids)
-        faiss.write_index(self.faiss_index, str(directory / "vectors.faiss"))
+        np.save(directory / "ranks.npy", self.ranks)
         description = {
             "format": _FORMAT,
             "passages": len(self),
             "dimension": self.dimension,
+            "dtype": self.vectors.dtype.name,
             "max_norm": self.max_norm,
+            "max_residual": self.max_residual,
         }
         (directory / "index.json").write_text(json.dumps(description, indent=1) + "\n")
 
@@ -114,77 +147,44 @@ class DenseIndex:
                 f"{directory / 'index.json'}: format is {description.get('format')!r}; "
                 f"a dense index has {_FORMAT!r}"
             )
-        path = directory / "vectors.faiss"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing from the index")
-        try:
-            faiss_index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise ValueError(f"{path}: not a whole faiss index: {error}") from error
-        ids = np.load(directory / "ids.npy", mmap_mode="r")
-        found = (len(ids), faiss_index.ntotal, faiss_index.d)
-        expected = (description["passages"], description["passages"], description["dimension"])
-        if found != expected or not isinstance(faiss_index, faiss.IndexFlatIP):
+        ids, ranks, vectors = (
+            np.asarray(open_array(directory / name)) for name in _FILES if name.endswith(".npy")
+        )
+        n_passages, dimension = description["passages"], description["dimension"]
+        found = (len(ids), len(ranks), vectors.shape, vectors.dtype.name)
+        expected = (n_passages, n_passages, (n_passages, dimension), description["dtype"])
+        if found != expected:
             raise ValueError(
-                f"{directory}: holds (ids, vectors, dimension) {found} in a "
-                f"{type(faiss_index).__name__}; index.json says {expected} in an IndexFlatIP"
+                f"{directory}: holds (ids, ranks, shape of vectors, type) {found}; "
+                f"index.json says {expected}"
             )
-        return cls(np.asarray(ids), faiss_index, description["max_norm"])
+        return cls(ids, ranks, vectors, description["max_norm"], description["max_residual"])
 
-    def search(self, queries_QD: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries_QD: np.ndarray, k: int, *, threads: int = 1, device: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The best k passages of each query: (ids [Q, k] str, scores [Q, k] float32).
 
         ``queries_QD`` is float32 (converted if not). A score is the inner product, rounded once to
-        float32; order and padding are those of the package. Raises ValueError for k < 1, another
-        D than the index's, a NaN or infinite value, or scores that float32 cannot hold.
+        float32; order and padding are those of the package. ``threads``: blocks of queries searched
+        at a time. ``device``: a torch device, such as "cuda", for the matrix product. Neither they
+        nor the batch of queries change an answer. Raises ValueError for k < 1, another D than the
+        index's, a NaN or infinite value, or scores that float32 cannot hold.
         """
         k = check_k(k)
         queries_QD = self._check_queries(queries_QD)
+        vectors = Vectors(self.vectors, self.ranks, self.max_norm, self.max_residual)
         depth = min(k, len(self))
-        rows_Qk = np.full((len(queries_QD), k), -1, dtype=np.int64)
+        ranks_Qk = np.full((len(queries_QD), k), -1, dtype=np.int64)
         scores_Qk = np.full((len(queries_QD), k), -np.inf, dtype=np.float32)
-        margin = max(_MIN_MARGIN, depth // 8)
-        rows_Qk[:, :depth], scores_Qk[:, :depth] = self._search(queries_QD, depth, margin)
-        return decode_rows(self.ids, rows_Qk), scores_Qk
 
-    def _search(
-        self, queries_QD: np.ndarray, depth: int, margin: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and scores [Q, depth], from ``depth + margin`` candidates or, if unsure, more."""
-        n_candidates = min(len(self), depth + margin)
-        rows_Qk = np.empty((len(queries_QD), depth), dtype=np.int64)
-        scores_Qk = np.empty((len(queries_QD), depth), dtype=np.float32)
-        worst_Q = np.empty(len(queries_QD), dtype=np.float32)
-        n_together = max(1, min(_QUERY_BLOCK, _CANDIDATES_TOGETHER // n_candidates))
-        for start in range(0, len(queries_QD), n_together):
-            products_QC, candidates_QC = self.faiss_index.search(
-                queries_QD[start : start + n_together], n_candidates
+        def fill(block: slice) -> None:
+            ranks_Qk[block, :depth], scores_Qk[block, :depth] = search_block(
+                vectors, queries_QD[block], depth, device
             )
-            worst_Q[start : start + n_together] = products_QC[:, -1]
-            for q, rows_C in enumerate(np.sort(candidates_QC, axis=1), start):
-                scores_C = _dots(self._vectors_ND, rows_C, queries_QD[q]).astype(np.float32)
-                best = np.argsort(-scores_C, kind="stable")[:depth]
-                rows_Qk[q], scores_Qk[q] = rows_C[best], scores_C[best]
-        if n_candidates < len(self):
-            reachable_Q = worst_Q.astype(np.float64) + self._error_bound(queries_QD)
-            unsure = np.flatnonzero(reachable_Q >= scores_Qk[:, -1])
-            if unsure.size:
-                rows_Qk[unsure], scores_Qk[unsure] = self._search(
-                    queries_QD[unsure], depth, 8 * margin
-                )
-        return rows_Qk, scores_Qk
 
-    def _error_bound(self, queries_QD: np.ndarray) -> np.ndarray:
-        """Bound on |float32 product - score| [Q], rounding of the score included.
-
-        The classical n*u/(1 - n*u) * sum |q_i d_i| for any order of summation (Higham 2002, 3.1),
-        with sum |q_i d_i| <= |q| |d|; a few more roundings and 1 % stand for what is left, and one
-        smallest normal number a rounding for underflow.
-        """
-        n_roundings = self.dimension + 8
-        relative = n_roundings * _FLOAT32_ROUNDING
-        bound_Q = 1.01 * relative / (1 - relative) * _norms(queries_QD) * self.max_norm
-        return bound_Q + n_roundings * float(np.finfo(np.float32).tiny)
+        run_blocks(fill, len(queries_QD), _QUERY_BLOCK, threads)
+        return decode_ranks(self.ids, ranks_Qk), scores_Qk
 
     def _check_queries(self, queries_QD: np.ndarray) -> np.ndarray:
         queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
@@ -195,58 +195,10 @@ class DenseIndex:
         wrong = ~np.isfinite(queries_QD).all(axis=1)
         if wrong.any():
             raise ValueError(f"query {int(wrong.argmax())} holds a NaN or infinite value")
-        longest = float(_norms(queries_QD).max(initial=0.0))
-        if longest * self.max_norm > _FLOAT32_MAX:
+        longest = float(norms(queries_QD).max()) if len(queries_QD) else 0.0
+        if longest * self.max_norm > _FLOAT32_MAX / 2:
             raise ValueError(
                 f"scores may overflow float32: the longest query has norm {longest:.3g}, "
                 f"the longest passage {self.max_norm:.3g}"
             )
         return queries_QD
-
-
-def _check_shapes(shards: Sequence[tuple[Sequence[str], np.ndarray]]) -> int:
-    """D of the shards; ValueError if they disagree or hold nothing."""
-    for number, (ids, matrix) in enumerate(shards):
-        if matrix.ndim != 2 or len(ids) != len(matrix):
-            raise ValueError(
-                f"shard {number}: {len(ids)} ids for a matrix of shape {matrix.shape}; "
-                "one row an id is needed"
-            )
-        if matrix.shape[1] != shards[0][1].shape[1] or matrix.shape[1] == 0:
-            raise ValueError(
-                f"shard {number} has dimension {matrix.shape[1]}, "
-                f"shard 0 has {shards[0][1].shape[1]}; all must have the same, above 0"
-            )
-    if not any(len(ids) for ids, _ in shards):
-        raise ValueError("no passages to index")
-    return shards[0][1].shape[1]
-
-
-def _view(faiss_index: faiss.IndexFlatIP) -> np.ndarray:
-    """The vectors of a flat index, float32 [N, D], without a copy."""
-    n_passages, dimension = faiss_index.ntotal, faiss_index.d
-    flat = faiss.rev_swig_ptr(faiss_index.get_xb(), n_passages * dimension)
-    return flat.reshape(n_passages, dimension)
-
-
-def _norms(vectors_ND: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(vectors_ND.astype(np.float64), axis=1)
-
-
-@njit(cache=True, nogil=True)
-def _dots(vectors_ND, rows_C, query_D):
-    """Inner products in float64 [C], summed in one fixed order: four interleaved running sums."""
-    dots_C = np.empty(len(rows_C), dtype=np.float64)
-    whole = len(query_D) - len(query_D) % 4
-    for c in range(len(rows_C)):
-        row = rows_C[c]
-        s0 = s1 = s2 = s3 = 0.0
-        for i in range(0, whole, 4):
-            s0 += np.float64(vectors_ND[row, i]) * np.float64(query_D[i])
-            s1 += np.float64(vectors_ND[row, i + 1]) * np.float64(query_D[i + 1])
-            s2 += np.float64(vectors_ND[row, i + 2]) * np.float64(query_D[i + 2])
-            s3 += np.float64(vectors_ND[row, i + 3]) * np.float64(query_D[i + 3])
-        for i in range(whole, len(query_D)):
-            s0 += np.float64(vectors_ND[row, i]) * np.float64(query_D[i])
-        dots_C[c] = (s0 + s1) + (s2 + s3)
-    return dots_C

@@ -1,69 +1,77 @@
-"""Passage ids of one index: validated, sorted, stored as fixed-width UTF-8.
+"""Passage ids of one index: validated, sorted, each row with its rank, which breaks ties.
 
-An index keeps its passages in ascending id order, so that "tie: lower id first" becomes "tie: lower
-row first" inside every kernel. UTF-8 bytes sort as code points do, so this is the order of ``str``.
+An index keeps its passages in the order they came, so that it can be built shard by shard, and its
+ids in ascending order: "tie: lower id first" is "tie: lower rank first" inside every kernel. Ids
+are fixed-width UTF-8, whose bytes sort as code points do, so the order is that of ``str``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 MISSING_ID = ""
 """Id of a hit that does not exist; its score is -inf."""
+_MOST_PASSAGES = 2**31 - 1
 
 
-def sort_ids(shards: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Sort the ids of all shards, as one collection.
+def encode_ids(ids: Sequence[str] | np.ndarray, what: str) -> np.ndarray:
+    """Ids as bytes [n], of strings or of UTF-8 bytes already; `what` names the shard in errors.
 
-    Returns ``ids`` (bytes, [N], ascending) and ``order`` (int64, [N]): ``order[i]`` is the row of
-    ``ids[i]`` when the shards are laid end to end. Raises ValueError for an id that is empty, not a
-    string, holds a NUL (numpy would drop it) or occurs twice.
+    Raises ValueError for an id that is empty, not a string, or holds a NUL (numpy would drop it).
     """
-    encoded = np.concatenate([_encode(ids, shard) for shard, ids in enumerate(shards)])
-    order = np.argsort(encoded, kind="stable")
-    ordered = encoded[order]
-    repeated = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if repeated.size:
-        example = bytes(ordered[repeated[0]]).decode()
-        raise ValueError(
-            f"{repeated.size} duplicate passage ids, the first is {example!r}; "
-            "an id must occur once in the whole collection"
-        )
-    return ordered, order
-
-
-def decode_rows(ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Ids (str, the shape of ``rows``) of rows of ``ids`` (bytes, [N]); row -1 gives MISSING_ID."""
-    if rows.size == 0:
-        return np.empty(rows.shape, dtype="U1")
-    found = np.strings.decode(ids[np.maximum(rows, 0)], "utf-8")
-    return np.where(rows < 0, MISSING_ID, found)
-
-
-def locate_rows(
-    rows: np.ndarray, shard_sizes: Sequence[int]
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Find rows of the collection in its shards.
-
-    Yields, for each shard that holds any of ``rows`` (int, [n], rows of the shards laid end to
-    end): the shard's number, the positions in ``rows`` it answers, and its own rows for them.
-    """
-    starts = np.concatenate([[0], np.cumsum(shard_sizes, dtype=np.int64)])
-    owner = np.searchsorted(starts, rows, side="right") - 1
-    for shard in np.unique(owner):
-        positions = np.flatnonzero(owner == shard)
-        yield int(shard), positions, rows[positions] - starts[shard]
-
-
-def _encode(ids: Sequence[str], shard: int) -> np.ndarray:
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "S":
+        empty = np.flatnonzero(ids == b"")
+        if empty.size:
+            raise ValueError(f"{what}, row {empty[0]}: passage id '' is empty or holds a NUL")
+        return ids
     for row, passage_id in enumerate(ids):
         if not isinstance(passage_id, str):
             raise ValueError(
-                f"shard {shard}, row {row}: passage id {passage_id!r} is a "
+                f"{what}, row {row}: passage id {passage_id!r} is a "
                 f"{type(passage_id).__name__}; ids are strings"
             )
         if not passage_id or "\0" in passage_id:
             raise ValueError(
-                f"shard {shard}, row {row}: passage id {passage_id!r} is empty or holds a NUL"
+                f"{what}, row {row}: passage id {passage_id!r} is empty or holds a NUL"
             )
     return np.strings.encode(np.array(ids, dtype=np.str_), "utf-8")
+
+
+def rank_ids(shards: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of all shards (bytes), as one collection.
+
+    Returns ``ids`` (bytes, [N], ascending) and ``ranks`` (int32, [N]): row i of the shards laid
+    end to end is the passage ``ids[ranks[i]]``. Raises ValueError for no ids, or one that occurs
+    twice.
+    """
+    together = np.concatenate(shards) if shards else np.empty(0, "S1")
+    if not len(together):
+        raise ValueError("no passages to index")
+    if len(together) > _MOST_PASSAGES:
+        raise ValueError(
+            f"{len(together)} passages to index; one index holds up to {_MOST_PASSAGES}"
+        )
+    order = np.argsort(together, kind="stable")
+    ids = together[order]
+    repeated = np.flatnonzero(ids[1:] == ids[:-1])
+    if repeated.size:
+        example = bytes(ids[repeated[0]]).decode()
+        raise ValueError(
+            f"{repeated.size} duplicate passage ids, the first is {example!r}; "
+            "an id must occur once in the whole collection"
+        )
+    ranks = np.empty(len(ids), dtype=np.int32)
+    ranks[order] = np.arange(len(ids), dtype=np.int32)
+    return ids, ranks
+
+
+def decode_ranks(ids: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Ids (str, the shape of ``ranks``) of ranks in ``ids``; rank -1 gives MISSING_ID."""
+    if ranks.size == 0:
+        return np.empty(ranks.shape, dtype="U1")
+    found = ids[np.maximum(ranks, 0)]
+    found[ranks < 0] = MISSING_ID.encode()
+    points = np.ascontiguousarray(found).view(np.uint8).reshape(*ranks.shape, -1)
+    if points.max() < 128:  # ASCII: a byte is a code point
+        return points.astype(np.uint32).view(f"U{points.shape[-1]}")[..., 0]
+    return np.strings.decode(found, "utf-8")

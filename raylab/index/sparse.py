@@ -1,32 +1,52 @@
 """Exact sparse retrieval: exhaustive term-at-a-time over flat postings.
 
-Passages are cut into windows of 65,536. Within a window, the postings of a term are two slices of
-two flat arrays: positions in the window (uint16) and impacts (float32), so that a posting takes 6
-bytes and the accumulator (256 KB) stays in cache. All queries of a block pass over a window before
-the next is touched, so that a memory-mapped index is read from front to back.
+Passages are cut into windows of 65,536, in the order they came. Within a window, the postings of a
+term are two slices of two flat arrays: positions in the window (uint16) and impacts, so that the
+scores of a window (256 KB) stay in cache. All queries of a block pass over a window before the next
+is touched, so that a memory-mapped index is read from front to back.
 
 A score is the float32 sum over the query's terms in ascending term order: it depends on the query
-and the passage alone, never on how the collection was sharded.
+and the passage alone, never on how the collection was sharded. Impacts are kept as
+
+- ``float32``: 6 bytes a posting;
+- ``float16``: 4 bytes; nothing is lost of embedding shards, which hold float16;
+- ``uint8``: 3 bytes, steps of ``largest_impact`` / 255, at least one: what it loses is measured by
+  `raylab.index.agreement.agreement`. Indexes of one collection built apart need one
+  ``largest_impact``, or their scores do not compare.
 
 Shapes: Q queries, N passages, V terms, W windows, P postings, k hits.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import scipy.sparse as sp
 from numba import njit
 
-from raylab.index.ids import decode_rows, locate_rows, sort_ids
+from raylab.index.files import made_files, open_array
+from raylab.index.half import as_float32, stored
+from raylab.index.ids import decode_ranks, rank_ids
+from raylab.index.postings import WINDOW, inspect, window_postings
+from raylab.index.shards import (
+    VALUE_TYPES,
+    Source,
+    SparseShard,
+    opened_sparse,
+    sparse_rows,
+    value_type,
+)
+from raylab.index.threads import run_blocks
 from raylab.index.topk import Selection, check_k, offer
 
-_FORMAT = "raylab.sparse.1"
-_WINDOW = 65_536
+_FORMAT = "raylab.sparse.2"
 _QUERY_BLOCK = 256
-_ARRAYS = ("ids", "offsets", "positions", "impacts")
+_ARRAYS = ("ids", "ranks", "offsets", "positions", "impacts")
+_FILES = (*(f"{name}.npy" for name in _ARRAYS), "index.json")
+_IMPACT_TYPES = {**VALUE_TYPES, "uint8": np.uint8}
+_LEVELS = 255
+_LINE, _TOUCHED = 16, 128  # postings: of a cache line of float32, before the prefetcher is on
 
 SparseRows: TypeAlias = Any
 """A scipy sparse matrix, rows passages or queries, columns terms (scipy ships no types to name)."""
@@ -35,18 +55,25 @@ SparseRows: TypeAlias = Any
 class SparseIndex:
     """Postings of non-negative impacts, searched exactly; make one with ``build`` or ``load``.
 
-    ``ids``: bytes [N], ascending; passage i lies in window ``i // 65536`` at position ``i %
-    65536``. ``offsets``: int64 [W, V + 1]; the postings of term t in window w are ``offsets[w, t]``
-    to ``offsets[w, t + 1]`` of ``positions`` (uint16, [P]) and ``impacts`` (float32, [P]). An index
-    is immutable; threads may search it at the same time (the search releases the GIL).
+    ``ids``: bytes [N], ascending. ``ranks``: int32 [N]; row i, of window ``i // 65536``, is the
+    passage ``ids[ranks[i]]``. ``offsets``: int64 [W, V + 1]; the postings of term t in window w are
+    ``offsets[w, t]`` to ``offsets[w, t + 1]`` of ``positions`` (uint16, [P]) and ``impacts`` (float32,
+    float16 or uint8, [P]), which times ``scale`` are the impacts. An index is immutable; threads
+    may search it at the same time (the search releases the GIL).
     """
 
     def __init__(
-        self, ids: np.ndarray, offsets: np.ndarray, positions: np.ndarray, impacts: np.ndarray
+        self,
+        ids: np.ndarray,
+        ranks: np.ndarray,
+        offsets: np.ndarray,
+        positions: np.ndarray,
+        impacts: np.ndarray,
+        scale: float = 1.0,
     ):
-        self.ids = ids
+        self.ids, self.ranks, self.scale = ids, ranks, scale
         self.offsets, self.positions, self.impacts = offsets, positions, impacts
-        for array in (offsets, positions, impacts):
+        for array in (ranks, offsets, positions, impacts):
             array.flags.writeable = False
 
     def __len__(self) -> int:
@@ -62,36 +89,76 @@ class SparseIndex:
         """P, the number of (passage, term) pairs with an impact above 0."""
         return len(self.positions)
 
-    @classmethod
-    def build(cls, shards: Iterable[tuple[Sequence[str], SparseRows]]) -> "SparseIndex":
-        """Index (ids, matrix) shards: ids [n] str, matrix [n, V] sparse, impacts kept as float32.
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the postings and their offsets, without the ids."""
+        return self.positions.nbytes + self.impacts.nbytes + self.offsets.nbytes
 
-        Empty rows and explicit zeros are allowed. Needs 6 bytes a posting beyond the shards. Raises
-        ValueError for no passages, ids and rows that do not match, shards of different V, a NaN,
-        infinite or negative impact, and ids that are duplicate, empty or not strings.
+    @classmethod
+    def build(
+        cls,
+        shards: Iterable[Source],
+        directory: str | Path | None = None,
+        dtype: str | None = None,
+        largest_impact: float | None = None,
+    ) -> "SparseIndex":
+        """Index (ids [n] str, matrix [n, V] scipy sparse) pairs, or folders of embedding shards.
+
+        Empty rows and explicit zeros are allowed. ``directory``: write the index there as it is
+        built and return it memory-mapped; then no more than a shard, a window and the ids are in
+        memory. ``dtype``: "float32", "float16" or "uint8"; by default float16 if every shard holds
+        that, so that nothing is lost, and float32 if not. ``largest_impact``: the top of the scale
+        of uint8, the collection's largest if not given.
+
+        Raises ValueError for no passages, ids and rows that do not match, shards of different V, a
+        NaN, infinite or negative impact, one above ``largest_impact``, and ids that are duplicate,
+        empty or not strings; nothing is left in ``directory`` then.
         """
-        shards = list(shards)
-        matrices = [_check_shard(number, *shard) for number, shard in enumerate(shards)]
-        if not any(matrix.shape[0] for matrix in matrices):
-            raise ValueError("no passages to index")
-        widths = sorted({matrix.shape[1] for matrix in matrices})
-        if len(widths) > 1:
-            raise ValueError(f"shards have vocabularies of different sizes: {widths}")
-        ids, order = sort_ids([shard_ids for shard_ids, _ in shards])
-        starts = range(0, len(ids), _WINDOW)
-        n_postings = sum(int(np.count_nonzero(matrix.data)) for matrix in matrices)
-        offsets = np.empty((len(starts), widths[0] + 1), dtype=np.int64)
-        positions = np.empty(n_postings, dtype=np.uint16)
-        impacts = np.empty(n_postings, dtype=np.float32)
+        folder = None if directory is None else Path(directory)
+        if folder is not None:
+            with made_files(folder, _FILES), opened_sparse(shards, folder) as opened:
+                index = cls._build(opened, folder, dtype, largest_impact)
+                unmapped = ("ids", "ranks") if index.n_postings else _ARRAYS
+                index._save(folder, unmapped)
+            return cls.load(folder)
+        with opened_sparse(shards) as opened:
+            return cls._build(opened, None, dtype, largest_impact)
+
+    @classmethod
+    def _build(
+        cls,
+        shards: list[SparseShard],
+        folder: Path | None,
+        dtype: str | None,
+        largest_impact: float | None,
+    ) -> "SparseIndex":
+        ids, ranks = rank_ids([shard.ids for shard in shards])
+        inspected = [inspect(shard) for shard in shards]
+        kept = _IMPACT_TYPES[value_type(dtype, [s.impacts.dtype for s in shards], _IMPACT_TYPES)]
+        scale = 1.0
+        if kept is np.uint8:
+            scale = _scale(max(largest for _, largest in inspected), largest_impact)
+        n_postings, n_terms = sum(count for count, _ in inspected), shards[0].vocabulary_size
+        n_windows = -(-len(ids) // WINDOW)
+
+        def make(name: str, shape: tuple[int, ...], of: Any) -> np.ndarray:
+            if folder is None or not n_postings:  # an empty file cannot be mapped
+                return np.empty(shape, dtype=of)
+            return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", of, shape)
+
+        offsets = make("offsets", (n_windows, n_terms + 1), np.int64)
+        positions = make("positions", (n_postings,), np.uint16)
+        impacts = make("impacts", (n_postings,), kept)
         filled = 0
-        for window, start in enumerate(starts):
-            columns = _gather(matrices, order[start : start + _WINDOW]).tocsc()
-            columns.eliminate_zeros()
-            postings = slice(filled, filled + columns.nnz)
-            offsets[window] = columns.indptr.astype(np.int64) + filled
-            positions[postings], impacts[postings] = columns.indices, columns.data
-            filled += columns.nnz
-        return cls(ids, offsets, positions, impacts)
+        for window in range(n_windows):
+            start, stop = window * WINDOW, min(len(ids), (window + 1) * WINDOW)
+            own_offsets, own_positions, values = window_postings(shards, start, stop, n_terms)
+            own = slice(filled, filled + len(values))
+            offsets[window] = own_offsets + filled
+            positions[own] = own_positions
+            impacts[own] = _compact(values, kept, scale)
+            filled += len(values)
+        return cls(ids, ranks, offsets, positions, impacts, scale)
 
     def save(self, directory: str | Path) -> None:
         """Write the arrays as .npy files and ``index.json`` into ``directory``, made if need be.
@@ -100,8 +167,11 @@ class SparseIndex:
         business.
         """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in _ARRAYS:
+        with made_files(directory, _FILES):
+            self._save(directory, _ARRAYS)
+
+    def _save(self, directory: Path, names: Iterable[str]) -> None:
+        for name in names:
             np.save(directory / f"{name}.npy", getattr(self, name))
         (directory / "index.json").write_text(json.dumps(self._description(), indent=1) + "\n")
 
@@ -115,103 +185,105 @@ class SparseIndex:
                 f"{directory / 'index.json'}: format is {description.get('format')!r}; "
                 f"a sparse index has {_FORMAT!r}"
             )
-        arrays = [np.asarray(np.load(directory / f"{n}.npy", mmap_mode="r")) for n in _ARRAYS]
-        index = cls(*arrays)
+        arrays = [open_array(directory / f"{name}.npy") for name in _ARRAYS]
+        index = cls(*arrays, scale=description["scale"])
         found = index._description()
-        if found != description or len(index.impacts) != index.n_postings:
+        whole = len(index.impacts) == index.n_postings and len(index.ranks) == len(index)
+        if found != description or not whole:
             raise ValueError(f"{directory}: the arrays hold {found}; index.json says {description}")
         return index
 
-    def search(self, queries: SparseRows, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: SparseRows, k: int, *, threads: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The best k passages of each query: (ids [Q, k] str, scores [Q, k] float32).
 
         ``queries`` [Q, V] holds non-negative weights. A passage that shares no term with the query
-        is no hit; order and padding are those of the package. Raises ValueError for k < 1, another
-        V than the index's, a NaN, infinite or negative weight, or a score that float32 cannot hold.
+        is no hit; order and padding are those of the package. ``threads``: blocks of queries
+        searched at a time. Raises ValueError for k < 1, another V than the index's, a NaN, infinite
+        or negative weight, or a score that float32 cannot hold.
         """
         k = check_k(k)
-        weights = _check_values("queries", queries)
+        weights = _check_queries(queries)
         if weights.shape[1] != self.vocabulary_size:
             raise ValueError(
                 f"queries have {weights.shape[1]} terms; this index has {self.vocabulary_size}"
             )
         depth = min(k, len(self))
-        rows_Qk = np.full((weights.shape[0], k), -1, dtype=np.int64)
+        ranks_Qk = np.full((weights.shape[0], k), -1, dtype=np.int64)
         scores_Qk = np.full((weights.shape[0], k), -np.inf, dtype=np.float32)
-        for start in range(0, weights.shape[0], _QUERY_BLOCK):
-            block = slice(start, start + _QUERY_BLOCK)
-            rows_Qk[block, :depth], scores_Qk[block, :depth] = self._search(weights[block], depth)
+
+        def fill(block: slice) -> None:
+            ranks_Qk[block, :depth], scores_Qk[block, :depth] = self._search(weights[block], depth)
+
+        run_blocks(fill, weights.shape[0], _QUERY_BLOCK, threads)
         if np.isposinf(scores_Qk).any():
             query = int(np.isposinf(scores_Qk).any(axis=1).argmax())
             raise ValueError(f"query {query}: a score overflows float32; scale the weights down")
-        return decode_rows(self.ids, rows_Qk), scores_Qk
+        return decode_ranks(self.ids, ranks_Qk), scores_Qk
 
     def _search(self, weights: SparseRows, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        best = Selection(weights.shape[0], depth, floor=0.0)
+        best = Selection(weights.shape[0], depth, above=0.0)
         _search_windows(
             self.offsets,
             self.positions,
-            self.impacts,
-            len(self),
+            stored(self.impacts),
+            self.ranks,
             weights.indptr.astype(np.int64),
             weights.indices.astype(np.int64),
-            weights.data,
-            best.scores,
-            best.rows,
+            weights.data * np.float32(self.scale),
+            best.keys,
             best.sizes,
             best.floors,
+            best.worst,
             depth,
         )
         return best.ranked()
 
-    def _description(self) -> dict[str, str | int]:
+    def _description(self) -> dict[str, str | int | float]:
         return {
             "format": _FORMAT,
             "passages": len(self),
             "vocabulary_size": self.vocabulary_size,
             "postings": self.n_postings,
-            "window": _WINDOW,
+            "dtype": self.impacts.dtype.name,
+            "scale": self.scale,
+            "window": WINDOW,
         }
 
 
-def _check_shard(number: int, ids: Sequence[str], matrix: SparseRows) -> SparseRows:
-    rows = _check_values(f"shard {number}", matrix)
-    if len(ids) != rows.shape[0]:
+def _scale(largest: float, wanted: float | None) -> float:
+    """The step of uint8 impacts."""
+    if wanted is None:
+        return largest / _LEVELS if largest else 1.0
+    if not np.isfinite(wanted) or wanted <= 0 or largest > wanted:
         raise ValueError(
-            f"shard {number}: {len(ids)} ids for {rows.shape[0]} rows; one row an id is needed"
+            f"largest_impact is {wanted}; it must be finite and at least the largest, {largest:g}"
         )
-    return rows
+    return wanted / _LEVELS
 
 
-def _check_values(what: str, matrix: SparseRows) -> SparseRows:
-    """As float32 CSR, rows sorted by term, no term twice; the caller's matrix is left as it is."""
-    if not sp.issparse(matrix) or matrix.ndim != 2:
-        raise ValueError(f"{what}: a {type(matrix).__name__}; a 2-d scipy sparse matrix is needed")
-    rows = sp.csr_array(matrix, dtype=np.float32)
-    if not rows.has_canonical_format:
-        rows = rows.copy()
-        rows.sum_duplicates()
+def _compact(impacts: np.ndarray, kept: Any, scale: float) -> np.ndarray:
+    if kept is np.uint8:
+        return np.clip(np.rint(impacts / np.float32(scale)), 1, _LEVELS).astype(np.uint8)
+    with np.errstate(over="ignore"):
+        values = impacts.astype(kept)
+    if not np.isfinite(values).all():
+        raise ValueError(f"an impact of {impacts.max():g} does not fit {np.dtype(kept).name}")
+    return values
+
+
+def _check_queries(queries: SparseRows) -> SparseRows:
+    rows = sparse_rows("queries", queries)
     wrong = ~(np.isfinite(rows.data) & (rows.data >= 0))
     if wrong.any():
         place = int(wrong.argmax())
         row = int(np.searchsorted(rows.indptr, place, side="right")) - 1
         raise ValueError(
-            f"{what}, row {row}, term {rows.indices[place]}: value {rows.data[place]}; "
-            "impacts are finite and not negative"
+            f"queries, row {row}, term {rows.indices[place]}: value {rows.data[place]}; "
+            "weights are finite and not negative"
         )
     return rows
-
-
-def _gather(matrices: Sequence[SparseRows], rows: np.ndarray) -> SparseRows:
-    """The given rows of the matrices laid end to end, in the given order."""
-    sizes = [matrix.shape[0] for matrix in matrices]
-    located = list(locate_rows(rows, sizes))
-    stacked: SparseRows = sp.vstack(
-        [matrices[shard][own] for shard, _, own in located], format="csr"
-    )
-    if len(located) == 1:
-        return stacked
-    return stacked[np.argsort(np.concatenate([positions for _, positions, _ in located]))]
 
 
 @njit(cache=True, nogil=True)
@@ -219,36 +291,51 @@ def _search_windows(
     offsets,
     positions,
     impacts,
-    n_passages,
+    ranks,
     query_starts,
     query_terms,
     query_weights,
-    best_scores,
-    best_rows,
+    best_keys,
     sizes,
     floors,
+    worst,
     k,
 ):
-    scores = np.zeros(min(_WINDOW, n_passages), dtype=np.float32)
+    scores = np.zeros(min(WINDOW, len(ranks)), dtype=np.float32)
     for window in range(offsets.shape[0]):
-        first_row = window * _WINDOW
-        width = min(_WINDOW, n_passages - first_row)
+        first_row = window * WINDOW
+        width = min(WINDOW, len(ranks) - first_row)
+        own_ranks = ranks[first_row : first_row + width]
         for q in range(len(sizes)):
-            touched = False
+            touched = _touch(
+                offsets[window],
+                positions,
+                impacts,
+                query_terms[query_starts[q] : query_starts[q + 1]],
+            )
             for i in range(query_starts[q], query_starts[q + 1]):
-                term = query_terms[i]
                 weight = query_weights[i]
-                for p in range(offsets[window, term], offsets[window, term + 1]):
-                    scores[positions[p]] += weight * impacts[p]
-                    touched = True
+                start = offsets[window, query_terms[i]]
+                stop = offsets[window, query_terms[i] + 1]
+                term_positions, term_impacts = positions[start:stop], impacts[start:stop]
+                for p in range(stop - start):
+                    scores[term_positions[p]] += weight * as_float32(term_impacts[p])
             if touched:
-                sizes[q], floors[q] = offer(
-                    scores[:width],
-                    first_row,
-                    best_scores[q],
-                    best_rows[q],
-                    sizes[q],
-                    floors[q],
-                    k,
+                sizes[q], floors[q], worst[q] = offer(
+                    scores[:width], own_ranks, best_keys[q], sizes[q], floors[q], worst[q], k
                 )
                 scores[:width] = 0.0
+
+
+@njit(cache=True, nogil=True)
+def _touch(offsets, positions, impacts, terms):
+    """Whether any term has postings; reads the beginning of all their lists.
+
+    The reads do not depend on each other, so the processor waits for memory once, not once a list.
+    """
+    seen = 0
+    for term in terms:
+        start = offsets[term]
+        for p in range(start, min(offsets[term + 1], start + _TOUCHED), _LINE):
+            seen |= np.int64(positions[p]) + 1 + np.int64(impacts[p] > 0)
+    return seen > 0

@@ -92,67 +92,106 @@ def _best_order(ids_QM: np.ndarray, scores_QM: np.ndarray, k: int) -> np.ndarray
 
 
 class Selection:
-    """The running best k of Q queries, fed by ``offer`` with scores in ascending row order.
+    """The running best k of Q queries, as sort keys: what orders hits is one unsigned integer.
 
-    Rows are offered in ascending order, so of two equal scores the one seen first wins. Scores must
-    be finite; only those above ``floor`` count. State, for kernels: ``scores`` (float32,
-    [Q, C]), ``rows`` (int64, [Q, C]), ``sizes`` (int64, [Q]), ``floors`` (float32, [Q]).
+    A key is the score's bits, turned so that better scores are smaller, above the passage's rank
+    among the ids: ascending keys are descending scores, ties by id. State, for kernels: ``keys``
+    (uint64, [Q, C]), ``sizes`` (int64, [Q]), ``floors`` (float32, [Q]: scores below it are no
+    hits), ``worst`` (uint64, [Q]: keys of hits are below it). Scores must be finite.
     """
 
-    def __init__(self, n_queries: int, k: int, floor: float = -np.inf):
-        capacity = 2 * k
+    def __init__(self, n_queries: int, k: int, above: float = -np.inf):
+        """Only scores greater than ``above`` count."""
         self.k = k
-        self.scores = np.empty((n_queries, capacity), dtype=np.float32)
-        self.rows = np.empty((n_queries, capacity), dtype=np.int64)
+        self.keys = np.empty((n_queries, 2 * k), dtype=np.uint64)
         self.sizes = np.zeros(n_queries, dtype=np.int64)
-        self.floors = np.full(n_queries, floor, dtype=np.float32)
+        self.floors = np.full(n_queries, above, dtype=np.float32)
+        self.worst = np.full(n_queries, sort_key(np.float32(above), 0), dtype=np.uint64)
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """(rows [Q, k] int64, scores [Q, k] float32) in order; missing: row -1, score -inf."""
-        filled = np.arange(self.scores.shape[1]) < self.sizes[:, None]
-        scores = np.where(filled, self.scores, np.float32(-np.inf))
-        rows = np.where(filled, self.rows, -1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : self.k]
-        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        """(ranks [Q, k] int64, scores [Q, k] float32) in order; missing: rank -1, score -inf."""
+        filled = np.arange(self.keys.shape[1]) < self.sizes[:, None]
+        keys = np.sort(np.where(filled, self.keys, _NO_HIT), axis=1)
+        return unpack_keys(keys[:, : self.k])
+
+
+_NO_HIT = np.uint64(2**64 - 1)
+
+
+def unpack_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ranks int64, scores float32) of sort keys; the largest key, no hit, gives -1 and -inf."""
+    turned = ~(keys >> np.uint64(32)).astype(np.uint32)
+    bits = np.where(turned >> np.uint32(31), turned ^ np.uint32(2**31), ~turned)
+    missing = keys == _NO_HIT
+    ranks = np.where(missing, -1, (keys & np.uint64(2**32 - 1)).astype(np.int64))
+    return ranks, np.where(missing, np.float32(-np.inf), bits.view(np.float32))
 
 
 @njit(cache=True, nogil=True)
-def offer(scores_N, first_row, best_scores_C, best_rows_C, size, floor, k):
-    """Add to one query's selection the rows whose score is above ``floor``.
+def sort_key(score, rank):
+    """The sort key of a float32 score and a rank: smaller is better."""
+    bits = np.float32(score + np.float32(0.0)).view(np.uint32)  # -0.0 becomes 0.0: they tie
+    turned = ~bits if bits >> np.uint32(31) else bits | np.uint32(0x80000000)
+    return (np.uint64(~np.uint32(turned)) << np.uint64(32)) | np.uint64(rank)
 
-    Returns the new (size, floor). The buffer takes up to C >= 2k entries and is then cut to k,
-    which raises the floor to the k-th score: a linear selection once in k insertions, no heap.
+
+@njit(cache=True, nogil=True)
+def offer(scores_N, ranks_N, keys_C, size, floor, worst, k):
+    """Add to one query's selection the passages whose key is better than ``worst``.
+
+    Returns the new (size, floor, worst). The buffer takes up to C >= 2k keys and is then cut to k,
+    which sets ``worst`` to the k-th: a linear selection once in k insertions, no heap. Stretches of
+    scores below ``floor``, most of them soon, are passed over by vector comparisons.
     """
-    capacity = best_scores_C.shape[0]
-    for j in range(scores_N.shape[0]):
-        score = scores_N[j]
-        if score > floor:
-            if size == capacity:
-                size, floor = _cut(best_scores_C, best_rows_C, size, k)
-                if score <= floor:
+    n = scores_N.shape[0]
+    for start in range(0, n, STRETCH):
+        if none_reaches(scores_N[start : start + STRETCH], floor):
+            continue
+        for j in range(start, min(start + STRETCH, n)):
+            if scores_N[j] >= floor:
+                key = sort_key(scores_N[j], ranks_N[j])
+                if key >= worst:
                     continue
-            best_scores_C[size] = score
-            best_rows_C[size] = first_row + j
-            size += 1
-    return size, floor
+                if size == keys_C.shape[0]:
+                    worst = _cut(keys_C, size, k)
+                    size = k
+                    floor = _score_of(worst)
+                    if key >= worst:
+                        continue
+                keys_C[size] = key
+                size += 1
+    return size, floor, worst
+
+
+STRETCH = 64
+"""Scores compared at a time."""
 
 
 @njit(cache=True, nogil=True)
-def _cut(best_scores_C, best_rows_C, size, k):
-    """Keep the k best of ``size`` > k entries, in place and in row order; of equals, the first."""
-    kth = np.partition(best_scores_C[:size], size - k)[size - k]
-    room_for_equal = k
-    for i in range(size):
-        if best_scores_C[i] > kth:
-            room_for_equal -= 1
+def none_reaches(scores, floor):
+    """Whether all of a stretch, or of what is left of one, is below ``floor``."""
+    if len(scores) < STRETCH:
+        return False
+    reached = np.int32(0)
+    for j in range(STRETCH):  # of a known length, or it is not vectorised
+        reached += np.int32(scores[j] >= floor)
+    return reached == 0
+
+
+@njit(cache=True, nogil=True)
+def _cut(keys_C, size, k):
+    """Keep the k best of ``size`` > k keys, in place; returns the k-th."""
+    kth = np.partition(keys_C[:size], k - 1)[k - 1]
     kept = 0
     for i in range(size):
-        score = best_scores_C[i]
-        if score < kth or (score == kth and room_for_equal == 0):
-            continue
-        if score == kth:
-            room_for_equal -= 1
-        best_scores_C[kept] = score
-        best_rows_C[kept] = best_rows_C[i]
-        kept += 1
-    return kept, kth
+        if keys_C[i] <= kth:
+            keys_C[kept] = keys_C[i]
+            kept += 1
+    return kth
+
+
+@njit(cache=True, nogil=True)
+def _score_of(key):
+    turned = np.uint32(~np.uint32(key >> np.uint64(32)))
+    bits = turned ^ np.uint32(0x80000000) if turned >> np.uint32(31) else ~turned
+    return np.uint32(bits).view(np.float32)

@@ -64,6 +64,7 @@ def connect(execution: Execution) -> Iterator[None]:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = False
+    context.raise_original_map_exception = True  # else it is lost on its way to the driver
     # Ray Data logs every failure with its stack, then raises it: the driver says it once, in one line.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     for name in ("ray.tune", "ray.train"):
@@ -73,11 +74,6 @@ def connect(execution: Execution) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
-
-
-def is_connected() -> bool:
-    """Whether this process is."""
-    return ray.is_initialized()
 
 
 def core() -> float:

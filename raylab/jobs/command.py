@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from raylab.artifacts import Store
+from raylab.artifacts import StorageError, Store
 from raylab.config import PRECISIONS, ConfigError, Execution, Grid
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
@@ -21,7 +21,7 @@ from raylab.models.teachers import check_teacher
 from raylab.plan import named_device, plan_grid, plan_rows
 from raylab.results import RESULTS
 
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT, EXIT_STORAGE = 2, 1
 EXIT_FAILED = 1
 
 
@@ -214,7 +214,8 @@ def show_plan(
 def run_experiment(description: str, grid: Grid, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run, and end with the table, the plot and where everything is.
 
-    Returns the exit status: 0, 2 for bad input (one clear line, nothing left behind).
+    Returns the exit status: 0, 2 for bad input (one clear line, nothing left behind), 1 for a storage
+    that cannot be written to (one line; the same command goes on).
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = parser(description, grid).parse_args(arguments)
@@ -234,6 +235,9 @@ def run_experiment(description: str, grid: Grid, arguments: Sequence[str] | None
         # The libraries' own explanations run over several lines.
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return EXIT_BAD_INPUT
+    except StorageError as error:
+        print("error:", error, file=sys.stderr)
+        return EXIT_STORAGE
     outcome.report.show(console)
     for label, path in outcome.report.paths.items():
         print(f"{label:>14}  {path}")

@@ -9,9 +9,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import ray
+
 from raylab.artifacts import Store
-from raylab.config import ConfigError
+from raylab.config import ConfigError, Execution
 from raylab.data.faults import CollectionError
+from raylab.jobs.cluster import connect
 
 log = logging.getLogger("raylab")
 _STAGES = (
@@ -57,6 +60,15 @@ def sole_driver(store: Store) -> Iterator[None]:
             path.unlink()
             _remove_empty(Path(store.root), keep=not fresh)
             raise
+
+
+def take_over(
+    stack: contextlib.ExitStack, store: Store, execution: Execution | None = None
+) -> None:
+    """Be the storage's driver and connect to Ray until `stack` ends, unless that was done."""
+    if not ray.is_initialized():
+        stack.enter_context(sole_driver(store))
+        stack.enter_context(connect(execution or Execution(storage=store.uri)))
 
 
 def _remove_empty(folder: Path, keep: bool) -> None:

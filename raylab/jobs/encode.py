@@ -22,7 +22,7 @@ from raylab.config import Backbone, Encoding, Execution, HeadKind, identity
 from raylab.data.tokens import PassageStore
 from raylab.encoding import encode_rows, write_shard
 from raylab.jobs.ingest import PASSAGES, load_topics
-from raylab.jobs.pool import room_of, run_on_actors
+from raylab.jobs.pool import encoders, run_on_actors
 from raylab.jobs.texts import Texts
 from raylab.models.opening import AnyRetriever, open_retriever
 from raylab.models.retriever import Matrix, Retriever, collapse
@@ -200,7 +200,7 @@ def encode_all(
     run_on_actors(
         lambda: Encoder.options(**resources).remote(store, execution),
         tasks,
-        room_of(execution),
+        lambda: encoders(execution),
         lambda actor, task: actor.encode.remote(task),
         finished,
         next_for,

@@ -17,7 +17,7 @@ from raylab.jobs.collect import BM25
 from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
 from raylab.jobs.ingest import PASSAGES
 from raylab.jobs.monitor import Monitor
-from raylab.jobs.pool import room_of
+from raylab.jobs.pool import encoders
 from raylab.jobs.profile import Profile, profile_subject
 from raylab.jobs.scan import Scan, scan_all, scanned_profile, shard_addresses
 from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
@@ -277,4 +277,4 @@ class Measuring:
         }
 
     def _tasks_at_once(self) -> int:
-        return 4 * room_of(self.execution)()
+        return 4 * encoders(self.execution)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.artifacts import Address, Artifact, Store, sha256_of
-from raylab.config import quarantined_kinds
+from raylab.config import fault_identity
 from raylab.data.collections import TRAIN, VALIDATION
 from raylab.data.faults import CollectionError, Quarantine
 from raylab.data.scores import Left, scores_by_query
@@ -58,11 +58,6 @@ class Mining:
         path = Path(self.source)
         return path if self.source != BM25 and path.is_file() else None
 
-    def policy(self) -> dict[str, Any]:
-        """The part of an identity that says which faults are left out."""
-        kinds = quarantined_kinds(self.on_fault)
-        return {"quarantined": sorted(kinds)} if kinds else {}
-
     def identity(self, models_dir: str | None = None) -> dict[str, Any]:
         """What decides which candidates are found: contents, not places."""
         facts: dict[str, Any] = {
@@ -72,7 +67,7 @@ class Mining:
         }
         if self.run is not None:
             facts["run"] = sha256_of(self.run)
-            facts |= self.policy()
+            facts |= fault_identity(self.on_fault)
         elif self.source != BM25:
             facts["retriever"] = teacher_fingerprint(self.source, models_dir)
         return facts
@@ -220,7 +215,7 @@ def mine(
     store: Store,
     collection: Artifact,
     mining: Mining,
-    actors: int,
+    actors: int | None,
     models_dir: str | None = None,
     pool: Pool = ray_pool,
 ) -> Artifact:
@@ -238,13 +233,13 @@ def mine(
     if mining.run is not None:
         return _mine_run(store, address, folder, part, mining, asks)
     tasks = index_tasks(store, collection, part, mining.source, models_dir)
-    indexes = make_shards(store, tasks, Indexer(store, mining.source, models_dir), actors, pool)
+    indexes = make_shards(store, tasks, Indexer(store, mining.source, models_dir), pool, actors)
     shards = make_shards(
         store,
         list(_tasks(address, asks)),
         _Miner(store, folder, part, mining, tuple(indexes), models_dir),
-        actors,
         pool,
+        actors,
     )
     with store.draft(address) as draft:
         found = (one for shard in shards for one in candidates_by_query(store.local(shard)))

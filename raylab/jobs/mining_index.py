@@ -53,7 +53,7 @@ def index_tasks(
     tasks = []
     for start in range(0, count, size):
         rows = range(start, min(start + size, count))
-        identity = {**what, "rows": [rows.start, rows.stop]}
+        identity = {**what, "format": 2, "rows": [rows.start, rows.stop]}
         inputs = {"collection": collection.fingerprint}
         address = Address("index", f"{name}-{start:09d}", identity, inputs)
         tasks.append(IndexTask(address, folder, part, rows))

@@ -86,7 +86,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Show progress while the block runs."""
+        """Show progress while the block runs; its last line says how far it came."""
         self.board = Board.remote()
         thread = threading.Thread(
             target=self._plain_loop if self.plain else self._live_loop, daemon=True
@@ -97,6 +97,7 @@ class Monitor:
         finally:
             self._stop.set()
             thread.join(timeout=5)
+            self.say(self.summary({}))
             sys.stdout.flush()
 
     def _beats(self) -> dict[str, Beat]:

@@ -89,13 +89,12 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def room_of(execution: Execution) -> Callable[[], int]:
+def room(resource: str, each: float) -> int:
+    """How many actors that hold `each` of a resource the cluster takes now; at least one."""
+    return max(1, int(ray.cluster_resources().get(resource, 0) / each))
+
+
+def encoders(execution: Execution) -> int:
     """How many encoding actors there may be: so many as are asked for, or (0) as the cluster takes now."""
-
-    def room() -> int:
-        if execution.encoding_actors:
-            return execution.encoding_actors
-        resource, each = ("GPU", 1.0) if execution.use_gpu else ("CPU", execution.encoder_cpus)
-        return max(1, int(ray.cluster_resources().get(resource, 0) / each))
-
-    return room
+    resource, each = ("GPU", 1.0) if execution.use_gpu else ("CPU", execution.encoder_cpus)
+    return execution.encoding_actors or room(resource, each)

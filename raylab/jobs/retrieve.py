@@ -25,7 +25,7 @@ from raylab.encoding import as_stored, read_row, shards
 from raylab.index.topk import merge_topk
 from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
 from raylab.jobs.ingest import PASSAGES, ingest
-from raylab.jobs.pool import room_of
+from raylab.jobs.pool import encoders
 from raylab.jobs.scan import Scan, scan_all, shard_addresses
 from raylab.jobs.search import (
     Evaluation,
@@ -139,7 +139,7 @@ class Retrieval:
         if calls:
             self.connect()
             self.say(f"indexing {len(calls)} of {len(addresses)} shard(s)")
-            run_all(calls, 4 * room_of(self.execution)(), lambda: None)
+            run_all(calls, 4 * encoders(self.execution), lambda: None)
         return [self.store.committed(address) for address in addresses]
 
     def search(self, text: str, k: int) -> list[Hit]:

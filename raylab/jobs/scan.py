@@ -34,7 +34,7 @@ from raylab.evaluation.entropy import Pairs
 from raylab.index.topk import merge_topk
 from raylab.jobs.encode import ShardEncoder, Subject, actor_resources, passage_task
 from raylab.jobs.ingest import PASSAGES
-from raylab.jobs.pool import room_of, run_on_actors
+from raylab.jobs.pool import encoders, run_on_actors
 from raylab.jobs.profile import (
     Profile,
     Queries,
@@ -306,7 +306,7 @@ def scan_all(
     run_on_actors(
         lambda: ScanActor.options(**resources).remote(store, execution),
         missing,
-        room_of(execution),
+        lambda: encoders(execution),
         lambda actor, piece: actor.scan.remote(piece),
         scanned,
         _next_piece,

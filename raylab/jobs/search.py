@@ -1,6 +1,6 @@
 """Index and search on Ray tasks: embedding shards -> index shards -> top-k a shard -> one run file.
 
-index artifact      one shard: faiss (dense) or postings (sparse)
+index artifact      one shard: vectors (dense) or postings (sparse)
 run artifact        run.trec.gz of one subject on one split; seconds of the search and bytes of the
                     index in its manifest
 measures artifact   measures.parquet: value of each measure for each query; in its manifest, how many
@@ -43,15 +43,14 @@ def index_class(head: HeadKind) -> type[DenseIndex] | type[SparseIndex]:
 
 def index_address(shard: Artifact | Address) -> Address:
     name = shard.name if isinstance(shard, Address) else shard.manifest["name"]
-    return Address(INDEX, name, {"format": 1}, {"shard": shard.fingerprint})
+    return Address(INDEX, name, {"format": 2}, {"shard": shard.fingerprint})
 
 
 @ray.remote(num_cpus=1, max_retries=5)
 def build_index(store: Store, shard: Artifact) -> None:
     """Commit the index of one embedding shard."""
     with store.draft(index_address(shard)) as draft:
-        index = index_class(shard.meta["head"]).build([read_shard(store.local(shard))])  # type: ignore[arg-type]
-        index.save(draft.path)
+        index_class(shard.meta["head"]).build([store.local(shard)], draft.path)
         draft.meta.update(rows=shard.meta["rows"], head=shard.meta["head"])
 
 
@@ -189,7 +188,7 @@ def _search_bm25(store: Store, evaluation: Evaluation) -> Found:
     ids, scores = index.search(texts_of_queries, depth)
     cost = {
         "search_seconds": time.perf_counter() - started,
-        "index_bytes": sum(a.nbytes for a in vars(index.postings).values() if hasattr(a, "nbytes")),
+        "index_bytes": index.postings.size_bytes,
         "passage_postings": index.postings.n_postings / len(index),
     }
     return list(topics.queries), ids, scores, cost

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import ray
-from ray.util import ActorPool
 
 from raylab.artifacts import Address, Artifact, Store
-from raylab.jobs.cluster import unwrapped
+from raylab.jobs.cluster import core, unwrapped
+from raylab.jobs.pool import room, run_on_actors
 
 
 class Task(Protocol):
@@ -24,35 +27,74 @@ Make = Callable[[Any], Any]  # commits a task's shard
 Pool = Callable[[Callable[[], Make], list[Any], int], None]
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
+@ray.remote
 class _Worker:
-    """Ray actor: makes shard after shard; restarted by Ray when it dies, and its shard done again."""
+    """Ray actor: makes shard after shard."""
 
     def __init__(self, start: Callable[[], Make]):
-        self.make = start()
+        self.start = start
+
+    def ready(self) -> None:
+        """Started here, so that an error of the start's is told as it is."""
+        self.make = self.start()
 
     def work(self, task: Any) -> None:
         self.make(task)
 
 
 def ray_pool(start: Callable[[], Make], tasks: list[Any], workers: int, gpu: bool = False) -> None:
-    """Run tasks over Ray actors, of one CPU or one GPU each; never more than the cluster has.
+    """Run tasks over Ray actors, of one CPU or one GPU each; never more than the cluster has now.
+
+    Raises:
+        The first task's own error, unwrapped; RuntimeError for a task that actors keep dying of.
+    """
+    resource, options = ("GPU", {"num_gpus": 1}) if gpu else ("CPU", {"num_cpus": 1})
+    run_on_actors(
+        lambda: _Worker.options(**options).remote(start),
+        tasks,
+        lambda: min(workers, room(resource, 1.0)),
+        lambda actor, task: actor.work.remote(task),
+        lambda task, result: None,
+    )
+
+
+_STARTED: dict[str, Make] = {}  # of this process, by the pool's key
+
+
+@dataclass(frozen=True)
+class _DataTask:
+    """Ray Data function: makes the tasks whose numbers it is given; a process starts once a pool."""
+
+    key: str
+    start: Callable[[], Make]
+    tasks: tuple[Any, ...]
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.key not in _STARTED:
+            _STARTED.clear()
+            _STARTED[self.key] = self.start()
+        for number in batch["id"].tolist():
+            _STARTED[self.key](self.tasks[number])
+        return batch
+
+
+def data_pool(start: Callable[[], Make], tasks: list[Any], workers: int) -> None:
+    """Run tasks on Ray Data, one a core at a time: more processes have less of the cores' caches.
+
+    A single task is run in this process.
 
     Raises:
         The first task's own error, unwrapped.
     """
-    resource = "GPU" if gpu else "CPU"
-    workers = min(workers, max(1, int(ray.cluster_resources().get(resource, 1))))
-    each = {"num_gpus": 1} if gpu else {"num_cpus": 1}
-    actors = [_Worker.options(**each).remote(start) for _ in range(workers)]
-    try:
-        pool = ActorPool(actors)
-        unwrapped(
-            lambda: list(pool.map_unordered(lambda actor, task: actor.work.remote(task), tasks))
-        )
-    finally:
-        for actor in actors:
-            ray.kill(actor)  # type: ignore[arg-type]
+    if len(tasks) == 1:
+        local_pool(start, tasks, workers)
+        return
+    made = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+        _DataTask(uuid.uuid4().hex, start, tuple(tasks)),  # type: ignore[arg-type]
+        batch_size=1,
+        num_cpus=core(),
+    )
+    unwrapped(made.materialize)
 
 
 def local_pool(start: Callable[[], Make], tasks: list[Any], workers: int) -> None:
@@ -63,12 +105,16 @@ def local_pool(start: Callable[[], Make], tasks: list[Any], workers: int) -> Non
 
 
 def make_shards(
-    store: Store, tasks: Sequence[Task], start: Callable[[], Make], workers: int, pool: Pool
+    store: Store,
+    tasks: Sequence[Task],
+    start: Callable[[], Make],
+    pool: Pool,
+    workers: int | None = None,
 ) -> list[Artifact]:
-    """The tasks' artifacts in order; only those that are not there are made."""
+    """The tasks' artifacts in order; only those that are not there are made, by at most `workers`."""
     missing = [task for task in tasks if store.find(task.address) is None]
     if missing:
-        pool(start, missing, min(workers, len(missing)))
+        pool(start, missing, min(workers or len(missing), len(missing)))
     return [store.committed(task.address) for task in tasks]
 
 

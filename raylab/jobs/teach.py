@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.artifacts import Address, Artifact, Draft, Store, sha256_of
-from raylab.config import ConfigError
+from raylab.config import ConfigError, fault_identity
 from raylab.data.collections import TRAIN
 from raylab.data.faults import CollectionError, OnFault, Quarantine
 from raylab.data.groups import write_shards
@@ -62,7 +62,7 @@ class Teaching:
     mining: Mining
     teacher: str | None
     models_dir: str | None
-    actors: int
+    actors: int | None  # None: as many as the cluster takes
     assets: Path | None = None
     margin: float | None = None
     pool: Pool = field(default=ray_pool, compare=False)
@@ -102,7 +102,7 @@ class Teaching:
                 inputs["scores"] = made.fingerprint
         identity = self.mining.identity(self.models_dir)
         if scores is not None:
-            identity |= self.mining.policy()
+            identity |= fault_identity(self.mining.on_fault)
         if self.margin is not None:
             identity["margin"] = self.margin
         return Address("groups", self.collection.manifest["name"], identity, inputs)
@@ -238,7 +238,7 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
     pairs = _Pairs.of(asks, passage_ids(folder, part), store.local(candidates))
     places, tasks = zip(*pairs.tasks(address), strict=True)
     start = Scorer(store, folder, part, teacher, teaching.models_dir)
-    shards = make_shards(store, tasks, start, teaching.actors, teaching.pool)
+    shards = make_shards(store, tasks, start, teaching.pool, teaching.actors)
     scores = np.empty(len(pairs.rows), np.float32)
     for own, shard in zip(places, shards, strict=True):
         scores[own] = np.load(store.local(shard) / "scores.npy")

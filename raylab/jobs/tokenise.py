@@ -7,20 +7,17 @@ tokens artifact   passages/ (and train_passages/): a passage store each, joined 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import ray
 
 from raylab.artifacts import Address, Artifact, Store
 from raylab.data.ingest import PASSAGES, TRAIN_PASSAGES
 from raylab.data.tokenise import STORE_LIMIT, TextTokenizer, tokenised
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore, write_flat_store
-from raylab.jobs.cluster import core, unwrapped
-from raylab.jobs.shards import remove_shards
+from raylab.jobs.shards import data_pool, make_shards, remove_shards
 
 
 def tokens_address(collection: Artifact, tokenizer: Tokenizer) -> Address:
@@ -32,7 +29,7 @@ def tokens_address(collection: Artifact, tokenizer: Tokenizer) -> Address:
 
 
 @dataclass(frozen=True)
-class _Shard:
+class TokenTask:
     """One Parquet shard's tokens to be made: a passage store of its own.
 
     `file`: the shard's name within the collection's artifact.
@@ -42,41 +39,30 @@ class _Shard:
     file: str
 
 
-def _shards(collection: Artifact, whole: Address, part: str) -> list[_Shard]:
+def _tasks(collection: Artifact, whole: Address, part: str) -> list[TokenTask]:
     """The shards of a collection's part, in id order."""
     files = sorted(f for f in collection.manifest["files"] if f.startswith(f"{part}/"))
-    return [_Shard(whole.shard(n, {"file": file}), file) for n, file in enumerate(files)]
-
-
-_FOLDERS: dict[tuple[str, ...], Path] = {}
-
-
-def _folder(store: Store, collection: Artifact) -> Path:
-    """The collection on this node; its checksums are checked once a process, not once a shard."""
-    key = store.uri, collection.path, collection.manifest["attempt"]
-    if key not in _FOLDERS:
-        _FOLDERS[key] = store.local(collection)
-    return _FOLDERS[key]
+    return [TokenTask(whole.shard(n, {"file": file}), file) for n, file in enumerate(files)]
 
 
 @dataclass(frozen=True)
-class _MakeShard:
-    """Ray Data function: commits the shards whose numbers it is given."""
+class _TokenWorker:
+    """Starts a worker that commits shards of tokens."""
 
     store: Store
     collection: Artifact
-    shards: tuple[_Shard, ...]
     tokenizer: TextTokenizer
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        for number in batch["id"].tolist():
-            shard = self.shards[number]
-            file = _folder(self.store, self.collection) / shard.file
-            with self.store.draft(shard.address) as draft:
-                draft.meta["passages"] = write_flat_store(
-                    draft.path, tokenised(self.tokenizer, file), self.tokenizer.dtype
-                )
-        return batch
+    def __call__(self) -> Callable[[TokenTask], None]:
+        folder = self.store.local(self.collection)
+
+        def make(task: TokenTask) -> None:
+            passages = tokenised(self.tokenizer, folder / task.file)
+            with self.store.draft(task.address) as draft:
+                count = write_flat_store(draft.path, passages, self.tokenizer.dtype)
+                draft.meta["passages"] = count
+
+        return make
 
 
 def tokenise(store: Store, collection: Artifact, tokenizer: Tokenizer) -> Artifact:
@@ -86,29 +72,20 @@ def tokenise(store: Store, collection: Artifact, tokenizer: Tokenizer) -> Artifa
     goes on from the finished ones; the shards are then joined and removed.
     """
     address = tokens_address(collection, tokenizer)
-    shards = {part: _shards(collection, address, part) for part in (PASSAGES, TRAIN_PASSAGES)}
-    missing = [s for own in shards.values() for s in own if store.find(s.address) is None]
-    if missing:
-        made = ray.data.range(len(missing), override_num_blocks=len(missing)).map_batches(
-            _MakeShard(store, collection, tuple(missing), tokenizer.text),  # type: ignore[arg-type]
-            batch_size=1,
-            num_cpus=core(),  # more processes than cores have less of the cores' caches
-        )
-        unwrapped(made.materialize)
-    parts = {
-        part: [store.committed(shard.address) for shard in own] for part, own in shards.items()
-    }
+    start = _TokenWorker(store, collection, tokenizer.text)
+    tasks = {part: _tasks(collection, address, part) for part in (PASSAGES, TRAIN_PASSAGES)}
+    made = make_shards(store, [t for own in tasks.values() for t in own], start, data_pool)
     with store.draft(address) as draft:
-        for part, own in parts.items():
-            if own:
+        first = 0
+        for part, own in tasks.items():
+            shards, first = made[first : first + len(own)], first + len(own)
+            if shards:
                 draft.meta[part] = write_flat_store(
-                    draft.path / part, _joined(store, own), tokenizer.dtype
+                    draft.path / part, _joined(store, shards), tokenizer.dtype
                 )
         statistics = {**draft.meta, "vocabulary": tokenizer.vocabulary}
         (draft.path / "statistics.json").write_text(json.dumps(statistics, indent=1))
-        draft.meta["shards_made"] = len(missing)
-    for own in parts.values():
-        remove_shards(store, own)
+    remove_shards(store, made)
     return store.committed(address)
 
 

@@ -21,7 +21,6 @@ from raylab.jobs.cluster import arrow_filesystem, root_cause
 
 _RUNS = "train"  # folder of Ray Train's own state and checkpoints below the storage root
 BACKBONE, RETRIEVER = "backbone", "retriever"
-ARRAYS = "arrays"  # training groups as the workers map them
 
 
 # --------------------------------------------------------------------------------- addresses
@@ -80,6 +79,9 @@ class CellJob:
     store: Store
     execution: Execution
     board: Any
+    arrays: Artifact | None = (
+        None  # the groups as workers map them; made when something is to train
+    )
 
     @property
     def run_name(self) -> str:

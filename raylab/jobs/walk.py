@@ -10,6 +10,7 @@ from raylab.artifacts import Artifact, Store
 from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
 from raylab.data.ingest import collection_address
 from raylab.data.sources import EMBEDDED, Source
+from raylab.jobs.arrays import make_arrays
 from raylab.jobs.cluster import connect
 from raylab.jobs.collect import Walked
 from raylab.jobs.encode import Subject
@@ -23,8 +24,6 @@ from raylab.jobs.tokenise import tokenise, tokens_address
 from raylab.jobs.train import AdaptationJob, CellJob, adaptation_address, cell_address
 from raylab.models.backbone import weights_fingerprint
 from raylab.models.hub import load_tokenizer
-
-_AS_MANY_AS_FIT = 2**16
 
 
 class Walk:
@@ -108,7 +107,7 @@ class Walk:
             ),
             self.teacher,
             self.execution.models_dir,
-            self.execution.encoding_actors or _AS_MANY_AS_FIT,
+            self.execution.encoding_actors or None,
             EMBEDDED.get(self.grid.collection),
             pool=functools.partial(ray_pool, gpu=self.execution.use_gpu),
         )
@@ -183,7 +182,10 @@ class Walk:
         if chosen:
             self.ray()
             monitor.enter("fine-tune", len(self.cells), len(monitor.spent))
-            board = {cell: dataclasses.replace(jobs[cell], board=monitor.board) for cell in chosen}
+            part = training_part(collection)
+            arrays = make_arrays(self.store, collection, groups, next(iter(tokens.values())), part)
+            ready = {"board": monitor.board, "arrays": arrays}
+            board = {cell: dataclasses.replace(jobs[cell], **ready) for cell in chosen}
             left = (
                 None
                 if self.grid.total_budget_flops is None

@@ -14,11 +14,10 @@ from typing import Any
 import ray.train
 import torch
 
-from raylab.artifacts import Address
 from raylab.budget import Shape, fine_tuning_rows, passages_per_query, solve_steps, train_flops
 from raylab.config import Cell, Execution, identity
 from raylab.data.batches import MaskedBlocks, TrainingBatches
-from raylab.data.groups import open_groups, write_arrays
+from raylab.data.groups import open_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
 from raylab.distributed import barrier, rank_and_world
@@ -26,7 +25,7 @@ from raylab.engine import Optimization, gathered, learning_rate, seed_worker
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
 from raylab.jobs.ingest import PASSAGES
 from raylab.jobs.monitor import Beat
-from raylab.jobs.train import ARRAYS, AdaptationJob, CellJob
+from raylab.jobs.train import AdaptationJob, CellJob
 from raylab.losses import negatives_seen
 from raylab.mntp import AdaptationTask, MaskedModule, held_out_summary
 from raylab.models.backbone import add_lora, set_lora_dropout
@@ -153,7 +152,8 @@ def fine_tune(job: CellJob) -> None:
 def training_batches(job: CellJob, tokenizer: Tokenizer) -> TrainingBatches:
     """The cell's batches, from the token store and the training groups."""
     store = PassageStore(job.store.local(job.tokens) / job.training_part)
-    groups = open_groups(_group_arrays(job, store), job.groups.path)
+    assert job.arrays is not None
+    groups = open_groups(job.store.local(job.arrays), job.groups.path)
     cell = job.cell
     return TrainingBatches(
         groups,
@@ -164,19 +164,6 @@ def training_batches(job: CellJob, tokenizer: Tokenizer) -> TrainingBatches:
         cell.seed,
         needs_teacher=cell.objective != "cl",
     )
-
-
-def _group_arrays(job: CellJob, passages: PassageStore) -> Path:
-    """The training groups as memory-mapped arrays, which the first worker makes for all cells."""
-    what = {"format": 1, "part": job.training_part}
-    address = Address(ARRAYS, job.collection, what, {"groups": job.groups.fingerprint})
-    if rank_and_world()[0] == 0 and job.store.find(address) is None:
-        with job.store.draft(address) as draft:
-            draft.meta["groups"] = write_arrays(
-                job.store.local(job.groups), passages.rows, draft.path
-            )
-    barrier()
-    return job.store.local(job.store.committed(address))
 
 
 def planned_steps(cell: Cell, shape: Shape, batches: TrainingBatches) -> int:

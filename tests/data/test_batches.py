@@ -11,7 +11,7 @@ import pytest
 from raylab.config import Adaptation, ConfigError, FineTuning, Tokenization
 from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.faults import CollectionError
-from raylab.data.groups import Groups, Ragged, open_groups, write_arrays
+from raylab.data.groups import Groups, Ragged, join_arrays, open_groups, write_arrays
 from raylab.data.teacher import GROUP_SCHEMA
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore, write_store
@@ -129,13 +129,19 @@ def test_a_step_is_made_again_from_seed_and_step(groups, store, tokenizer):
 
 
 def written(folder, store, rows, rows_a_shard: int, row_group: int) -> Groups:
-    """Groups in Parquet shards of any size, as a worker opens them."""
+    """Groups in Parquet shards of any size, each made into arrays on its own, as a worker opens them."""
     folder.mkdir()
     table = pa.Table.from_pylist(rows, schema=GROUP_SCHEMA)
     for number, start in enumerate(range(0, len(rows), rows_a_shard)):
         part, path = table.slice(start, rows_a_shard), folder / f"groups-{number:05d}.parquet"
         pq.write_table(part, path, row_group_size=row_group)
-    write_arrays(folder, store.rows, folder / "arrays")
+    shards = sorted(folder.glob("*.parquet"))
+    for shard in shards:
+        write_arrays([shard], store.rows, folder / shard.stem)
+    join_arrays([folder / shard.stem for shard in shards], folder / "arrays")
+    write_arrays(shards, store.rows, folder / "at-once")
+    for path in (folder / "at-once").iterdir():
+        assert (folder / "arrays" / path.name).read_bytes() == path.read_bytes()
     return open_groups(folder / "arrays")
 
 

@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import tempfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -409,7 +410,7 @@ def reference(form: str, files: dict[str, Path]):
         if path.suffix == ".gz":
             try:
                 data = gzip.decompress(data)
-            except Exception:
+            except (OSError, EOFError, zlib.error):
                 return None
         found = []
         for number, raw in enumerate(data.split(b"\n")):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.artifacts import Store
+from raylab.artifacts import StorageError, Store
 from raylab.data.faults import QUARANTINE, CollectionError
 from raylab.data.ingest import PASSAGES, collection_address, in_order, write_collection
 from raylab.data.shards import PARSED, write_shards
@@ -112,7 +112,7 @@ def test_a_disk_that_is_full_leaves_nothing(limit_bytes, collection_folder, tmp_
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
         with (
-            pytest.raises(OSError, match=r"File too large|errno 27"),
+            pytest.raises(StorageError, match=r"File too large|errno 27"),
             store.draft(collection_address(source)) as draft,
         ):
             write_collection(draft.path, source)

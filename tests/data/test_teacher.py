@@ -267,7 +267,7 @@ def write(folder, *shards):
             pa.Table.from_pylist(shard, schema=GROUP_SCHEMA),
             folder / f"groups-{number:05d}.parquet",
         )
-    write_arrays(folder, rows_of, folder / "arrays")
+    write_arrays(sorted(folder.glob("*.parquet")), rows_of, folder / "arrays")
     return open_groups(folder / "arrays")
 
 

@@ -3,11 +3,17 @@
 import faiss
 import numpy as np
 import pytest
+import scipy.sparse as sp
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raylab.encoding import write_shard
+from raylab.index import exact
 from raylab.index.dense import DenseIndex
 from raylab.index.topk import merge_topk
+
+FILES = ["ids.npy", "ranks.npy", "vectors.npy", "index.json"]
 
 
 def naive_search(ids, passages, queries, k):
@@ -61,15 +67,19 @@ def test_ties_are_by_id_and_shards_do_not_matter(rows, data):
     assert pairs(merge_topk(parts, k)) == expected
 
 
-def test_many_ties_at_the_boundary_are_searched_until_certain():
-    """1,500 equal vectors: more than any margin holds, and faiss would return arbitrary ones."""
+def test_many_ties_at_the_boundary_are_searched_until_certain(monkeypatch):
+    """6,000 equal vectors: more than any margin holds, and faiss would return arbitrary ones."""
     rng = np.random.default_rng(2)
-    ids = [f"{number:04d}" for number in rng.permutation(1600)]
-    passages = np.repeat(rng.standard_normal((1, 40)), 1600, axis=0).astype(np.float32)
+    ids = [f"{number:04d}" for number in rng.permutation(6100)]
+    passages = np.repeat(rng.standard_normal((1, 40)), 6100, axis=0).astype(np.float32)
     passages[:100] = rng.standard_normal((100, 40))
-    queries = passages[-1:] / 3
-    answer = DenseIndex.build([(ids, passages)]).search(queries, 50)
-    assert pairs(answer) == naive_search(ids, passages, queries, 50)
+    queries = np.stack([passages[-1] / 3, rng.standard_normal(40)]).astype(np.float32)
+    index = DenseIndex.build([(ids, passages)])
+    expected = naive_search(ids, passages, queries, 50)
+    assert pairs(index.search(queries, 50, device="cpu")) == expected
+    for how in ("float32", "bfloat16"):
+        nominate_by(how, monkeypatch)
+        assert pairs(index.search(queries, 50)) == expected
 
 
 def test_equal_vectors_tie_exactly_in_any_sharding_and_batching():
@@ -89,17 +99,196 @@ def test_equal_vectors_tie_exactly_in_any_sharding_and_batching():
     assert (alone[1][0] == whole[1][7]).all()
 
 
-def test_saved_index_is_mapped_and_readable_by_faiss(tmp_path):
+def nominate_by(how, monkeypatch):
+    """Use bfloat16 products, or do not, whatever this processor is good at."""
+    monkeypatch.setattr(exact, "bfloat16_is_fast", lambda: how == "bfloat16")
+    monkeypatch.setattr(exact, "_LEAST_DIMENSION", 1)
+    monkeypatch.setattr(exact, "_LEAST_PASSAGES_A_HIT", 0)
+
+
+# Sums of their products are exact in float64, in any order, and are not in float32.
+WIDE = [0.0, -0.0, 1.0, -1.0, 0.75, 2.0**-12, 2.0**10, -(2.0**10)]
+# Subnormal products, cancellation: float64 rounds too, so only the bits of two cuts are compared.
+NASTY = [0.0, 1.0, 1e-7, 3e4, -3e4, 1e-30, 0.1, 7e-42]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([WIDE, NASTY]), st.data())
+def test_any_cut_into_shards_threads_batches_and_devices_gives_the_naive_answer(seed, cells, data):
+    n, dimension = data.draw(st.integers(1, 50)), data.draw(st.integers(1, 140))
+    k, cut = data.draw(st.integers(1, n + 3)), data.draw(st.integers(0, n))
+    rng = np.random.default_rng(seed)
+    passages = rng.choice(cells, (data.draw(st.integers(1, 6)), dimension)).astype(np.float32)
+    passages = passages[rng.integers(0, len(passages), n)]  # equal vectors: ties
+    queries = rng.choice(cells, (3, dimension)).astype(np.float32)
+    ids = [str(number) for number in rng.permutation(n)]
+    whole = DenseIndex.build([(ids, passages)])
+    expected = pairs(whole.search(queries, k))
+    if cells is WIDE:
+        assert expected == naive_search(ids, passages, queries, k)
+    assert pairs(whole.search(queries, k, threads=3)) == expected
+    assert pairs(whole.search(queries, k, device="cpu")) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        nominate_by("bfloat16", patch)
+        assert pairs(whole.search(queries, k)) == expected
+    assert [pairs(whole.search(query[None], k))[0] for query in queries] == expected
+    shards = [(ids[:cut], passages[:cut]), (ids[cut:], passages[cut:])]
+    assert pairs(DenseIndex.build(shards[::-1]).search(queries, k)) == expected
+    parts = [DenseIndex.build([shard]).search(queries, k) for shard in shards if len(shard[0])]
+    assert pairs(merge_topk(parts, k)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "device"])
+def test_many_blocks_and_nominees_are_exact(dtype, how, monkeypatch):
+    """Several blocks of passages, several cuts of the nominees, the last block not full."""
+    nominate_by(how, monkeypatch)
+    device = "cpu" if how == "device" else None
+    rng = np.random.default_rng(5)
+    n, dimension, k = 40_001, 24, 300
+    passages = rng.standard_normal((n, dimension)).astype(dtype)
+    queries = rng.standard_normal((70, dimension)).astype(np.float32)
+    ids = np.array([f"{number:05d}" for number in range(n)])
+    index = DenseIndex.build([(ids.tolist(), passages)])
+    assert index.vectors.dtype == dtype
+    scores = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    found, values = index.search(queries, k, device=device)
+    assert (found == ids[expected]).all()
+    assert (values == np.take_along_axis(scores, expected, axis=1)).all()
+
+
+@pytest.mark.parametrize(("how", "size"), [("float32", 1000), ("bfloat16", 2), ("device", 1e6)])
+def test_products_that_put_the_wrong_passages_first_do_no_harm(how, size, monkeypatch):
+    """Scores are small differences of large terms, closer to each other than products are to them."""
+    nominate_by(how, monkeypatch)
+    rng = np.random.default_rng(9)
+    n, k = 20_000, 1000
+    terms = size * rng.uniform(1, 2, n)
+    passages = np.stack([terms, rng.uniform(0, 1, n) - terms], axis=1).astype(np.float32)
+    queries = (np.ones((40, 1)) * np.linspace(1.1, 1.3, 40)[:, None] * [[1, 1]]).astype(np.float32)
+    scores = (queries.astype(np.float64) @ passages.T.astype(np.float64)).astype(np.float32)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    if how == "bfloat16":
+        rounded = [exact.rounded_to_bfloat16(part) for part in (queries, passages)]
+        products = rounded[0] @ rounded[1].T
+    else:
+        products = queries @ passages.T
+    misled = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    assert any(set(e) != set(m) for e, m in zip(expected, misled, strict=True))
+    ids = np.array([f"{number:05d}" for number in range(n)])
+    found, values = DenseIndex.build([(ids.tolist(), passages)]).search(
+        queries, k, device="cpu" if how == "device" else None
+    )
+    assert (found == ids[expected]).all()
+    assert (values == np.take_along_axis(scores, expected, axis=1)).all()
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_products_are_within_the_bound_on_their_error(bfloat16):
+    """The bound is what makes the search exact; on these vectors it is within 30 x of the worst."""
+    rng = np.random.default_rng(7)
+    queries = rng.standard_normal((50, 300)).astype(np.float32)
+    passages = np.concatenate([queries, queries + rng.standard_normal((50, 300)).astype("f4")])
+    index = DenseIndex.build([([str(number) for number in range(100)], passages)])
+    vectors = exact.Vectors(passages, index.ranks, index.max_norm, index.max_residual)
+    if bfloat16:
+        sums = [exact.rounded_to_bfloat16(part).astype(np.float64) for part in (queries, passages)]
+    else:
+        sums = [queries, passages]
+    error = np.abs(sums[0] @ sums[1].T - queries.astype(np.float64) @ passages.T).max(axis=1)
+    bounds = vectors.bounds(queries, bfloat16)
+    assert (error <= bounds).all()
+    assert error.max() > bounds.max() / (30 if bfloat16 else 3000)
+
+
+def test_rounding_to_bfloat16_is_torch_s():
+    values = np.random.default_rng(8).standard_normal((40, 50)).astype(np.float32) * 1e-3
+    values[0, :4] = [1 + 2**-8, 1 + 3 * 2**-8, -0.0, 3e-42]  # ties to even; a subnormal
+    expected = torch.from_numpy(values).bfloat16().float().numpy()
+    assert (exact.rounded_to_bfloat16(values) == expected).all()
+    half = values.astype(np.float16)
+    assert (
+        exact.rounded_to_bfloat16(half) == torch.from_numpy(half).bfloat16().float().numpy()
+    ).all()
+
+
+def test_values_that_bfloat16_cannot_hold_are_searched_in_float32(monkeypatch):
+    nominate_by("bfloat16", monkeypatch)
+    passages = np.array([[3.4e38, 1], [3.39e38, 2]], np.float32)
+    found = DenseIndex.build([(["a", "b"], passages)]).search(np.array([[1e-3, 0.1]]), 1)
+    assert pairs(found) == [[("a", pytest.approx(3.4e35))]]
+
+
+def test_bfloat16_products_are_not_taken_for_float32():
+    """A process may have asked torch for fast products; the nominees must not suffer from it."""
+    ids, passages = random_collection(3000, 64, seed=6)
+    index = DenseIndex.build([(ids, passages)])
+    before = index.search(passages[:20], 50)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        after = index.search(passages[:20], 50, device="cpu")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert pairs(after) == pairs(before)
+
+
+def test_a_saved_index_is_mapped_and_answers_the_same(tmp_path):
     ids, passages = random_collection(90, 16)
     built = DenseIndex.build([(ids[:40], passages[:40]), (ids[40:], passages[40:])])
     built.save(tmp_path / "new" / "index")
     loaded = DenseIndex.load(tmp_path / "new" / "index")
-    assert (len(loaded), loaded.dimension) == (90, 16)
+    assert (len(loaded), loaded.dimension, loaded.size_bytes) == (90, 16, 90 * 16 * 4)
+    assert isinstance(loaded.vectors.base, np.memmap)
     for one, other in zip(built.search(passages, 20), loaded.search(passages, 20), strict=True):
         assert (one == other).all()
-    plain = faiss.read_index(str(tmp_path / "new" / "index" / "vectors.faiss"))
-    by_id = dict(zip(ids, passages, strict=True))
-    assert (plain.reconstruct(3) == by_id[loaded.ids[3].decode()]).all()
+
+
+def test_folders_and_generators_build_on_disk_what_pairs_build_in_memory(tmp_path):
+    """Embedding shards hold float16, and so does their index; a generator is held one at a time."""
+    ids, passages = random_collection(300, 9)
+    passages = passages.astype(np.float16)
+    cuts = [(ids[part], passages[part]) for part in (slice(0, 7), slice(7, 100), slice(100, 300))]
+    folders = []
+    for number, (shard_ids, matrix) in enumerate(cuts):
+        folders.append(tmp_path / f"shard-{number}")
+        folders[-1].mkdir()
+        write_shard(folders[-1], shard_ids, matrix)
+    expected = DenseIndex.build([(ids, passages)]).search(passages[:5], 40)
+    for name, shards in {"folders": folders, "pairs": cuts, "generator": iter(cuts)}.items():
+        index = DenseIndex.build(shards, tmp_path / name)
+        assert index.vectors.dtype == np.float16
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(FILES)
+        assert pairs(index.search(passages[:5], 40)) == pairs(expected)
+    wide = DenseIndex.build(folders, dtype="float32")
+    assert wide.vectors.dtype == np.float32
+    assert pairs(wide.search(passages[:5], 40)) == pairs(expected)
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    broken = np.ones((3, 2))
+    broken[2, 1] = np.nan
+    shards = [(["a"], np.ones((1, 2))), (["b", "c", "d"], broken)]
+    for source in (shards, iter(shards)):
+        with pytest.raises(ValueError, match=r"passage 'd' \(shard 1\) holds a NaN"):
+            DenseIndex.build(source, tmp_path / "index")
+        assert not list((tmp_path / "index").iterdir())
+    with pytest.raises(ValueError, match="infinite value in float16"):
+        DenseIndex.build([(["a"], np.array([[1e5, 1]]))], dtype="float16")
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        DenseIndex.build([(["a"], np.ones((1, 2)))], dtype="int8")
+
+
+def test_a_folder_that_is_no_shard_of_vectors_is_named(tmp_path):
+    write_shard(tmp_path, ["a", "b"], np.ones((2, 3)))
+    np.save(tmp_path / "ids.npy", np.array([b"a"]))
+    with pytest.raises(ValueError, match=r"sizes \(1, 2, 3\); shape.json asks for \(2, 2, 3\)"):
+        DenseIndex.build([tmp_path])
+    (tmp_path / "sparse").mkdir()
+    write_shard(tmp_path / "sparse", ["a"], sp.csr_matrix(np.ones((1, 3))))
+    with pytest.raises(ValueError, match="sparse: sparse rows; vectors are"):
+        DenseIndex.build([tmp_path / "sparse"])
 
 
 def test_damaged_index_is_named(tmp_path):
@@ -108,11 +297,12 @@ def test_damaged_index_is_named(tmp_path):
     np.save(tmp_path / "ids.npy", np.array([b"a"]))
     with pytest.raises(ValueError, match=r"index\.json says"):
         DenseIndex.load(tmp_path)
-    (tmp_path / "vectors.faiss").write_bytes(b"IxFI")
-    with pytest.raises(ValueError, match=r"vectors\.faiss: not a whole faiss index"):
+    whole = (tmp_path / "vectors.npy").read_bytes()
+    (tmp_path / "vectors.npy").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"vectors\.npy: not a whole array"):
         DenseIndex.load(tmp_path)
-    (tmp_path / "vectors.faiss").unlink()
-    with pytest.raises(FileNotFoundError, match=r"vectors\.faiss"):
+    (tmp_path / "vectors.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"vectors\.npy"):
         DenseIndex.load(tmp_path)
 
 

@@ -6,8 +6,11 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raylab.encoding import write_shard
 from raylab.index.sparse import SparseIndex
 from raylab.index.topk import merge_topk
+
+FILES = ["ids.npy", "ranks.npy", "offsets.npy", "positions.npy", "impacts.npy", "index.json"]
 
 
 def naive_search(ids, passages, queries, k):
@@ -116,6 +119,98 @@ def test_several_windows_a_large_vocabulary_and_interleaved_shards():
     best = np.lexsort((numbers, -expected))[:50]
     assert found[0].tolist() == [ids[row] for row in best]
     assert scores[0].tolist() == expected[best].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+def test_folders_and_generators_build_on_disk_what_pairs_build_in_memory(tmp_path, dtype):
+    """Rows of 2,300 passages in three shards; eighths up to 1 are exact in float16."""
+    matrix, queries = random_matrix(2300, 500, 0.02, 8), random_matrix(9, 500, 0.05, 9)
+    matrix.data[0] = 1.0
+    ids = [f"p{number}" for number in np.random.default_rng(10).permutation(2300)]
+    cuts = [(ids[a:b], matrix[a:b]) for a, b in ((0, 700), (700, 700), (700, 701), (701, 2300))]
+    folders = []
+    for number, (shard_ids, rows) in enumerate(cuts):
+        folders.append(tmp_path / f"shard-{number}")
+        folders[-1].mkdir()
+        write_shard(folders[-1], shard_ids, rows)
+    whole = SparseIndex.build([(ids, matrix)], dtype=dtype)
+    expected = pairs(whole.search(queries, 40))
+    for name, shards in {"folders": folders, "pairs": cuts, "generator": iter(cuts)}.items():
+        built = SparseIndex.build(shards, tmp_path / name, dtype)
+        assert built.impacts.dtype == dtype
+        assert isinstance(built.impacts.base, np.memmap)
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(FILES)
+        assert pairs(built.search(queries, 40)) == expected
+        assert pairs(built.search(queries, 40, threads=3)) == expected
+        parts = [
+            SparseIndex.build([cut], dtype=dtype, largest_impact=1.0) for cut in cuts if cut[0]
+        ]
+        merged = merge_topk([part.search(queries, 40) for part in parts], 40)
+        assert pairs(merged) == expected
+    if dtype != "uint8":
+        assert expected == naive_search(ids, matrix, queries, 40)
+    assert SparseIndex.build(folders).impacts.dtype == np.float16
+
+
+def test_a_build_may_overwrite_an_index_and_one_without_postings_is_none_the_worse(tmp_path):
+    SparseIndex.build([(["a"], sp.csr_array([[1.0, 0]]))], tmp_path)
+    empty = SparseIndex.build([(["b", "c"], sp.csr_array((2, 70_000)))], tmp_path)
+    assert (len(empty), empty.n_postings, empty.vocabulary_size) == (2, 0, 70_000)
+    query = sp.csr_array(([1.0], ([0], [69_999])), shape=(1, 70_000))
+    assert pairs(empty.search(query, 1)) == [[("", -np.inf)]]
+
+
+def test_compact_impacts_are_within_half_a_step():
+    """uint8: linear steps, nothing falls to zero; float16: 11 bits, 2^-9 apart above 2."""
+    rng = np.random.default_rng(11)
+    values = np.concatenate([[1e-6, 3.0], rng.uniform(0, 3, 500)]).astype(np.float32)
+    matrix = sp.csr_array(values[:, None])
+    ids = [f"{number:03d}" for number in range(len(values))]
+    query = sp.csr_array([[1.0]])
+    for dtype, error in {"uint8": 3 / 255 / 2, "float16": 2**-10}.items():
+        index = SparseIndex.build([(ids, matrix)], dtype=dtype)
+        found, scores = index.search(query, len(ids))
+        assert set(found[0]) == set(ids)
+        kept = scores[0, np.argsort(found[0])]
+        np.testing.assert_allclose(kept[1:], values[1:], atol=error * 1.001)
+        assert 0 < kept[0] <= 3 / 255 * 1.001
+    sizes = {"float32": 6, "float16": 4, "uint8": 3}
+    for dtype, bytes_each in sizes.items():
+        index = SparseIndex.build([(ids, matrix)], dtype=dtype)
+        assert index.size_bytes == bytes_each * len(ids) + 8 * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int4"}, "dtype is 'int4'"),
+        ({"dtype": "float16"}, "an impact of 100000 does not fit float16"),
+        ({"dtype": "uint8", "largest_impact": 9.0}, "largest_impact is 9.0"),
+    ],
+)
+def test_impacts_that_do_not_fit_are_refused_and_leave_nothing(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        SparseIndex.build([(["a"], sp.csr_array([[1e5]]))], tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("terms", "impacts", "message"),
+    [
+        ([2, 1, 3], [1, 1, 1], "row 0, term 1: terms of a row must ascend"),
+        ([1, 2, 5], [1, 1, 1], "row 1, term 5: terms of a row must ascend and lie below 5"),
+        ([1, 2, 3], [1, np.nan, 1], "row 0, term 2: value nan"),
+        ([1, 2, 3], [1, 1, np.inf], "row 1, term 3: value inf"),
+        ([1, 2, 3], [-1, 1, 1], "row 0, term 1: value -1"),
+    ],
+)
+def test_a_broken_embedding_shard_is_named(tmp_path, terms, impacts, message):
+    write_shard(tmp_path, ["a", "b"], sp.csr_matrix(np.eye(2, 5)))
+    np.save(tmp_path / "indptr.npy", np.array([0, 2, 3]))
+    np.save(tmp_path / "terms.npy", np.array(terms, np.uint32))
+    np.save(tmp_path / "impacts.npy", np.array(impacts, np.float16))
+    with pytest.raises(ValueError, match=message):
+        SparseIndex.build([tmp_path])
 
 
 def test_saved_index_answers_the_same(tmp_path):

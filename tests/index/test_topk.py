@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylab.index.topk import Selection, merge_topk, offer
+from raylab.index.topk import Selection, merge_topk, offer, sort_key, unpack_keys
 
 
 def naive_topk(hits, k):
@@ -87,21 +87,34 @@ def test_bad_parts_are_named(parts, k, message):
 
 
 @settings(deadline=None)
-@given(st.lists(SCORES, max_size=60), st.integers(1, 6), st.integers(1, 7))
-def test_selection_keeps_the_best_and_of_ties_the_first(scores, k, block):
+@given(st.lists(SCORES, max_size=200), st.integers(1, 6), st.integers(1, 90), st.randoms())
+def test_selection_keeps_the_best_and_of_ties_the_lowest_ranks(scores, k, block, random):
     best = Selection(1, k)
     values = np.array(scores, np.float32)
+    ranks = np.array(random.sample(range(len(scores)), len(scores)), np.int32)
     for start in range(0, len(values), block):
-        best.sizes[0], best.floors[0] = offer(
+        best.sizes[0], best.floors[0], best.worst[0] = offer(
             values[start : start + block],
-            start,
-            best.scores[0],
-            best.rows[0],
+            ranks[start : start + block],
+            best.keys[0],
             best.sizes[0],
             best.floors[0],
+            best.worst[0],
             k,
         )
-    rows, kept = best.ranked()
-    expected = sorted(range(len(scores)), key=lambda row: (-scores[row], row))[:k]
-    assert rows[0].tolist() == expected + [-1] * (k - len(expected))
-    assert kept[0, : len(expected)].tolist() == [scores[row] for row in expected]
+    found, kept = best.ranked()
+    expected = sorted(zip(-values, ranks, strict=True))[:k]
+    assert found[0].tolist() == [rank for _, rank in expected] + [-1] * (k - len(expected))
+    assert kept[0].tolist() == [-s for s, _ in expected] + [-np.inf] * (k - len(expected))
+
+
+@given(st.floats(width=32, allow_nan=False), st.integers(0, 2**31 - 1))
+def test_sort_keys_can_be_read_back(score, rank):
+    ranks, scores = unpack_keys(np.array([sort_key(np.float32(score), rank)], np.uint64))
+    assert (ranks[0], scores[0]) == (rank, np.float32(score))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2))
+def test_sort_keys_order_by_score_then_rank(scores):
+    one, other = np.array(scores, np.float32)
+    assert (sort_key(one, 7) < sort_key(other, 8)) == (one >= other)

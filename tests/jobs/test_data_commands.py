@@ -17,7 +17,7 @@ from raylab.jobs.shards import local_pool
 from raylab.jobs.teach import Teaching, make_groups, teach
 from tests.jobs.collections import committed
 from tests.jobs.commands import run
-from tests.jobs.test_crash import start, wait_for, wait_until_gone
+from tests.jobs.test_crash import processes, start, wait_for, wait_until_gone
 
 DEPTH = ("--depth", "5", "--random", "3")
 MINING = Mining(5, 3)
@@ -78,6 +78,21 @@ def test_a_killed_command_goes_on_and_writes_the_same(
     told = run(data("mine", collection_folder, lab, out, *more), tmp_path)
     assert f"{len(groups)} groups in {out}" in told
     assert_same(pq.read_table(out), groups, "positive_score", "negative_scores")
+
+
+@pytest.mark.chaos
+def test_a_killed_actor_is_replaced(tmp_path, collection_folder, teacher_folder, expected):
+    lab, out = tmp_path / "lab", tmp_path / "scores.parquet"
+    arguments = data("teach", collection_folder, lab, out, "--teacher", str(teacher_folder))
+    driver = start(arguments, tmp_path)
+    for _ in ("mining", "scoring"):
+        actors = wait_for(lambda: processes(driver, "ray::_Worker.work"), driver)
+        actors[0].kill()
+        psutil.wait_procs(actors[:1])
+        wait_for(lambda: any((lab / "candidates").glob("*/manifest.json")), driver)
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output[-3000:]
+    assert_same(pq.read_table(out), expected[0], "score")
 
 
 def test_bad_options_end_in_one_line(tmp_path, collection_folder, teacher_folder):

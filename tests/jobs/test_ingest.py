@@ -20,6 +20,7 @@ from raylab.data.sources import open_collection
 from raylab.data.tokens import PassageStore, write_store
 from raylab.models.hub import load_tokenizer
 from tests.jobs.commands import ROOT, run
+from tests.jobs.test_crash import processes, start, wait_for
 
 
 def command(*arguments: str) -> list[str]:
@@ -141,13 +142,17 @@ from raylab.data.ingest import collection_address
 from raylab.data.sources import open_collection
 from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest
-from raylab.jobs.tokenise import tokenise
+from raylab.jobs import tokenise as module
 from raylab.models.hub import load_tokenizer
+pool = module.data_pool
+def counted(start, tasks, workers):
+    print("shards made:", len(tasks))
+    pool(start, tasks, workers)
+module.data_pool = counted
 store, source = Store(sys.argv[1]), open_collection(sys.argv[2])
 with connect(Execution()):
     collection = store.find(collection_address(source)) or ingest(store, source)
-    made = tokenise(store, collection, load_tokenizer(Backbone("tiny", sys.argv[3]), None))
-print("shards made:", made.meta["shards_made"])
+    module.tokenise(store, collection, load_tokenizer(Backbone("tiny", sys.argv[3]), None))
 """
 
 
@@ -168,7 +173,8 @@ def undisturbed(out, folder, model_folder):
 
 
 def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shared_data, tmp_path):
-    """The driver is killed at an arbitrary shard; the second run makes the others, and the same store."""
+    """The driver is killed at an arbitrary shard; the second run, a worker of which is killed, makes the
+    others, and the same store."""
     folder = shared_data / "beir" / "nfcorpus"  # 3,633 passages: 15 shards of 256
 
     def arguments(lab):
@@ -187,7 +193,10 @@ def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shar
     assert 3 <= finished < 15
     assert not list((tmp_path / "lab").glob("tokens/*/manifest.json"))
 
-    said = run(arguments("lab"), ROOT)
+    driver = start(arguments("lab"), ROOT)
+    wait_for(lambda: processes(driver, "ray::MapBatches(_Dat"), driver)[0].kill()
+    said, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, said[-3000:]
     assert f"shards made: {15 - finished}\n" in said
     assert not list((tmp_path / "lab").glob("tokens-shards/*"))
     (manifest,) = (tmp_path / "lab").glob("tokens/*/manifest.json")
@@ -195,3 +204,50 @@ def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shar
     held = json.loads(manifest.read_text())["files"]
     for name in ("tokens.bin", "offsets.npy", "titles.npy", "ids.npy"):
         assert held[f"passages/{name}"]["sha256"] == sha256_of(alone / name), name
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A filesystem of its own, which a function makes larger or smaller (MiB)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size: int, *more: str) -> int:
+        options = ",".join([f"size={size}M", *more])
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        return subprocess.run(mount, capture_output=True, check=False).returncode
+
+    if resize(6):
+        pytest.skip("this user may not mount a filesystem to fill")
+    yield folder, lambda size: resize(size, "remount")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_full_disk_is_told_in_one_line_and_what_is_finished_is_kept(
+    small_disk, shared_data, tmp_path
+):
+    folder, resize = small_disk
+    ingest = command("ingest", str(shared_data / "beir" / "nfcorpus"), "--storage")
+    arguments = [*ingest, str(folder / "lab")]
+    finished = []
+    for size in (1, 5, 7):  # full in the collection, in the shards of tokens, in the store of them
+        resize(size)
+        said = run(arguments, tmp_path, 1)
+        (line,) = said.splitlines()
+        assert line.startswith(f"error: {folder / 'lab'}/")
+        assert "cannot be written: " in line
+        assert "run it again" in line
+        committed = {m.parent for m in (folder / "lab").glob("*/*/manifest.json")}
+        attempts = list((folder / "lab").glob("*/*/attempt-*"))
+        assert {attempt.parent for attempt in attempts} == committed
+        assert len(attempts) == len(committed)
+        finished.append(sorted({home.parent.name for home in committed}))
+    resize(100)
+    run(arguments, tmp_path)
+    assert finished[0] == []
+    assert finished[1] == ["collection"]
+    assert finished[2] == ["collection", "tokens-shards"]
+    assert (folder / "lab" / "tokens").is_dir()
+    assert not list((folder / "lab" / "tokens-shards").iterdir())

@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 from tests.jobs.commands import command, measures, run
 from tests.jobs.test_crash import DEADLINE_S, checkpointed, start, wait_for
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1800)]
 CELL = ("--cells", "dense-tiny-cl", "--budget", "1.5e11", "--workers", "2")
 
 

@@ -11,9 +11,10 @@ from raylab.artifacts import Store
 from raylab.config import Backbone, Execution, FineTuning
 from raylab.data.batches import TrainingBatches
 from raylab.data.collections import Passage, is_validation, read_passages, read_qrels, read_queries
-from raylab.data.groups import open_groups, write_arrays
+from raylab.data.groups import open_groups
 from raylab.data.sources import open_collection
 from raylab.data.tokens import PassageStore
+from raylab.jobs.arrays import make_arrays
 from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest, training_part
 from raylab.jobs.mine import Mining
@@ -52,8 +53,9 @@ def test_a_real_collection_becomes_batches(
     check_groups(source, rows, carved=name == "scifact")
     check_scores(source, rows, model)
     passages = PassageStore(store.local(tokens) / training_part(collection))
-    write_arrays(store.local(groups), passages.rows, tmp_path / "arrays")
-    check_batches(source, rows, open_groups(tmp_path / "arrays"), passages, tokenizer)
+    arrays = make_arrays(store, collection, groups, tokens, training_part(collection))
+    check_batches(source, rows, open_groups(store.local(arrays)), passages, tokenizer)
+    assert not list((tmp_path / "lab").glob("*-shards/*"))
 
 
 def passages_of(source) -> dict[str, Passage]:

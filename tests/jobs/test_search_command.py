@@ -1,6 +1,7 @@
 """`raylab encode | index | search` with every kind of checkpoint, against naive rankings in float64."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,14 +13,13 @@ import pytest
 import scipy.sparse as sp
 from typer.testing import CliRunner
 
-from raylab import cli_search
 from raylab.artifacts import Store
 from raylab.cli import app
 from raylab.config import Encoding, Execution
 from raylab.data.sources import open_collection
 from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
-from raylab.jobs import retrieve
+from raylab.jobs import driver, retrieve
 from raylab.jobs.cluster import connect
 from raylab.jobs.encode import ShardEncoder, commit_shard
 from raylab.jobs.retrieve import Retrieval
@@ -72,7 +72,7 @@ def in_this_process(monkeypatch, collection_folder):
     monkeypatch.setattr(retrieve, "tokenise", _tokenised)
     monkeypatch.setattr(retrieve, "encode_all", encode_all)
     monkeypatch.setattr(retrieve, "run_all", run_all)
-    monkeypatch.setattr(cli_search, "as_sole_driver", lambda *_: None)
+    monkeypatch.setattr(driver, "take_over", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +369,7 @@ def test_a_process_of_its_own_says_it_in_one_line(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        env={**__import__("os").environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: no retriever at '{tmp_path / 'none'}'")

@@ -1,0 +1,32 @@
+"""The files of an index: written whole or not at all, opened memory-mapped."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+@contextmanager
+def made_files(directory: Path, names: Sequence[str]) -> Iterator[None]:
+    """The directory, made if need be; on an error the files of these names are taken away again."""
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for name in names:
+            (directory / name).unlink(missing_ok=True)
+        raise
+
+
+def open_array(path: Path) -> np.ndarray:
+    """An array of a .npy file, mapped and read-only.
+
+    Raises FileNotFoundError, or ValueError for a file that is cut short or no array.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing from the index")
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a whole array: {error}") from error
