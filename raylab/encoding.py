@@ -130,6 +130,11 @@ def read_row(folder: Path, row: int) -> Matrix:
     return sp.csr_matrix(parts, shape=(1, columns))
 
 
+MOST_SHARDS = 256
+"""Of a collection: millions of small files and small postings cost more than what they hold."""
+
+
 def shards(count: int, size: int) -> list[range]:
-    """Contiguous row ranges of at most `size` passages."""
+    """Contiguous row ranges of `size` passages, or of so many more that there are `MOST_SHARDS`; the last of fewer."""
+    size = max(size, -(-count // MOST_SHARDS))
     return [range(start, min(start + size, count)) for start in range(0, count, size)]

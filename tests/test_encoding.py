@@ -60,6 +60,15 @@ def test_shards_hold_every_row_once_in_order(count, size):
     assert all(len(part) == size for part in ranges[:-1])
 
 
+def test_a_large_collection_has_larger_shards_not_more():
+    ranges = shards(8_841_823, 2_048)
+    assert [row for part in ranges for row in (part.start, part.stop)][1:-1:2] == [
+        part.start for part in ranges[1:]
+    ]
+    assert ranges[-1].stop == 8_841_823
+    assert 250 < len(ranges) <= 256
+
+
 @pytest.mark.parametrize("head", ["sparse", "dense"])
 def test_rows_of_the_store_are_encoded_as_their_cut_texts(tmp_path, model_folder, head):
     """A shard's row is what encoding its passage alone gives: right row, right limit, title included."""

@@ -20,7 +20,7 @@ from raylab.jobs.monitor import Monitor
 from raylab.jobs.pool import encoders
 from raylab.jobs.profile import Profile, profile_subject
 from raylab.jobs.scan import Scan, scan_all, scanned_profile, shard_addresses
-from raylab.jobs.search import Evaluation, build_index, index_address, run_all, search_and_evaluate
+from raylab.jobs.search import Evaluation, build_index, evaluate_all, index_address, run_all
 
 Shards = Mapping[str, tuple[Artifact | Address, ...]]
 """By subject, in row order."""
@@ -218,11 +218,10 @@ class Measuring:
         if missing:
             self.ray()
             self.monitor.enter("evaluate", len(evaluations), len(evaluations) - len(missing))
-            calls = [
-                (search_and_evaluate, (self.store, replace(e, hits=hits.get(e.name))))
-                for e in missing
-            ]
-            run_all(calls, self._tasks_at_once(), self.monitor.advance)
+            missing = [replace(e, hits=hits.get(e.name)) for e in missing]
+            gpu = self.execution.use_gpu
+            at_once = self._tasks_at_once()
+            evaluate_all(self.store, missing, at_once, gpu, self.monitor.advance)
         found = {}
         for key, evaluation in evaluations.items():
             pair = self._measured(evaluation)

@@ -30,10 +30,11 @@ from raylab.jobs.scan import Scan, scan_all, shard_addresses
 from raylab.jobs.search import (
     Evaluation,
     build_index,
+    evaluate_all,
     index_address,
     index_class,
     run_all,
-    search_and_evaluate,
+    search_index,
 )
 from raylab.jobs.texts import Texts, passage_ids
 from raylab.jobs.tokenise import tokenise, tokens_address
@@ -149,8 +150,8 @@ class Retrieval:
         models_dir = self.execution.models_dir
         retriever = open_retriever(self.found.source, self.encoding, models_dir, device)
         query = as_stored(retriever.encode_queries([text]), self.encoding.precision, "query")
-        kind = index_class(self.found.head)
-        parts = [kind.load(folder).search(query, k) for folder in folders]  # type: ignore[arg-type]
+        kind, products = index_class(self.found.head), "cuda" if self.execution.use_gpu else None
+        parts = [search_index(kind.load(folder), query, k, products) for folder in folders]
         ids, scores = merge_topk(parts, k)
         found = ids[0] != ""
         return [
@@ -173,8 +174,9 @@ class Retrieval:
         text = Texts.read(self._folder, PASSAGES, range(row, row + 1)).texts[0]
         if isinstance(query, np.ndarray):
             return Hit(passage_id, score, text, ())
-        shard = self.embeddings[row // self.execution.shard_passages]
-        passage = read_row(self.store.local(shard), row % self.execution.shard_passages)
+        number = next(n for n, own in enumerate(self._rows) if row in own)
+        shard = self.store.local(self.embeddings[number])
+        passage = read_row(shard, row - self._rows[number].start)
         return Hit(passage_id, score, text, tuple(_shared(query, passage, names)))
 
     @property
@@ -197,8 +199,9 @@ class Retrieval:
             if self.execution.no_index and run is None:
                 hits = self._hits(split, queries)
             self.connect()
-            call = (search_and_evaluate, (self.store, replace(what, hits=hits)))
-            run_all([call], 1, lambda: None)
+            what = replace(what, hits=hits)
+            at_once = 4 * encoders(self.execution)
+            evaluate_all(self.store, [what], at_once, self.execution.use_gpu, lambda: None)
             run = self.store.committed(what.run_address)
         return run, self.store.committed(what.measures_address(run))
 

@@ -44,7 +44,7 @@ from raylab.jobs.profile import (
     read_queries,
     stack,
 )
-from raylab.jobs.search import index_class, read_hits, write_hits
+from raylab.jobs.search import index_class, merged_hits, search_index, write_hits
 from raylab.jobs.shards import remove_shards
 from raylab.jobs.texts import passage_ids
 from raylab.models.retriever import Matrix
@@ -125,6 +125,7 @@ class Scanner:
 
     def __init__(self, store: Store, execution: Execution):
         self.store, self.encoder = store, ShardEncoder(store, execution)
+        self.device = "cuda" if execution.use_gpu else None
         self.ready_for: tuple[str, Queries, Pairs | None] | None = None
 
     def scan(self, piece: Piece) -> None:
@@ -134,7 +135,7 @@ class Scanner:
         started = time.time()
         with self.store.draft(piece.address) as draft:
             queries, pairs = self._asked(piece.scan)
-            found = _Running(queries, piece.scan.depths, pairs)
+            found = _Running(queries, piece.scan.depths, pairs, self.device)
             for rows in piece.rows:
                 self._shard(piece.scan, rows, found)
             found.write(draft.path)
@@ -176,8 +177,14 @@ def _passage_ids(folder: Path) -> np.ndarray:
 class _Running:
     """The best hits so far, and the scores of the pairs that went by."""
 
-    def __init__(self, queries: Queries, depths: Mapping[str, int], pairs: Pairs | None):
-        self.queries, self.depths, self.pairs = queries, depths, pairs
+    def __init__(
+        self,
+        queries: Queries,
+        depths: Mapping[str, int],
+        pairs: Pairs | None,
+        device: str | None,
+    ):
+        self.queries, self.depths, self.pairs, self.device = queries, depths, pairs, device
         self.stacked = stack(queries) if pairs is not None else None
         self.best: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.scored: list[tuple[np.ndarray, np.ndarray]] = []
@@ -201,7 +208,7 @@ class _Running:
         self.waiting = []
         for split, (_, queries) in self.queries.items():
             depth = self.depths[split]
-            parts = [shard.search(queries, depth)]
+            parts = [search_index(shard, queries, depth, self.device)]
             if split in self.best:
                 parts.append(self.best[split])
             self.best[split] = merge_topk(parts, depth)
@@ -325,11 +332,7 @@ def join(store: Store, scan: Scan, pieces: Sequence[Piece]) -> Artifact:
     folders = [store.local(part) for part in parts]
     with store.draft(scan.address) as draft:
         for split, depth in scan.depths.items():
-            query_ids, *best = read_hits(folders[0], split)
-            for folder in folders[1:]:
-                _, ids, scores = read_hits(folder, split)
-                best = merge_topk([(best[0], best[1]), (ids, scores)], depth)
-            write_hits(draft.path, split, query_ids, *best)
+            write_hits(draft.path, split, *merged_hits(folders, split, depth))
         if scan.profile is not None:
             own = [_read_pairs(folder) for folder in folders]
             terms: TermCounts | None = None

@@ -1,5 +1,8 @@
 """Index and search on Ray tasks: embedding shards -> index shards -> top-k a shard -> one run file.
 
+A search over many index shards is cut into pieces, each a task of its own whose hits are an artifact until the
+run is there; merged on (score descending, id ascending), they are those of one search over all.
+
 index artifact      one shard: vectors (dense) or postings (sparse)
 run artifact        run.trec.gz of one subject on one split; seconds of the search and bytes of the
                     index in its manifest
@@ -32,9 +35,11 @@ from raylab.index.sparse import SparseIndex
 from raylab.index.topk import merge_topk
 from raylab.jobs.cluster import unwrapped
 from raylab.jobs.ingest import PASSAGES, load_topics
+from raylab.jobs.shards import remove_shards
 from raylab.jobs.texts import bm25_input
 
 INDEX, RUN, MEASURES = "index", "run", "measures"
+_SHARDS_A_PIECE = 16
 
 
 def index_class(head: HeadKind) -> type[DenseIndex] | type[SparseIndex]:
@@ -95,20 +100,63 @@ class Evaluation:
             {"run": run.fingerprint, "collection": self.collection.fingerprint},
         )
 
+    @property
+    def shards(self) -> list[Artifact]:
+        """The index shards to search: none for BM25, nor where the hits are given."""
+        if self.hits is not None:
+            return []
+        return [shard for shard in self.indexes if isinstance(shard, Artifact)]
+
+    def pieces(self) -> list[SearchPiece]:
+        """The search as tasks of some shards each; none where one task does it all."""
+        shards, size = self.shards, _SHARDS_A_PIECE
+        if len(shards) <= size:
+            return []
+        cut = [tuple(shards[start : start + size]) for start in range(0, len(shards), size)]
+        return [
+            SearchPiece(self.run_address.shard(n, {"first": own[0].path}), self, own)
+            for n, own in enumerate(cut)
+        ]
+
+
+@dataclass(frozen=True)
+class SearchPiece:
+    """A search over some of an evaluation's index shards."""
+
+    address: Address
+    evaluation: Evaluation
+    shards: tuple[Artifact, ...]
+
 
 @ray.remote(num_cpus=1, max_retries=5)
-def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
-    """Commit the run and the measures of one subject on one split."""
+def search_piece(store: Store, piece: SearchPiece, device: str | None = None) -> None:
+    """Commit the hits of one piece, unless they are there."""
+    if store.find(piece.address) is not None:
+        return
+    query_ids, ids, scores, cost = _search(store, piece.evaluation, piece.shards, device)
+    with store.draft(piece.address) as draft:
+        write_hits(draft.path, piece.evaluation.split, query_ids, ids, scores)
+        draft.meta.update(cost)
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def search_and_evaluate(store: Store, evaluation: Evaluation, device: str | None = None) -> None:
+    """Commit the run and the measures of one subject on one split; its pieces are there.
+
+    ``device``: a torch device that does the dense products, or None for this processor.
+    """
     address = evaluation.run_address
-    run = store.find(address)
+    run, pieces = store.find(address), evaluation.pieces()
     if run is None:
         if evaluation.hits is not None:
             query_ids, ids, scores = read_hits(store.local(evaluation.hits), evaluation.split)
             cost: dict[str, float] = {}
         elif evaluation.queries is None:
             query_ids, ids, scores, cost = _search_bm25(store, evaluation)
+        elif pieces:
+            query_ids, ids, scores, cost = _merged(store, evaluation, pieces)
         else:
-            query_ids, ids, scores, cost = _search(store, evaluation)
+            query_ids, ids, scores, cost = _search(store, evaluation, evaluation.shards, device)
         with store.draft(address) as draft:
             ranked = Run.from_topk(query_ids, ids, scores)
             if evaluation.protocol.drop_own_document:
@@ -130,6 +178,8 @@ def search_and_evaluate(store: Store, evaluation: Evaluation) -> None:
     with store.draft(evaluation.measures_address(run)) as draft:
         pq.write_table(pa.Table.from_pylist(rows), draft.path / "measures.parquet")
         draft.meta.update(measures=names, queries=len(topics.queries), without_relevant=zeros)
+    found = (store.find(piece.address) for piece in pieces)
+    remove_shards(store, [piece for piece in found if piece is not None])
 
 
 def write_hits(
@@ -153,28 +203,60 @@ def read_hits(folder: Path, split: str) -> tuple[list[str], np.ndarray, np.ndarr
     return np.strings.decode(query_ids, "utf-8").tolist(), np.strings.decode(ids, "utf-8"), scores
 
 
+def merged_hits(
+    folders: Sequence[Path], split: str, depth: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The best of what `write_hits` wrote in several folders, one of which is in memory at a time."""
+    query_ids, ids, scores = read_hits(folders[0], split)
+    for folder in folders[1:]:
+        _, *more = read_hits(folder, split)
+        ids, scores = merge_topk([(ids, scores), (more[0], more[1])], depth)
+    return query_ids, ids, scores
+
+
 Found: TypeAlias = tuple[list[str], Any, Any, dict[str, float]]
 """Query ids, hits' ids, their scores; and `search_seconds` (wall time of one process for all queries
 at once, after one query that loads and compiles) and `index_bytes`."""
 
 
-def _search(store: Store, evaluation: Evaluation) -> Found:
+def search_index(
+    index: DenseIndex | SparseIndex, queries: Any, k: int, device: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hits of all queries; a dense index's products on `device`."""
+    if isinstance(index, DenseIndex):
+        return index.search(queries, k, device=device)
+    return index.search(queries, k)
+
+
+def _search(
+    store: Store, evaluation: Evaluation, shards: Sequence[Artifact], device: str | None
+) -> Found:
     assert evaluation.queries is not None
     query_ids, matrix = read_shard(store.local(evaluation.queries))
     kind = index_class(evaluation.queries.meta["head"])
     depth = evaluation.protocol.search_depth
     parts, seconds = [], 0.0
-    shards = [shard for shard in evaluation.indexes if isinstance(shard, Artifact)]
     for shard in shards:
         index = kind.load(store.local(shard))
-        index.search(matrix[:1], depth)  # type: ignore[arg-type]
+        search_index(index, matrix[:1], depth, device)
         started = time.perf_counter()
-        parts.append(index.search(matrix, depth))  # type: ignore[arg-type]
+        parts.append(search_index(index, matrix, depth, device))
         seconds += time.perf_counter() - started
     started = time.perf_counter()
     ids, scores = merge_topk(parts, depth)
     seconds += time.perf_counter() - started
     size = sum(shard.size_bytes for shard in shards)
+    return query_ids, ids, scores, {"search_seconds": seconds, "index_bytes": size}
+
+
+def _merged(store: Store, evaluation: Evaluation, pieces: Sequence[SearchPiece]) -> Found:
+    """The hits of all pieces; seconds and bytes are their sums."""
+    depth, made = evaluation.protocol.search_depth, [store.committed(p.address) for p in pieces]
+    folders = [store.local(piece) for piece in made]
+    started = time.perf_counter()
+    query_ids, ids, scores = merged_hits(folders, evaluation.split, depth)
+    seconds = time.perf_counter() - started + sum(piece.meta["search_seconds"] for piece in made)
+    size = sum(piece.meta["index_bytes"] for piece in made)
     return query_ids, ids, scores, {"search_seconds": seconds, "index_bytes": size}
 
 
@@ -192,6 +274,37 @@ def _search_bm25(store: Store, evaluation: Evaluation) -> Found:
         "passage_postings": index.postings.n_postings / len(index),
     }
     return list(topics.queries), ids, scores, cost
+
+
+def evaluate_all(
+    store: Store,
+    evaluations: Sequence[Evaluation],
+    at_once: int,
+    gpu: bool,
+    finished: Callable[[], None],
+) -> None:
+    """Commit the runs and measures of all: first the pieces of their searches that are not there.
+
+    Args:
+        at_once: tasks in flight. gpu: dense products on one, which each task of a dense search holds.
+        finished: called on the driver after each evaluation.
+
+    Raises:
+        The first task's own error, unwrapped.
+    """
+    missing = [e for e in evaluations if store.find(e.run_address) is None]
+    pieces = [p for e in missing for p in e.pieces() if store.find(p.address) is None]
+    calls = [_call(search_piece, store, piece, piece.evaluation, gpu) for piece in pieces]
+    run_all(calls, at_once, lambda: None)
+    calls = [_call(search_and_evaluate, store, e, e, gpu and not e.pieces()) for e in evaluations]
+    run_all(calls, at_once, finished)
+
+
+def _call(function: Any, store: Store, what: Any, of: Evaluation, gpu: bool) -> tuple[Any, tuple]:
+    dense = bool(of.shards) and of.shards[0].meta["head"] == "dense"
+    if gpu and dense:
+        return function.options(num_gpus=1), (store, what, "cuda")
+    return function, (store, what)
 
 
 def run_all(calls: Sequence[tuple[Any, tuple]], limit: int, finished: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """One pass without an index: the same runs and profiles, bit for bit, as through stored indexes."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,10 +12,17 @@ from raylab.config import Backbone, Encoding, Execution
 from raylab.data.tokens import write_store
 from raylab.encoding import shards
 from raylab.jobs import scan as scanning
+from raylab.jobs import search as searching
 from raylab.jobs.encode import ShardEncoder, Subject, commit_shard, passage_task, query_task
 from raylab.jobs.profile import Profile, make_profile
 from raylab.jobs.scan import Scan, Scanner, join, make_scanned_profile
-from raylab.jobs.search import Evaluation, build_index, index_address, search_and_evaluate
+from raylab.jobs.search import (
+    Evaluation,
+    build_index,
+    index_address,
+    search_and_evaluate,
+    search_piece,
+)
 from raylab.jobs.tokenise import tokens_address
 from raylab.models.hub import load_tokenizer
 from tests.jobs.collections import committed
@@ -80,7 +88,7 @@ def evaluated(store, evaluation) -> bytes:
 
 @pytest.fixture(scope="module")
 def through_the_index(prepared, tmp_path_factory):
-    """(run files by split, the profile, bytes of the embedding shards), in a copy of the storage."""
+    """(run files by split, the profile, bytes of the embedding shards, storage and indexes), in a copy."""
     store, _, subject, encoding, collection, tokens, queries = prepared
     folder = tmp_path_factory.mktemp("indexed") / "lab"
     shutil.copytree(store.root, folder)
@@ -107,7 +115,7 @@ def through_the_index(prepared, tmp_path_factory):
         for name, facts in shard.manifest["files"].items()
         if name != "shape.json"
     )
-    return runs, profile_table(store, profile), size
+    return runs, profile_table(store, profile), size, store, tuple(indexes)
 
 
 def profile_table(store, profile) -> tuple[bytes, dict]:
@@ -125,7 +133,7 @@ def test_runs_and_profiles_are_those_of_stored_indexes_and_nothing_is_stored(
 ):
     monkeypatch.setattr(scanning, "_PIECES", pieces)
     monkeypatch.setattr(scanning, "_SEARCHED_BYTES", together)
-    runs, profile, size = through_the_index
+    runs, profile, size, *_ = through_the_index
     store, _, subject, _, collection, _, queries = work
     before = set((tmp_path / "lab" / "embeddings").iterdir())
     scan = scan_of(work)
@@ -145,6 +153,32 @@ def test_runs_and_profiles_are_those_of_stored_indexes_and_nothing_is_stored(
     assert not list((tmp_path / "lab" / "hits-shards").glob("*/manifest.json"))
     assert hits.meta["unstored_bytes"] == size
     assert hits.meta["rows"] == 120
+
+
+@pytest.mark.parametrize("shards_a_piece", [1, 2, 4])
+def test_a_search_in_pieces_has_the_run_of_one_search(
+    work, through_the_index, tmp_path, monkeypatch, shards_a_piece
+):
+    runs, _, _, whole, indexes = through_the_index
+    store, _, subject, _, collection, _, queries = work
+    shutil.copytree(Path(whole.root, "index"), tmp_path / "lab" / "index")
+    monkeypatch.setattr(searching, "_SHARDS_A_PIECE", shards_a_piece)
+    for split in SPLITS:
+        what = Evaluation(subject.name, collection, split, queries[split], indexes)
+        pieces = what.pieces()
+        assert [len(piece.shards) for piece in pieces] == {
+            1: [1, 1, 1, 1, 1],
+            2: [2, 2, 1],
+            4: [4, 1],
+        }[shards_a_piece]
+        for piece in reversed(pieces):  # in whatever order tasks end
+            search_piece._function(store, piece)
+        made = [store.committed(piece.address) for piece in pieces]
+        assert evaluated(store, what) == runs[split]
+        run = store.committed(what.run_address)
+        assert run.meta["index_bytes"] == sum(index.size_bytes for index in indexes)
+        assert run.meta["search_seconds"] >= sum(p.meta["search_seconds"] for p in made)
+        assert not any(store.find(piece.address) for piece in pieces)
 
 
 def test_a_piece_that_is_there_is_not_done_again(work):

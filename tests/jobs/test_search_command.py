@@ -20,6 +20,7 @@ from raylab.data.sources import open_collection
 from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
 from raylab.jobs import driver, retrieve
+from raylab.jobs import search as searching
 from raylab.jobs.cluster import connect
 from raylab.jobs.encode import ShardEncoder, commit_shard
 from raylab.jobs.retrieve import Retrieval
@@ -72,6 +73,7 @@ def in_this_process(monkeypatch, collection_folder):
     monkeypatch.setattr(retrieve, "tokenise", _tokenised)
     monkeypatch.setattr(retrieve, "encode_all", encode_all)
     monkeypatch.setattr(retrieve, "run_all", run_all)
+    monkeypatch.setattr(searching, "run_all", run_all)
     monkeypatch.setattr(driver, "take_over", lambda *_: None)
 
 
