@@ -23,6 +23,7 @@ from raylab.models.heads import prune_top_k, represent
 from raylab.models.hub import load_base
 
 log = logging.getLogger("raylab")
+_MOST_PADDING = 0.02
 
 Matrix = np.ndarray | sp.csr_matrix
 
@@ -152,15 +153,21 @@ def _csr(reps_BV: torch.Tensor) -> sp.csr_matrix:
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:
-    """Indices sorted by length and cut into batches of at most `batch_tokens` padded tokens (one text at least)."""
+    """Indices sorted by length and cut into batches of at most `batch_tokens` padded tokens (one text at least).
+
+    A batch ends earlier where its padding would pass `_MOST_PADDING` of its tokens, once it has an eighth of
+    the budget: of few texts, neighbours differ so much that full batches would be padding for several percent.
+    """
     order = np.argsort(lengths, kind="stable")
-    batches, start = [], 0
-    for end in range(1, len(order) + 1):
-        full = end < len(order) and max(lengths[order[end]], 1) * (end + 1 - start) > batch_tokens
-        if full or end == len(order):
+    batches, start, tokens = [], 0, 0
+    for end, longest in enumerate(np.maximum(lengths, 1)[order].tolist()):
+        padded = longest * (end + 1 - start)
+        wasted = padded > (1 + _MOST_PADDING) * (tokens + longest) and 8 * tokens >= batch_tokens
+        if end > start and (padded > batch_tokens or wasted):
             batches.append(order[start:end])
-            start = end
-    return batches
+            start, tokens = end, 0
+        tokens += longest
+    return [*batches, order[start:]] if len(order) else []
 
 
 def in_input_order(parts: list[Matrix], places: list[np.ndarray]) -> Matrix:
