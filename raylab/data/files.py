@@ -27,6 +27,7 @@ _BLOCK_BYTES = 1024**2
 LONGEST_LINE_BYTES = 64 * 1024**2
 _ROWS = 1_024
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 # What the libraries below raise of bytes that are not what the name says.
 _DAMAGE = (EOFError, zlib.error, zipfile.BadZipFile, pa.ArrowException, OSError)
 
@@ -82,6 +83,12 @@ def digest(address: str | Path, algorithm: str = "sha256") -> str:
     return total.hexdigest()
 
 
+def _compression(file: Any) -> str | None:
+    first = file.read(4)
+    file.seek(0)
+    return next((name for magic, name in _MAGIC.items() if first.startswith(magic)), None)
+
+
 def _decompressed(file: Any, compression: str | None) -> Any:
     if compression == "gzip":
         return gzip.GzipFile(fileobj=file)
@@ -90,17 +97,22 @@ def _decompressed(file: Any, compression: str | None) -> Any:
     return file
 
 
-def lines(address: str | Path, on_fault: OnFault = refuse) -> Iterator[tuple[int, str]]:
+def lines(
+    address: str | Path, on_fault: OnFault = refuse, by_name: bool = True
+) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of a plain, gzip or zstd UTF-8 file; empty lines are skipped.
+
+    ``by_name``: compression is what the suffix says; else it is told by the first bytes.
 
     Raises:
         CollectionError: a file that cannot be read or a damaged compressed stream, by line, whatever
             the policy: what follows it is unknown. Bytes that are not UTF-8 are `on_fault`'s.
     """
-    compression = _COMPRESSIONS.get(Path(name_of(address)).suffix)
-    number = 0
+    number, compression = 0, _COMPRESSIONS.get(Path(name_of(address)).suffix)
     with opened(address) as stored:
         try:
+            if not by_name:
+                compression = _compression(stored)
             file = _decompressed(stored, compression)
             while raw := file.readline(LONGEST_LINE_BYTES):
                 number += 1

@@ -6,16 +6,14 @@ JSON lines   {"question", "pos_pid", "neg_pids", "pos_score", "neg_scores"}     
 TREC run     query Q0 passage rank score tag                                    scores
 Parquet      the keys of one of the above as columns; training groups as raylab writes them; or
              query_id, passage_id, score[, rank]                                scores
-All plain or gzip. The format is told by what a file holds, whatever its name. Groups are read in
+All plain, gzip or zstd. The format is told by what a file holds, whatever its name. Groups are read in
 one pass, some hundreds at a time; scores by `raylab.data.scores`. A fault names FILE:LINE, of Parquet the
 row; it ends the reading, or `on_fault` is told of it and the record is left out.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -26,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raylab.data.faults import CollectionError, Kind, OnFault, Wrong, refuse, tell, undecodable
+from raylab.data.faults import CollectionError, Kind, OnFault, Wrong, refuse, tell
+from raylab.data.files import lines
 from raylab.data.teacher import GROUP_SCHEMA
 from raylab.data.tokens import find_ids
 
@@ -82,24 +81,9 @@ def schema_of(path: Path) -> pa.Schema:
 
 
 def text_lines(path: Path, on_fault: OnFault = refuse) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of a plain or gzipped UTF-8 file, told by its bytes; not empty ones."""
-    number = 0
-    with open(path, "rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        try:
-            for number, line in enumerate(gzip.GzipFile(fileobj=raw) if zipped else raw, start=1):
-                try:
-                    text = line.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    on_fault(undecodable(str(path), number, line, error))
-                    continue
-                if text.strip():
-                    yield number, text
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise CollectionError(
-                f"{path}:{number + 1}: the gzip stream is damaged ({error})"
-            ) from None
+    """(line number from 1, text) of the lines that hold more than white space."""
+    numbered = lines(path, on_fault, by_name=False)
+    return ((number, text) for number, text in numbered if text.strip())
 
 
 # ---------------------------------------------------------------------------------------- groups
