@@ -90,11 +90,33 @@ def index(
     encoders: _Encoders = 2,
     gpu: _Gpu = False,
     on_fault: _OnFault = "error",
+    ciff: Annotated[
+        Path | None, typer.Option(help="all of them as one CIFF file, too (sparse; .gz)")
+    ] = None,
+    json_vectors: Annotated[
+        Path | None, typer.Option(help="all of them as Anserini's JSON vectors, too (sparse; .gz)")
+    ] = None,
+    faiss: Annotated[
+        Path | None,
+        typer.Option(help="all of them as faiss' IndexFlatIP and docid, too: a folder (dense)"),
+    ] = None,
 ) -> None:
-    """Index a collection's passages, encoded first where they are not yet."""
+    """Index a collection's passages, encoded first where they are not yet; export them where asked."""
     what = (query_length, passage_length, top_k_query, top_k_passage, precision)
+    exports = {"ciff": ciff, "json_vectors": json_vectors, "faiss": faiss}
     with _retrieval(checkpoint, collection, storage, models, what, encoders, gpu, on_fault) as made:
+        wanted = {form: out for form, out in exports.items() if out is not None}
+        for form in wanted:
+            needs = "dense" if form == "faiss" else "sparse"
+            if made.found.head != needs:
+                option = form.replace("_", "-")
+                raise ConfigError(
+                    f"--{option}: it takes a {needs} retriever; {checkpoint} is {made.found.head}"
+                )
         _show("index", made.indexes)
+        made.export(wanted)
+        for form, out in wanted.items():
+            print(f"{form.replace('_', '-'):>14}  {out}")
 
 
 def search(

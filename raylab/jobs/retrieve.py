@@ -8,9 +8,11 @@ Ray is connected to only when something is missing (`connect`, given by whoever 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +24,7 @@ from raylab.data.ingest import collection_address
 from raylab.data.sources import Source
 from raylab.data.tokens import find_ids
 from raylab.encoding import as_stored, read_row, shards
+from raylab.index.export import write_ciff, write_faiss, write_json_vectors
 from raylab.index.topk import merge_topk
 from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
 from raylab.jobs.ingest import PASSAGES, ingest
@@ -38,7 +41,7 @@ from raylab.jobs.search import (
 )
 from raylab.jobs.texts import Texts, passage_ids
 from raylab.jobs.tokenise import tokenise, tokens_address
-from raylab.models.opening import Found, open_retriever
+from raylab.models.opening import AnyRetriever, Found, open_retriever
 
 Say = Callable[[str], None]
 
@@ -143,12 +146,45 @@ class Retrieval:
             run_all(calls, 4 * encoders(self.execution), lambda: None)
         return [self.store.committed(address) for address in addresses]
 
+    def export(self, places: Mapping[str, Path]) -> None:
+        """Write all passages in other engines' formats (`raylab.index.export`).
+
+        Args:
+            places: by form: "ciff" and "json_vectors" a file (sparse), "faiss" a folder (dense).
+        """
+        if not places:
+            return
+        folders = [self.store.local(shard) for shard in self.embeddings]
+        for out in places.values():
+            out.parent.mkdir(parents=True, exist_ok=True)
+        beside = next(
+            iter(places.values())
+        ).parent  # the index of all is as large as what is asked for
+        with tempfile.TemporaryDirectory(dir=beside) as folder:
+            whole: Any = index_class(self.found.head).build(folders, folder)
+            for form, out in places.items():
+                if form == "faiss":
+                    write_faiss(whole, out)
+                else:
+                    write = {"ciff": write_ciff, "json_vectors": write_json_vectors}[form]
+                    write(whole, out, self._terms(whole.vocabulary_size))
+
+    def _terms(self, size: int) -> list[str]:
+        """The vocabulary; ids that only fill it up to a round size have a name of their own."""
+        source: Any = self.found.tokenizer
+        name = source.tokens if source is not None else self._open().terms
+        names = name(range(size))
+        return [entry if entry else f"[{term}]" for term, entry in enumerate(names)]
+
+    def _open(self) -> AnyRetriever:
+        device = "cuda" if self.execution.use_gpu else "cpu"
+        models_dir = self.execution.models_dir
+        return open_retriever(self.found.source, self.encoding, models_dir, device)
+
     def search(self, text: str, k: int) -> list[Hit]:
         """The best k passages for a text; fewer where fewer share a term with it."""
         folders = [self.store.local(index) for index in self.indexes]
-        device = "cuda" if self.execution.use_gpu else "cpu"
-        models_dir = self.execution.models_dir
-        retriever = open_retriever(self.found.source, self.encoding, models_dir, device)
+        retriever = self._open()
         query = as_stored(retriever.encode_queries([text]), self.encoding.precision, "query")
         kind, products = index_class(self.found.head), "cuda" if self.execution.use_gpu else None
         parts = [search_index(kind.load(folder), query, k, products) for folder in folders]

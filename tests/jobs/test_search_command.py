@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from raylab.artifacts import Store
 from raylab.cli import app
 from raylab.config import Encoding, Execution
+from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
 from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
@@ -216,6 +218,43 @@ def test_the_run_of_a_split(cluster, lab, tmp_path, collection_folder, retriever
         relevant = query_id.replace("q", "p")
         ranks.append(1 / (1 + ids.index(relevant)) if relevant in ids else 0.0)
     assert f"RR@10  {np.mean(ranks):.4f}" in output
+
+
+def test_indexes_are_exported_whole(cluster, lab, tmp_path, collection_folder, retriever_folders):
+    out = tmp_path / "out"
+    where = (collection_folder, "--storage", lab)
+    files = ("--ciff", out / "all.ciff.gz", "--json-vectors", out / "all.jsonl")
+    output, _ = raylab("index", retriever_folders["sparse"], *where, *files)
+    assert f"ciff  {out / 'all.ciff.gz'}" in output
+    retriever = Retriever.load(retriever_folders["sparse"])
+    rows = {p.passage_id: p for p in read_passages([str(collection_folder / "corpus.jsonl")])}
+    for line in (out / "all.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        passage = rows.pop(record["id"])
+        impacts = half(retriever.encode_passages([f"{passage.title} {passage.text}"]))
+        names = retriever.terms(impacts.indices)
+        weights = np.maximum(np.rint(100 * impacts.data.astype(np.float64)), 1).astype(int)
+        made, expected = record["vector"], dict(zip(names, weights.tolist(), strict=True))
+        assert made.keys() == expected.keys()
+        assert all(abs(made[name] - expected[name]) <= 1 for name in made)
+    assert not rows
+    raylab("index", retriever_folders["dense"], *where, "--faiss", out / "flat")
+    flat = faiss.read_index(str(out / "flat" / "index"))
+    assert flat.ntotal == 120 == len((out / "flat" / "docid").read_text().split())
+    assert sorted(path.name for path in out.iterdir()) == ["all.ciff.gz", "all.jsonl", "flat"]
+
+
+def test_an_export_of_the_other_head_is_refused(
+    cluster, lab, tmp_path, collection_folder, retriever_folders
+):
+    where = (collection_folder, "--storage", lab)
+    wrong = (retriever_folders["dense"], *where, "--ciff", tmp_path / "all.ciff")
+    _, told = raylab("index", *wrong, expect=2)
+    assert "--ciff: it takes a sparse retriever" in told
+    wrong = (retriever_folders["sparse"], *where, "--faiss", tmp_path / "flat")
+    _, told = raylab("index", *wrong, expect=2)
+    assert "--faiss: it takes a dense retriever" in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_lengths_pruning_and_precision_are_asked_for_and_are_other_artifacts(
