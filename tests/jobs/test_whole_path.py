@@ -33,7 +33,7 @@ from tests.jobs.test_crash import processes, start, wait_for, wait_until_gone
 pytestmark = pytest.mark.chaos
 ASSETS = Path(__file__).resolve().parents[2] / "raylab" / "assets"
 PASSAGE_LENGTH, QUERY_LENGTH = 24, 20
-ERROR = 1e-6  # of a representation's value in float32
+ERROR = {"sparse": 1e-6, "dense": 1e-7}  # of a representation's value in float32
 SUM_ERROR = 2e-6  # of a sum of products in float32, as a share of their sizes
 TIE = (
     2.0**-23
@@ -135,19 +135,19 @@ def represented(checkpoint: Path, head: str, tokens: list[list[int]]) -> np.ndar
     return out
 
 
-def stored(reps: np.ndarray, k: int, precision: str) -> tuple[np.ndarray, np.ndarray]:
+def stored(reps: np.ndarray, k: int, precision: str, error: float) -> tuple[np.ndarray, np.ndarray]:
     """Representations as they are stored, pruned to k (0: not), and how far off rounding may be.
 
-    In float32 a value may be ERROR off, and so round to its neighbour in `precision`, or change
+    In float32 a value may be `error` off, and so round to its neighbour in `precision`, or change
     places with the one below at the cut.
     """
-    low, high = ((reps + e).astype(precision).astype(np.float64) for e in (-ERROR, ERROR))
+    low, high = ((reps + e).astype(precision).astype(np.float64) for e in (-error, error))
     if k:
         low, high = low.clip(min=0), high * (reps > 0)
         ranked = -np.sort(-reps, axis=1)
         kept, left = ranked[:, k - 1 : k], ranked[:, k : k + 1]
-        low *= reps > left + 2 * ERROR
-        high *= reps > kept - 2 * ERROR
+        low *= reps > left + 2 * error
+        high *= reps > kept - 2 * error
     return (low + high) / 2, (high - low) / 2
 
 
@@ -175,8 +175,9 @@ def ranked_naively(checkpoint: Path, case: "Case", read: Read) -> Naive:
     )
     tokens = [(a + b)[:PASSAGE_LENGTH] for a, b in zip(titles, bodies, strict=True)]
     asked = [own[:QUERY_LENGTH] for own in ids(read.queries.values())]
-    q, q_off = stored(represented(checkpoint, case.head, asked), case.top_k[0], case.precision)
-    p, p_off = stored(represented(checkpoint, case.head, tokens), case.top_k[1], case.precision)
+    how = case.precision, ERROR[case.head]
+    q, q_off = stored(represented(checkpoint, case.head, asked), case.top_k[0], *how)
+    p, p_off = stored(represented(checkpoint, case.head, tokens), case.top_k[1], *how)
     q_size, p_size = np.abs(q), np.abs(p)
     margins = q_off @ (p_size + p_off).T + q_size @ (p_off + SUM_ERROR * p_size).T
     return Naive(list(read.queries), list(read.texts), q @ p.T, margins)
