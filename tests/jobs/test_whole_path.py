@@ -271,7 +271,7 @@ TREC_DL = {
 }
 CASES = {
     "scifact": Case("scifact", "test", "sparse", 600, 100, BEIR, (6, 20)),
-    # So few terms that some queries find fewer passages than they may, or none.
+    # So few terms that some queries share one with fewer passages than a run may hold.
     "nfcorpus": Case("beir/nfcorpus", "test", "sparse", 400, 100, BEIR, (3, 8), "float32"),
     "slice": Case("msmarco-slice", "dl19", "dense", 4000, 1000, TREC_DL),
 }
