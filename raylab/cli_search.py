@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,12 @@ _Storage = Annotated[str, typer.Option(help="a local folder or any fsspec addres
 _Models = Annotated[str | None, typer.Option(help="folder with local copies of hub models")]
 _Gpu = Annotated[bool, typer.Option("--gpu", help="one GPU an encoder")]
 _Encoders = Annotated[int, typer.Option(help="encoding actors; 0: as many as the cluster takes")]
+_ShardPassages = Annotated[
+    int,
+    typer.Option(
+        help="passages a shard, what an actor that dies loses; shards of another size are other artifacts"
+    ),
+]
 _OnFault = Annotated[str, typer.Option(help="error, or quarantine[:KIND,...] (data ingest)")]
 _QueryLength = Annotated[
     int | None, typer.Option(help="tokens a query; none: the checkpoint's own")
@@ -68,12 +74,14 @@ def encode(
     top_k_passage: _TopKPassage = None,
     precision: _Precision = None,
     encoders: _Encoders = 2,
+    shard_passages: _ShardPassages = Execution.shard_passages,
     gpu: _Gpu = False,
     on_fault: _OnFault = "error",
 ) -> None:
     """Encode a collection's passages into embedding shards in the storage."""
     what = (query_length, passage_length, top_k_query, top_k_passage, precision)
-    with _retrieval(checkpoint, collection, storage, models, what, encoders, gpu, on_fault) as made:
+    how = {"encoding_actors": encoders, "shard_passages": shard_passages, "use_gpu": gpu}
+    with _retrieval(checkpoint, collection, storage, models, what, on_fault, how) as made:
         _show("embeddings", made.embeddings)
 
 
@@ -88,6 +96,7 @@ def index(
     top_k_passage: _TopKPassage = None,
     precision: _Precision = None,
     encoders: _Encoders = 2,
+    shard_passages: _ShardPassages = Execution.shard_passages,
     gpu: _Gpu = False,
     on_fault: _OnFault = "error",
     ciff: Annotated[
@@ -103,8 +112,9 @@ def index(
 ) -> None:
     """Index a collection's passages, encoded first where they are not yet; export them where asked."""
     what = (query_length, passage_length, top_k_query, top_k_passage, precision)
+    how = {"encoding_actors": encoders, "shard_passages": shard_passages, "use_gpu": gpu}
     exports = {"ciff": ciff, "json_vectors": json_vectors, "faiss": faiss}
-    with _retrieval(checkpoint, collection, storage, models, what, encoders, gpu, on_fault) as made:
+    with _retrieval(checkpoint, collection, storage, models, what, on_fault, how) as made:
         wanted = {form: out for form, out in exports.items() if out is not None}
         for form in wanted:
             needs = "dense" if form == "faiss" else "sparse"
@@ -143,6 +153,7 @@ def search(
     top_k_passage: _TopKPassage = None,
     precision: _Precision = None,
     encoders: _Encoders = 2,
+    shard_passages: _ShardPassages = Execution.shard_passages,
     gpu: _Gpu = False,
     on_fault: _OnFault = "error",
 ) -> None:
@@ -152,14 +163,15 @@ def search(
     terms matched: query weight x passage weight.
     """
     what = (query_length, passage_length, top_k_query, top_k_passage, precision)
-    where = (checkpoint, collection, storage, models, what, encoders, gpu, on_fault, no_index)
+    how = {"encoding_actors": encoders, "shard_passages": shard_passages, "use_gpu": gpu}
+    how["no_index"] = no_index
     try:
         _check(query, k, split, out)
         if no_index and split is None:
             raise ConfigError("--no-index: it needs --split, whose queries are known beforehand")
     except ConfigError as error:
         raise fail(error) from None
-    with _retrieval(*where) as made:
+    with _retrieval(checkpoint, collection, storage, models, what, on_fault, how) as made:
         if split is None:
             assert query is not None
             started = time.time()
@@ -199,22 +211,14 @@ def _retrieval(
     storage: str,
     models: str | None,
     encoding: tuple,
-    encoders: int,
-    gpu: bool,
     on_fault: str,
-    no_index: bool = False,
+    how: dict[str, Any],
 ) -> Iterator[Retrieval]:
     """The stages, for as long as the block runs; bad input ends in one line."""
     names = ("query_length", "passage_length", "top_k_query", "top_k_passage", "precision")
     try:
         quarantined_kinds(on_fault)
-        execution = Execution(
-            storage=storage,
-            models_dir=models,
-            encoding_actors=encoders,
-            use_gpu=gpu,
-            no_index=no_index,
-        )
+        execution = Execution(storage=storage, models_dir=models, **how)
         source = open_collection(collection)
         from transformers.utils.logging import disable_progress_bar
 

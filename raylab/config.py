@@ -410,7 +410,8 @@ class Execution:
     its share of the batch): the same loss and gradients, in less memory for one more forward pass.
     `encoding_actors`: at most so many, of one GPU or `encoder_cpus` CPUs each; 0: as many as the cluster
     has GPUs or CPUs at the time. `no_index`: passages are scored as they are encoded, and neither their
-    embeddings nor indexes of them are stored.
+    embeddings nor indexes of them are stored. `shard_passages`: of an embedding shard, which is
+    what one task makes and what is done again when an actor dies.
     """
 
     storage: str = "lab"
@@ -435,4 +436,5 @@ class Execution:
         check(self.micro_batch_texts >= 0, "micro_batch_texts", self.micro_batch_texts, "0 or more")
         actors = self.encoding_actors
         check(actors >= 0, "encoders", actors, "0 (as many as the cluster takes) or more")
+        check(self.shard_passages >= 1, "shard_passages", self.shard_passages, "at least 1")
         check(self.encoder_cpus > 0, "encoder_cpus", self.encoder_cpus, "positive")

@@ -354,6 +354,7 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
         (["CHECKPOINT", "COLLECTION", "x", "--query-length", "0"], "encoding.query_length = 0"),
         (["CHECKPOINT", "COLLECTION", "x", "--precision", "int8"], "encoding.precision = 'int8'"),
         (["CHECKPOINT", "COLLECTION", "x", "--encoders", "-1"], "encoders = -1"),
+        (["CHECKPOINT", "COLLECTION", "x", "--shard-passages", "0"], "shard_passages = 0"),
         (["CHECKPOINT", "COLLECTION", "x", "--on-fault", "ask"], "on_fault = 'ask'"),
     ],
 )
