@@ -286,8 +286,8 @@ def test_damaged_and_foreign_folders_are_refused(collection, built, tmp_path):
         SeismicIndex.load(folder)
     file.write_bytes(whole)
     for changed, message in (
-        ({"passages": 3}, "index.json says"),
-        ({"postings": 3}, "index.json says"),
+        ({"passages": 3}, r"index\.json says"),
+        ({"postings": 3}, r"index\.json says"),
         ({"settings": {"probes": 3}}, "not of a Seismic index"),
         ({"settings": {"query_cut": 0}}, "query_cut is 0"),
     ):
@@ -299,7 +299,7 @@ def test_damaged_and_foreign_folders_are_refused(collection, built, tmp_path):
         SeismicIndex.load(folder)
     description.write_text(json.dumps(told))
     np.save(folder / "ids.npy", built.ids[1:])
-    with pytest.raises(ValueError, match="index.json says"):
+    with pytest.raises(ValueError, match=r"index\.json says"):
         SeismicIndex.load(folder)
     np.save(folder / "ids.npy", built.ids)
     assert len(SeismicIndex.load(folder)) == 1500
