@@ -37,6 +37,7 @@ _LIBRARY_FILE = f"{_NAME}.index.seismic"  # the library adds the ending
 _FILES = ("ids.npy", _LIBRARY_FILE, "index.json")
 _MISSING = "Seismic is not installed: pip install 'raylab[serving]', or 'pyseismic-lsr>=0.5.4'"
 _MOST_SHORT_TERMS = 65_536
+_MOST_PASSAGE_TERMS = 65_535  # the library packs their number into 16 bits
 _PIECE = 65_536  # passages that are handed over at a time
 _QUERY_BLOCK = 1024
 
@@ -51,7 +52,7 @@ class SeismicSettings:
     cluster's summary keeps ``summary_energy`` of its sum.
 
     Searched: the lists of the ``query_cut`` heaviest terms of a query; a cluster is skipped if its
-    summary scores below the k-th best score so far divided by ``heap_factor`` (0: none is skipped);
+    summary scores below ``heap_factor`` times the k-th best score so far (0: none is skipped);
     ``sorted``: a query's first list from the best summary on.
     """
 
@@ -107,9 +108,9 @@ class SeismicIndex:
         """Index (ids [n] str, matrix [n, V] scipy sparse) pairs, or folders of embedding shards.
 
         The whole collection is in memory, about twice, and the library reports its steps on
-        standard output. CPU time is some 0.1 ms a term that occurs, and more for long lists.
-        Raises ValueError as ``SparseIndex.build``, and for impacts that float16 cannot hold;
-        ImportError where the library is missing.
+        standard output. The build is slow: benchmarks/README.md. Raises ValueError as
+        ``SparseIndex.build``, and for impacts that float16 cannot hold and passages of more than
+        65,535 terms; ImportError where the library is missing.
         """
         _check_threads(threads)
         with opened_sparse(shards) as opened:
@@ -295,6 +296,12 @@ def _pieces(
             )
         kept = halves > 0
         offsets = np.concatenate([[0], np.cumsum(kept)])[indptr - indptr[0]]
+        terms = np.diff(offsets)
+        if terms.max() > _MOST_PASSAGE_TERMS:
+            raise ValueError(
+                f"{shard.name}, passage {ids[int(terms.argmax())]!r} has {terms.max()} terms; "
+                f"Seismic takes up to {_MOST_PASSAGE_TERMS}"
+            )
         yield ids, np.asarray(shard.terms[own], dtype=np.int64)[kept], impacts[kept], offsets
 
 

@@ -224,6 +224,9 @@ def test_bad_input_is_named(collection, built):
         build(7e4)
     with pytest.raises(ValueError, match="duplicate passage ids, the first is 'a'"):
         build(1.0, ["a", "a"])
+    wide = sp.csr_array(np.ones((1, 65_536), dtype=np.float32))
+    with pytest.raises(ValueError, match="passage 'a' has 65536 terms; Seismic takes up to 65535"):
+        SeismicIndex.build([(["a"], wide)])
     with pytest.raises(ValueError, match="no passages"):
         SeismicIndex.build([([], sp.csr_array((0, 3)))])
     for value in (np.nan, np.inf, -1.0):
