@@ -1,8 +1,8 @@
 """Approximate sparse retrieval for serving, by Seismic (Bruch et al., SIGIR 2024), from the same shards.
 
 Optional: the library is pyseismic-lsr, and is imported only when an index is built or opened. Its
-strength is the best few passages of a query in microseconds; its recall falls with depth. What it
-returns is never told without its recall: `SeismicIndex.measured_search`.
+aim is the best few passages of a query; its recall falls with depth. What it returns is never told
+without its recall: `SeismicIndex.measured_search`.
 
 The library keeps a passage's own representation whole, impacts as float16, and scores with that;
 what may be lost is which passages it looks at. It keeps 16-bit terms in its plain classes, which
@@ -107,10 +107,10 @@ class SeismicIndex:
     ) -> SeismicIndex:
         """Index (ids [n] str, matrix [n, V] scipy sparse) pairs, or folders of embedding shards.
 
-        The whole collection is in memory, about twice, and the library reports its steps on
-        standard output. The build is slow: benchmarks/README.md. Raises ValueError as
-        ``SparseIndex.build``, and for impacts that float16 cannot hold and passages of more than
-        65,535 terms; ImportError where the library is missing.
+        The library holds the whole collection in memory and reports its steps on standard output.
+        The build is slow: benchmarks/README.md. Raises ValueError as ``SparseIndex.build``, and for
+        impacts that float16 cannot hold and passages of more than 65,535 terms; ImportError where
+        the library is missing.
         """
         _check_threads(threads)
         with opened_sparse(shards) as opened:
