@@ -1,4 +1,4 @@
-"""Retrieval: exact dense and sparse, BM25, faiss' approximate indexes, the merge of shards, export.
+"""Retrieval: exact dense and sparse, BM25, faiss and Seismic, the merge of shards, export.
 
 Every index here answers ``search(queries, k) -> (ids [Q, k], scores [Q, k])`` under one contract:
 

@@ -1,6 +1,7 @@
 """How far an index that may err (compact, approximate) agrees with exact search."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +23,47 @@ class Agreement:
     recall: float
     worst_recall: float
     score_error: float
+
+
+@dataclass(frozen=True)
+class MeasuredAnswer:
+    """``ids`` [Q, k] str, ``scores`` [Q, k] float32, and how far they agree with exact search."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+    agreement: Agreement
+
+
+class Index(Protocol):
+    """What is searched: ``ids`` are bytes [N], ascending."""
+
+    ids: np.ndarray
+
+    def search(self, queries: Any, k: int, /) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def measured_search(
+    index: Index, exact: Index, queries: Any, k: int, sample: int = 100
+) -> MeasuredAnswer:
+    """``index.search``, with its agreement with ``exact`` on queries evenly spread among these.
+
+    ``queries``: Q rows, an array or scipy CSR. ``sample``: at most so many are searched exactly.
+    Raises ValueError as ``search``, for no queries, and for an exact index of other passages.
+    """
+    n_queries = queries.shape[0]
+    if not n_queries or sample < 1:
+        raise ValueError(f"{n_queries} queries, sample {sample}: nothing to measure on")
+    if not np.array_equal(exact.ids, index.ids):
+        raise ValueError("the exact index does not hold the same passages")
+    ids, scores = index.search(queries, k)
+    taken = evenly_spread(n_queries, sample)
+    truth = exact.search(queries[taken], k)
+    return MeasuredAnswer(ids, scores, agreement(truth, (ids[taken], scores[taken]), k))
+
+
+def evenly_spread(n_rows: int, wanted: int) -> np.ndarray:
+    """At most ``wanted`` of ``n_rows`` rows, evenly spread, ascending."""
+    return np.unique(np.linspace(0, n_rows - 1, min(wanted, n_rows)).astype(np.int64))
 
 
 def agreement(

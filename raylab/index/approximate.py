@@ -17,10 +17,10 @@ from typing import Any
 import faiss
 import numpy as np
 
-from raylab.index.agreement import Agreement, agreement
+from raylab.index.agreement import MeasuredAnswer, evenly_spread, measured_search
 from raylab.index.dense import DenseIndex
 from raylab.index.exact import PASSAGE_BLOCK
-from raylab.index.files import made_files, open_array
+from raylab.index.files import described, made_files, open_array
 from raylab.index.ids import decode_ranks, rank_ids
 from raylab.index.shards import DenseShard, Source, opened_dense
 from raylab.index.topk import check_k
@@ -58,15 +58,6 @@ class FaissSettings:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
-@dataclass(frozen=True)
-class MeasuredAnswer:
-    """``ids`` [Q, k] str, ``scores`` [Q, k] float32, and how far they agree with exact search."""
-
-    ids: np.ndarray
-    scores: np.ndarray
-    agreement: Agreement
-
-
 class FaissIndex:
     """A faiss index of passage vectors with their ids; make one with ``build`` or ``load``.
 
@@ -99,7 +90,7 @@ class FaissIndex:
             index = _untrained(settings, len(ids), opened[0].matrix.shape[1])
             if not index.is_trained:
                 index.train(
-                    _vectors(opened, _spread(len(ids), _TRAINING_POINTS * _clusters(index)))
+                    _vectors(opened, evenly_spread(len(ids), _TRAINING_POINTS * _clusters(index)))
                 )
             # Always the same blocks: a graph depends on what is added together.
             for start in range(0, len(ids), PASSAGE_BLOCK):
@@ -121,12 +112,7 @@ class FaissIndex:
     def load(cls, directory: str | Path) -> FaissIndex:
         """Open a saved index; FileNotFoundError or ValueError for a wrong file."""
         directory = Path(directory)
-        description = json.loads((directory / "index.json").read_text())
-        found = description.pop("format", None)
-        if found != _FORMAT:
-            raise ValueError(
-                f"{directory / 'index.json'}: format is {found!r}; a faiss index has {_FORMAT!r}"
-            )
+        description = described(directory, _FORMAT, "a faiss index")
         path = directory / "vectors.faiss"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing from the index")
@@ -179,14 +165,7 @@ class FaissIndex:
         ``sample``: at most so many queries are searched exactly. Raises ValueError as ``search``,
         for no queries, and for an exact index of other passages.
         """
-        if not len(queries_QD) or sample < 1:
-            raise ValueError(f"{len(queries_QD)} queries, sample {sample}: nothing to measure on")
-        if not np.array_equal(exact.ids, self.ids):
-            raise ValueError("the exact index does not hold the same passages")
-        ids, scores = self.search(queries_QD, k)
-        taken = _spread(len(ids), sample)
-        truth = exact.search(np.asarray(queries_QD)[taken], k)
-        return MeasuredAnswer(ids, scores, agreement(truth, (ids[taken], scores[taken]), k))
+        return measured_search(self, exact, np.asarray(queries_QD), k, sample)
 
     def _parameters(self, k: int) -> Any:
         if self.settings.kind == "HNSW":
@@ -221,11 +200,6 @@ def _untrained(settings: FaissSettings, n_passages: int, dimension: int) -> Any:
 
 def _clusters(index: Any) -> int:
     return max(index.nlist, _CODE_CENTROIDS)
-
-
-def _spread(n_passages: int, wanted: int) -> np.ndarray:
-    """At most `wanted` rows, evenly spread, ascending."""
-    return np.unique(np.linspace(0, n_passages - 1, min(wanted, n_passages)).astype(np.int64))
 
 
 def _vectors(shards: list[DenseShard], rows: np.ndarray) -> np.ndarray:

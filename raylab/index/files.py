@@ -1,8 +1,10 @@
 """The files of an index: written whole or not at all, opened memory-mapped."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,22 @@ def made_files(directory: Path, names: Sequence[str]) -> Iterator[None]:
         for name in names:
             (directory / name).unlink(missing_ok=True)
         raise
+
+
+def described(directory: Path, form: str, what: str) -> dict[str, Any]:
+    """What ``index.json`` says of an index, less its format, which must be `form`.
+
+    Raises FileNotFoundError, or ValueError for another format and for what is no JSON object.
+    """
+    path = directory / "index.json"
+    try:
+        description = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    found = description.pop("format", None) if isinstance(description, dict) else None
+    if found != form:
+        raise ValueError(f"{path}: format is {found!r}; {what} has {form!r}")
+    return description
 
 
 def open_array(path: Path) -> np.ndarray:

@@ -204,11 +204,7 @@ class SparseIndex:
         or negative weight, or a score that float32 cannot hold.
         """
         k = check_k(k)
-        weights = _check_queries(queries)
-        if weights.shape[1] != self.vocabulary_size:
-            raise ValueError(
-                f"queries have {weights.shape[1]} terms; this index has {self.vocabulary_size}"
-            )
+        weights = query_rows(queries, self.vocabulary_size)
         depth = min(k, len(self))
         ranks_Qk = np.full((weights.shape[0], k), -1, dtype=np.int64)
         scores_Qk = np.full((weights.shape[0], k), -np.inf, dtype=np.float32)
@@ -273,7 +269,11 @@ def _compact(impacts: np.ndarray, kept: Any, scale: float) -> np.ndarray:
     return values
 
 
-def _check_queries(queries: SparseRows) -> SparseRows:
+def query_rows(queries: SparseRows, vocabulary_size: int) -> SparseRows:
+    """Queries as float32 CSR [Q, V], rows sorted by term.
+
+    Raises ValueError for another V, and for a NaN, infinite or negative weight.
+    """
     rows = sparse_rows("queries", queries)
     wrong = ~(np.isfinite(rows.data) & (rows.data >= 0))
     if wrong.any():
@@ -283,6 +283,8 @@ def _check_queries(queries: SparseRows) -> SparseRows:
             f"queries, row {row}, term {rows.indices[place]}: value {rows.data[place]}; "
             "weights are finite and not negative"
         )
+    if rows.shape[1] != vocabulary_size:
+        raise ValueError(f"queries have {rows.shape[1]} terms; this index has {vocabulary_size}")
     return rows
 
 
