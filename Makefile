@@ -13,8 +13,9 @@ export TOKENIZERS_PARALLELISM = false
 grid: $(VENV)/.installed
 	$(BIN)/python experiments/grid.py $(ARGS)
 
+# Two at once, a file each: tests that start Ray wait for it half of their time.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not network" $(ARGS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow" $(ARGS)
