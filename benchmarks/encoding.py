@@ -44,7 +44,7 @@ from raylab.ladders import LADDERS
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, state_to_save
 from raylab.models.opening import find_retriever
-from raylab.models.retriever import length_batches
+from raylab.models.retriever import length_batches, token_budget
 
 LEAST_SHARE, MOST_PADDING = 0.97, 1.02
 LENGTH = 128
@@ -81,7 +81,7 @@ class Work:
         for own in self.rows:
             lengths = store.lengths(np.asarray(own), LENGTH)
             real += int(lengths.sum())
-            for batch in length_batches(lengths.tolist(), self.execution.encode_batch_tokens):
+            for batch in length_batches(lengths.tolist(), token_budget("cpu")):
                 padded += len(batch) * int(lengths[batch].max())
         return real, padded
 

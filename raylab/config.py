@@ -423,7 +423,7 @@ class Execution:
     encoder_cpus: float = 1.0
     no_index: bool = False
     use_gpu: bool = False
-    encode_batch_tokens: int = 16_384
+    encode_batch_tokens: int | None = None  # padded; None: by the device
     shard_passages: int = 2_048
     checkpoints: int = 4
     max_failures: int = 3

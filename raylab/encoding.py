@@ -22,7 +22,7 @@ from raylab.models.retriever import Matrix, Retriever
 
 
 def encode_rows(
-    retriever: Retriever, store: PassageStore, rows: range, batch_tokens: int
+    retriever: Retriever, store: PassageStore, rows: range, batch_tokens: int | None
 ) -> Matrix:
     """Representations of the store's passages `rows`, in row order."""
     limit, tokenizer = retriever.encoding.passage_length, retriever.tokenizer

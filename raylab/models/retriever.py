@@ -84,12 +84,12 @@ class Retriever:
         model, tokenizer = load_base(backbone, models_dir, kind, place)
         return cls(model, tokenizer, head, encoding)
 
-    def encode_queries(self, texts: Sequence[str], batch_tokens: int = 16_384) -> Matrix:
+    def encode_queries(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of query texts, in input order."""
         tokens = self.tokenizer.encode_framed(texts, "query", self.encoding.query_length)
         return self.encode_tokens(tokens, self.encoding.top_k_query, batch_tokens)
 
-    def encode_passages(self, texts: Sequence[str], batch_tokens: int = 16_384) -> Matrix:
+    def encode_passages(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of passage texts, in input order."""
         tokens = self.tokenizer.encode_framed(texts, "passage", self.encoding.passage_length)
         return self.encode_tokens(tokens, self.encoding.top_k_passage, batch_tokens)
@@ -100,14 +100,15 @@ class Retriever:
 
     @torch.inference_mode()
     def encode_tokens(
-        self, texts: Sequence[np.ndarray], top_k: int, batch_tokens: int = 16_384
+        self, texts: Sequence[np.ndarray], top_k: int, batch_tokens: int | None = None
     ) -> Matrix:
         """Representations of tokenised texts, in input order, batched by length under a token budget."""
         weight_VD = output_weight(self.model)
         device = weight_VD.device
         parts: list[Matrix] = []
         places: list[np.ndarray] = []
-        for batch in length_batches([len(t) for t in texts], batch_tokens):
+        budget = batch_tokens or token_budget(device)
+        for batch in length_batches([len(t) for t in texts], budget):
             length = max(max(len(texts[i]) for i in batch), 1)
             ids, mask = pad([texts[i] for i in batch], length, self.tokenizer.pad_id)
             ids_BL, mask_BL = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
@@ -150,6 +151,15 @@ def _csr(reps_BV: torch.Tensor) -> sp.csr_matrix:
     starts = np.concatenate([[0], np.cumsum(counts)])
     values = reps_BV[rows, terms].cpu().numpy()
     return sp.csr_matrix((values, terms.cpu().numpy(), starts), shape=tuple(reps_BV.shape))
+
+
+def token_budget(device: torch.device | str) -> int:
+    """Padded tokens a batch: enough to keep a GPU busy; on a processor, activations that stay in its caches.
+
+    There, batches of 16,384 tokens take 1.1 (sparse) to 1.4 (dense) times as long as those of 4,096
+    (pico-2x128): memory of their size goes back to the system after each operation.
+    """
+    return 4_096 if torch.device(device).type == "cpu" else 16_384
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ import torch
 
 from raylab.config import ConfigError, Encoding, HeadKind
 from raylab.models.heads import prune_top_k
-from raylab.models.retriever import Matrix, in_input_order, length_batches, rows_of
+from raylab.models.retriever import Matrix, in_input_order, length_batches, rows_of, token_budget
 
 MODULES = "modules.json"
 _LONGEST = 512  # tokens a text, of a model that says nothing
@@ -75,14 +75,14 @@ class SentenceRetriever:
         self.model.max_seq_length = max(encoding.query_length, encoding.passage_length)
         first.query_length, first.document_length = encoding.query_length, encoding.passage_length
 
-    def encode_queries(self, texts: Sequence[str], batch_tokens: int = 16_384) -> Matrix:
+    def encode_queries(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of query texts, in input order."""
         own = self.encoding
         return self._encode(
             texts, self.model.encode_query, own.query_length, own.top_k_query, batch_tokens
         )
 
-    def encode_passages(self, texts: Sequence[str], batch_tokens: int = 16_384) -> Matrix:
+    def encode_passages(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of passage texts, in input order."""
         own = self.encoding
         return self._encode(
@@ -95,20 +95,21 @@ class SentenceRetriever:
 
     @torch.inference_mode()
     def _encode(
-        self, texts: Sequence[str], encode: Any, limit: int, top_k: int, batch_tokens: int
+        self, texts: Sequence[str], encode: Any, limit: int, top_k: int, batch_tokens: int | None
     ) -> Matrix:
         sparse = self.head == "sparse"
         if not len(texts):
             width = int(self.model.get_embedding_dimension())
             empty = np.zeros((0, width), np.float32)
             return sp.csr_matrix(empty) if sparse else empty
+        budget = batch_tokens or token_budget(self.model.device)
         options: dict[str, Any] = {"show_progress_bar": False, "convert_to_tensor": True}
         if sparse:
             options["convert_to_sparse_tensor"] = False
-            batch_tokens = min(batch_tokens, _SPARSE_BATCH_TOKENS)
+            budget = min(budget, _SPARSE_BATCH_TOKENS)
         lengths = [min(len(ids), limit) for ids in self.model.tokenizer(list(texts))["input_ids"]]
         parts, places = [], []
-        for batch in length_batches(lengths, batch_tokens):
+        for batch in length_batches(lengths, budget):
             reps = encode([texts[i] for i in batch], batch_size=len(batch), **options).float()
             reps = torch.nn.functional.normalize(reps, dim=1) if self._unit else reps
             parts.append(rows_of(prune_top_k(reps, top_k) if sparse else reps, self.head))
