@@ -13,9 +13,9 @@ export TOKENIZERS_PARALLELISM = false
 grid: $(VENV)/.installed
 	$(BIN)/python experiments/grid.py $(ARGS)
 
-# Two at once, a file each: tests that start Ray wait for it half of their time.
+# Two at once: tests that start Ray in one process, the others in the other (tests/conftest.py).
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not network" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not network" $(ARGS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow" $(ARGS)

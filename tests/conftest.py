@@ -10,6 +10,20 @@ from transformers import LlamaForCausalLM
 
 from raylab.pretraining import Rung, train_tokenizer
 
+_ON_RAY = {"jobs", "test_benchmarks.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes: those that start Ray in one of them, first; others by file."""
+
+    def on_ray(item: pytest.Item) -> bool:
+        return bool(_ON_RAY & {item.path.name, item.path.parent.name})
+
+    items.sort(key=lambda item: not on_ray(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray(item) else item.path.name))
+
+
 _WORDS = [
     "cell",
     "protein",
