@@ -13,9 +13,11 @@ export TOKENIZERS_PARALLELISM = false
 grid: $(VENV)/.installed
 	$(BIN)/python experiments/grid.py $(ARGS)
 
-# Two at once: tests that start Ray in one process, the others in the other (tests/conftest.py).
+# Two at once: tests that start Ray in one process, the others in the other (tests/conftest.py). Ray lowers
+# the priority of its workers, and the other process would leave them nothing.
+test: export RAY_worker_niceness = 0
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not network" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu and not network" $(ARGS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "slow" $(ARGS)

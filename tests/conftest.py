@@ -13,6 +13,8 @@ from raylab.pretraining import Rung, train_tokenizer
 _ON_RAY = {"jobs", "test_benchmarks.py"}
 
 
+# Before xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes: those that start Ray in one of them, first; others by file."""
 
