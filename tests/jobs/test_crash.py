@@ -14,7 +14,8 @@ import pytest
 
 from tests.jobs.commands import command, measures, run
 
-pytestmark = pytest.mark.chaos
+# Several grids a test: a machine at work on other things takes its time.
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_800)]
 CELL = ("--cells", "*-cl", "--budget", "1.5e11")
 DEADLINE_S = 240
 
