@@ -83,14 +83,25 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch as the cost model sees it: `count` rows, all padded to `length` tokens."""
+    """A batch as the cost model sees it: `count` texts, all padded to `length` tokens.
+
+    `real_tokens` is how many tokens the texts have without padding, in all; None: as many as with it.
+    The blocks compute on padding too; the sparse head's projection does not.
+    """
 
     count: float
     length: float
+    real_tokens: float | None = None
 
     @property
     def tokens(self) -> float:
+        """With padding."""
         return self.count * self.length
+
+    @property
+    def real(self) -> float:
+        """Without padding."""
+        return self.tokens if self.real_tokens is None else self.real_tokens
 
 
 def block_forward_flops(shape: Shape, rows: Rows) -> tuple[float, float]:
@@ -101,8 +112,8 @@ def block_forward_flops(shape: Shape, rows: Rows) -> tuple[float, float]:
 
 
 def head_forward_flops(shape: Shape, rows: Rows, head: HeadKind | None) -> float:
-    """FLOPs of projecting every token on the vocabulary; none for the dense head."""
-    return 2.0 * rows.tokens * shape.hidden * shape.vocabulary if head == "sparse" else 0.0
+    """FLOPs of projecting every real token on the vocabulary; none for the dense head."""
+    return 2.0 * rows.real * shape.hidden * shape.vocabulary if head == "sparse" else 0.0
 
 
 def encode_flops(shape: Shape, rows: Rows, head: HeadKind | None) -> float:
@@ -145,12 +156,28 @@ def train_flops(
 
 
 def fine_tuning_rows(
-    tuning: FineTuning, passages: int, query_tokens: float, passage_tokens: float
+    tuning: FineTuning,
+    passages: int,
+    query_tokens: float,
+    passage_tokens: float,
+    real_query_tokens: float | None = None,
+    real_passage_tokens: float | None = None,
 ) -> list[Rows]:
-    """The rows of one fine-tuning step: the queries, and `passages` for each of them."""
+    """The rows of one fine-tuning step: the queries, and `passages` for each of them.
+
+    Args:
+        query_tokens: padded length of a query, `passage_tokens` that of a passage.
+        real_query_tokens: mean tokens of a query without padding (None: it is not padded); likewise
+            `real_passage_tokens`.
+    """
+    queries = tuning.batch_queries
+
+    def rows(count: int, length: float, real: float | None) -> Rows:
+        return Rows(count, length, None if real is None else count * real)
+
     return [
-        Rows(tuning.batch_queries, query_tokens),
-        Rows(tuning.batch_queries * passages, passage_tokens),
+        rows(queries, query_tokens, real_query_tokens),
+        rows(queries * passages, passage_tokens, real_passage_tokens),
     ]
 
 
