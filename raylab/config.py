@@ -19,10 +19,12 @@ from typing import Any, Literal
 HeadKind = Literal["sparse", "dense"]
 ObjectiveName = Literal["cl", "kd", "cl+kd"]
 ScheduleName = Literal["linear", "wsd"]
+AdaptationCharge = Literal["shared", "charged"]
 Precision = Literal["float16", "float32"]
 HEADS: tuple[HeadKind, ...] = ("sparse", "dense")
 OBJECTIVES: tuple[ObjectiveName, ...] = ("cl", "kd", "cl+kd")
 SCHEDULES: tuple[ScheduleName, ...] = ("linear", "wsd")
+CHARGES: tuple[AdaptationCharge, ...] = ("shared", "charged")
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
 # What can be wrong with a record of a collection or a teacher file (`raylab.data.faults.Kind`).
 FAULTS = ("encoding", "format", "fields", "empty", "id", "duplicate", "unknown", "grade", "score")
@@ -30,6 +32,11 @@ FAULTS = ("encoding", "format", "fields", "empty", "id", "duplicate", "unknown",
 # Marks a field that came later: while it has its default it enters no identity, so that what was made
 # before it came is found.
 _LATER = "later"
+# Marks a field that enters fingerprints elsewhere (as an input's own) or not at all (a name).
+_ELSEWHERE = "elsewhere"
+
+# The version of the cost model (`raylab.budget`): with another one a budget is another number of steps.
+COST_MODEL = 2
 
 # The seven projections of paper.md (2502.15526, training scripts).
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -76,7 +83,8 @@ def identity(config: Any) -> Any:
         return {
             f.name: identity(getattr(config, f.name))
             for f in dataclasses.fields(config)
-            if not (f.metadata.get(_LATER) and getattr(config, f.name) == f.default)
+            if not f.metadata.get(_ELSEWHERE)
+            and not (f.metadata.get(_LATER) and getattr(config, f.name) == f.default)
         }
     if isinstance(config, Mapping):
         return {str(key): identity(value) for key, value in sorted(config.items())}
@@ -121,6 +129,7 @@ class Backbone:
     `source` is a local folder (safetensors, or a GGUF file and its tokenizer), a hub id, or
     `package:NAME/FOLDER` for a model inside an installed Python package. `layers` keeps only the
     first layers; `start="random"` draws the weights from `init_seed` instead of reading them.
+    `bidirectional` False keeps the decoder's causal mask (an ablation).
     """
 
     name: str
@@ -129,6 +138,7 @@ class Backbone:
     start: Literal["pretrained", "random"] = "pretrained"
     init_seed: int = 0
     tokenization: Tokenization = Tokenization()
+    bidirectional: bool = field(default=True, metadata={_LATER: True})
 
     def __post_init__(self) -> None:
         check(bool(self.name) and "/" not in self.name, "backbone.name", self.name, "a plain name")
@@ -144,6 +154,9 @@ class Backbone:
 def _check_schedule(where: str, config: Adaptation | FineTuning) -> None:
     """The learning rate's course: warm-up, then linear decay, or stable and decay (`engine.schedule`)."""
     warmup, decay = config.warmup_fraction, config.decay_fraction
+    steps = config.warmup_steps
+    right = "None (warmup_fraction), 0 or more"
+    check(steps is None or steps >= 0, f"{where}.warmup_steps", steps, right)
     check(config.schedule in SCHEDULES, f"{where}.schedule", config.schedule, f"one of {SCHEDULES}")
     check(0 <= warmup < 1, f"{where}.warmup_fraction", warmup, "in [0, 1)")
     check(0 <= decay <= 1, f"{where}.decay_fraction", decay, "in [0, 1]")
@@ -171,6 +184,7 @@ class Adaptation:
     clip_norm: float = 1.0
     lora: Lora | None = Lora(dropout=0.05)
     checkpointing: bool = True
+    warmup_steps: int | None = field(default=None, metadata={_LATER: True})
 
     def __post_init__(self) -> None:
         check(self.steps >= 0, "adaptation.steps", self.steps, "0 (no MNTP) or more")
@@ -195,7 +209,12 @@ class FineTuning:
     `pseudo_fraction` is the share of a batch whose queries are passage titles, where the
     collection has titles; `lr_reference_hidden`, when set, scales the learning rate by
     reference / hidden size; `schedule` and `decay_fraction` are the learning rate's
-    (`raylab.engine.schedule`).
+    (`raylab.engine.schedule`). `warmup_steps` and `ramp_steps`, when set, say in steps what else
+    follows from the run's length: the warm-up, and the rise of the FLOPS weights (a third of it). With
+    both and `schedule="wsd"` a run is the beginning of every longer one until its decay begins.
+
+    `corrupted_positives` is the share of training queries whose positive is another query's, and
+    `corrupted_scores` the share whose teacher scores are another query's (`raylab.data.corruption`).
     """
 
     batch_queries: int = 112
@@ -220,6 +239,10 @@ class FineTuning:
     pseudo_fraction: float = 0.0
     lora: Lora | None = Lora()
     checkpointing: bool = True
+    warmup_steps: int | None = field(default=None, metadata={_LATER: True})
+    ramp_steps: int | None = field(default=None, metadata={_LATER: True})
+    corrupted_positives: float = field(default=0.0, metadata={_LATER: True})
+    corrupted_scores: float = field(default=0.0, metadata={_LATER: True})
 
     def __post_init__(self) -> None:
         check(
@@ -240,7 +263,18 @@ class FineTuning:
             "in [0, 1]",
         )
         check(self.learning_rate > 0, "fine_tuning.learning_rate", self.learning_rate, "positive")
+        ramp = self.ramp_steps
+        check(ramp is None or ramp >= 0, "fine_tuning.ramp_steps", ramp, "None, 0 or more")
+        for name in ("corrupted_positives", "corrupted_scores"):
+            share = getattr(self, name)
+            check(0 <= share <= 1, f"fine_tuning.{name}", share, "in [0, 1]")
         _check_schedule("fine_tuning", self)
+
+    @property
+    def extends(self) -> bool:
+        """Whether a longer run begins as a shorter one does, up to the shorter one's decay."""
+        ramped = self.ramp_steps is None and (self.lambda_query or self.lambda_passage)
+        return self.schedule == "wsd" and self.warmup_steps is not None and not ramped
 
 
 @dataclass(frozen=True)
@@ -281,7 +315,13 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid: Backbone x Head x Objective x seed (rule 1)."""
+    """One point of the grid: Backbone x Head x Objective x seed (rule 1), and what it may cost.
+
+    The contract is `budget_flops` FLOPs, or `epochs` over the training queries where these are set
+    (`budget_flops` is then 0: what they cost follows). `adaptation` is the MNTP that the backbone has
+    gone through, None the recipe's; with `charged_adaptation` its FLOPs are paid from the budget, in full,
+    as if the retriever stood alone. `variant` names what an experiment changed.
+    """
 
     backbone: Backbone
     head: HeadKind
@@ -289,27 +329,53 @@ class Cell:
     fine_tuning: FineTuning
     budget_flops: float
     seed: int = 0
+    epochs: float | None = field(default=None, metadata={_LATER: True})
+    charged_adaptation: bool = field(default=False, metadata={_LATER: True})
+    adaptation: Adaptation | None = field(default=None, metadata={_ELSEWHERE: True})
+    variant: str = field(default="", metadata={_ELSEWHERE: True})
 
     def __post_init__(self) -> None:
         check(self.head in HEADS, "cell.head", self.head, f"one of {HEADS}")
         check(
             self.objective in OBJECTIVES, "cell.objective", self.objective, f"one of {OBJECTIVES}"
         )
-        check(
-            math.isfinite(self.budget_flops) and self.budget_flops > 0,
-            "budget",
-            self.budget_flops,
-            "a positive number of FLOPs",
-        )
+        flops, epochs = self.budget_flops, self.epochs
+        if epochs is None:
+            right = "a positive number of FLOPs"
+            check(math.isfinite(flops) and flops > 0, "budget", flops, right)
+        else:
+            right = "a positive number of epochs"
+            check(math.isfinite(epochs) and epochs > 0, "epochs", epochs, right)
+            check(flops == 0, "budget", flops, "0 where epochs are given")
+        right = "a budget in FLOPs: epochs leave nothing to charge MNTP to"
+        check(epochs is None or not self.charged_adaptation, "charged_adaptation", True, right)
 
     @property
     def name(self) -> str:
-        """What `--cells` filters match: `sparse-pico-2x128-cl+kd`."""
-        return f"{self.head}-{self.backbone.name}-{self.objective}"
+        """What `--cells` filters match: `sparse-pico-2x128-cl+kd`, a variant's name at its end."""
+        variant = f"-{self.variant}" if self.variant else ""
+        return f"{self.head}-{self.backbone.name}-{self.objective}{variant}"
 
     @property
     def run_name(self) -> str:
         return f"{self.name}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named change to the cells of a grid: what an experiment varies beside size, head and objective.
+
+    `backbone`, `adaptation` and `fine_tuning` are fields of these configurations with other values;
+    `heads` and `objectives` the cells that it is about.
+    """
+
+    name: str = ""
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    adaptation: Mapping[str, Any] = field(default_factory=dict)
+    fine_tuning: Mapping[str, Any] = field(default_factory=dict)
+    budget_flops: float | None = None
+    heads: tuple[HeadKind, ...] = HEADS
+    objectives: tuple[ObjectiveName, ...] = OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -322,6 +388,8 @@ class Recipe:
     budget_flops: float
     # Batch sizes the paper chose by size: (size, objective) -> queries.
     batch_queries: Mapping[tuple[str, ObjectiveName], int] = field(default_factory=dict)
+    # The paper's fixed budget as it was spent: (size, objective) -> epochs.
+    epochs: Mapping[tuple[str, ObjectiveName], float] = field(default_factory=dict)
 
     def tuning(self, backbone: Backbone, head: HeadKind, objective: ObjectiveName) -> FineTuning:
         """The hyper-parameters of a cell."""
@@ -364,34 +432,49 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Grid:
-    """The experiment as data: which cells, on which collection, under which budget a cell."""
+    """The experiment as data: which cells, on which collection, under which budget a cell.
+
+    The budget of a cell is `budget_flops`, or `epochs` over the training queries (`"recipe"`: as many
+    as the recipe lists for its size and objective), or the recipe's FLOPs where neither is given; a variant's
+    own comes before all. `adaptation_charge`: MNTP's FLOPs are shared by the cells of a size, beside
+    their budgets, or charged to each.
+    """
 
     ladder: Ladder
     collection: str
     budget_flops: float | None = None
+    epochs: float | Literal["recipe"] | None = None
     sizes: tuple[str, ...] = ()
     heads: tuple[HeadKind, ...] = HEADS
     objectives: tuple[ObjectiveName, ...] = OBJECTIVES
     seeds: tuple[int, ...] = (0,)
+    variants: tuple[Variant, ...] = (Variant(),)
     cells_filter: str = "*"
     teacher: str | None = None
     total_budget_flops: float | None = None
+    adaptation_charge: AdaptationCharge = "shared"
     on_fault: str = "error"  # see `quarantined_kinds`
 
     def __post_init__(self) -> None:
         quarantined_kinds(self.on_fault)
         check(bool(self.seeds), "seeds", self.seeds, "at least one")
         check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
+        names = [variant.name for variant in self.variants]
+        check(bool(names) and len(set(names)) == len(names), "variants", names, "distinct names")
+        charge = self.adaptation_charge
+        check(charge in CHARGES, "adaptation_charge", charge, f"one of {CHARGES}")
+        both = self.budget_flops is not None and self.epochs is not None
+        check(not both, "budget", self.budget_flops, "FLOPs or epochs, not both")
 
     def cells(self) -> tuple[Cell, ...]:
         """All selected cells; `ConfigError` when the filter leaves none."""
-        recipe = self.ladder.recipe
-        budget = self.budget_flops if self.budget_flops is not None else recipe.budget_flops
         cells = [
-            Cell(backbone, head, objective, recipe.tuning(backbone, head, objective), budget, seed)
+            self._cell(variant, backbone, head, objective, seed)
             for backbone in self.ladder.select(self.sizes)
             for head in self.heads
             for objective in self.objectives
+            for variant in self.variants
+            if head in variant.heads and objective in variant.objectives
             for seed in self.seeds
         ]
         patterns = [p.strip() for p in self.cells_filter.split(",")]
@@ -400,6 +483,41 @@ class Grid:
             names = ", ".join(dict.fromkeys(c.name for c in cells))
             raise ConfigError(f"--cells {self.cells_filter!r} matches none of: {names}")
         return chosen
+
+    def _cell(
+        self,
+        variant: Variant,
+        backbone: Backbone,
+        head: HeadKind,
+        objective: ObjectiveName,
+        seed: int,
+    ) -> Cell:
+        recipe = self.ladder.recipe
+        epochs = None if variant.budget_flops is not None else self.epochs
+        if epochs == "recipe":
+            key = backbone.name, objective
+            if key not in recipe.epochs:
+                raise ConfigError(
+                    f"--budget epochs: the recipe of ladder {self.ladder.name!r} lists none for "
+                    f"{backbone.name} and {objective}; give a number, as in 3epochs"
+                )
+            epochs = recipe.epochs[key]
+        given = (variant.budget_flops, self.budget_flops, recipe.budget_flops)
+        flops = next(flops for flops in given if flops is not None)
+        return Cell(
+            backbone=dataclasses.replace(backbone, **variant.backbone),
+            head=head,
+            objective=objective,
+            fine_tuning=dataclasses.replace(
+                recipe.tuning(backbone, head, objective), **variant.fine_tuning
+            ),
+            budget_flops=0.0 if epochs is not None else flops,
+            seed=seed,
+            epochs=epochs,
+            charged_adaptation=self.adaptation_charge == "charged",
+            adaptation=dataclasses.replace(recipe.adaptation, **variant.adaptation),
+            variant=variant.name,
+        )
 
 
 @dataclass(frozen=True)

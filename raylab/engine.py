@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,20 +32,33 @@ def schedule(
     warmup_fraction: float,
     name: ScheduleName = "linear",
     decay_fraction: float = 0.2,
+    warmup_steps: int | None = None,
 ) -> float:
     """The factor on the peak learning rate at a step: warm-up from 0, then by `name`.
 
     `linear` falls to 0 over all that is left; `wsd` stays at the peak and falls as 1 - sqrt(x) over
     the last `decay_fraction` of the steps (2405.18392).
     """
-    warmup = math.ceil(steps * warmup_fraction)
+    warmup = _warmup(steps, warmup_fraction, warmup_steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if name == "linear":
         return max(0.0, (steps - step) / max(steps - warmup, 1))
-    decay = min(math.ceil(steps * decay_fraction), steps - warmup)
-    into = step - (steps - decay)  # the decay's own steps
-    return 1.0 if into <= 0 else max(0.0, 1.0 - math.sqrt(into / max(decay, 1)))
+    start = decay_start(steps, warmup_fraction, decay_fraction, warmup_steps)
+    into = step - start  # the decay's own steps
+    return 1.0 if into <= 0 else max(0.0, 1.0 - math.sqrt(into / max(steps - start, 1)))
+
+
+def decay_start(
+    steps: int, warmup_fraction: float, decay_fraction: float, warmup_steps: int | None = None
+) -> int:
+    """The step from which a `wsd` schedule of `steps` steps falls; until then it is that of any longer one."""
+    warmup = _warmup(steps, warmup_fraction, warmup_steps)
+    return steps - min(math.ceil(steps * decay_fraction), max(steps - warmup, 0))
+
+
+def _warmup(steps: int, fraction: float, given: int | None) -> int:
+    return math.ceil(steps * fraction) if given is None else given
 
 
 @dataclass(frozen=True)
@@ -60,10 +73,29 @@ class Optimization:
     bf16: bool = False
     schedule: ScheduleName = "linear"
     decay_fraction: float = 0.2
+    warmup_steps: int | None = None
+
+    def factor(self, step: int, steps: int) -> float:
+        """On the peak learning rate, at a step of a run of `steps`."""
+        return schedule(
+            step,
+            steps,
+            self.warmup_fraction,
+            self.schedule,
+            self.decay_fraction,
+            self.warmup_steps,
+        )
+
+    def decay_start(self, steps: int) -> int:
+        """The step up to which a run of `steps` is that of any longer one."""
+        return decay_start(steps, self.warmup_fraction, self.decay_fraction, self.warmup_steps)
 
 
-def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
-    """A DeepSpeed engine with AdamW, the schedule and clipping, on the running process group."""
+def make_engine(module: nn.Module, steps: Callable[[], int], config: Optimization) -> Any:
+    """A DeepSpeed engine with AdamW, the schedule and clipping, on the running process group.
+
+    `steps` says how long the run is that the schedule belongs to, asked for at every step.
+    """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed  # imported here: it reads DS_ACCELERATOR, and readers of this module need not have it
     import deepspeed.ops
@@ -75,10 +107,7 @@ def make_engine(module: nn.Module, steps: int, config: Optimization) -> Any:
         trainable, lr=config.learning_rate, weight_decay=config.weight_decay
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: schedule(
-            step, steps, config.warmup_fraction, config.schedule, config.decay_fraction
-        ),
+        optimizer, lambda step: config.factor(step, steps())
     )
     # Buckets are allocated whole: the default of 5e8 elements would be 2 GB a step for a small adapter.
     bucket = min(500_000_000, max(1, sum(p.numel() for p in trainable)))

@@ -68,18 +68,18 @@ class FineTuningTask:
     micro_batch_texts: int = 0
 
     def cost(self, step: int) -> tuple[float, float]:
-        """FLOPs and tokens of the plain step, whatever the micro-batch.
+        """FLOPs and real tokens of the plain step, whatever the micro-batch.
 
         Micro-batching encodes all texts once more and pads them less; that is how the step is
         executed and not what it computes, so it changes neither the plan nor the account.
         """
         draw, tuning = self.batches.draw(step), self.cell.fine_tuning
         rows = [
-            Rows(len(draw.groups_Q), draw.query_length),
-            Rows(draw.rows_QK.size, draw.passage_length),
+            Rows(len(draw.groups_Q), draw.query_length, draw.query_tokens),
+            Rows(draw.rows_QK.size, draw.passage_length, draw.passage_tokens),
         ]
         flops = train_flops(self.shape, rows, self.cell.head, tuning.lora, tuning.checkpointing)
-        return flops, sum(r.tokens for r in rows)
+        return flops, float(draw.query_tokens + draw.passage_tokens)
 
     def backward(self, engine: Any, step: int) -> float:
         """The step's gradients, whole or by micro-batches: the same but for the order of sums."""
@@ -164,7 +164,8 @@ class FineTuningTask:
                 (queries_QD, tuning.lambda_query),
                 (passages_PD, tuning.lambda_passage),
             ):
-                loss = loss + flops_weight(step, self.steps, weight) * flops_regularizer(reps)
+                weight = flops_weight(step, self.steps, weight, tuning.ramp_steps)
+                loss = loss + weight * flops_regularizer(reps)
         return loss
 
     @property

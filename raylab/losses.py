@@ -98,13 +98,15 @@ def flops_regularizer(reps_BV: torch.Tensor) -> torch.Tensor:
     return reps_BV.abs().mean(0).square().sum()
 
 
-def flops_weight(step: int, steps: int, weight: float) -> float:
+def flops_weight(step: int, steps: int, weight: float, ramp_steps: int | None = None) -> float:
     """The regulariser's weight at an optimizer step: quadratic from 0 over the first third of the steps.
+
+    `ramp_steps`, when given, is how long it rises instead.
 
     The paper's code counts micro-batches, so that with gradient accumulation its weights rise that
     many times as fast as its steps; counted in optimizer steps the ramp depends on the steps alone.
     """
-    ramp = max(steps / 3, 1.0)
+    ramp = max(steps / 3 if ramp_steps is None else ramp_steps, 1.0)
     return weight * min(step / ramp, 1.0) ** 2
 
 

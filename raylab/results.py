@@ -18,10 +18,24 @@
                                        dimensions (dense): the multiply-adds of one score
     index_bytes, query_ms              of the search that made the run: one core, all queries at once
     fingerprint                        of the checkpoint (trained), else of the run
+    variant                            what an experiment changed; empty: nothing
+    tokens                             real ones, without padding, that fine-tuning saw
+    examples                           training queries that it saw: steps x queries a batch
+    head_parameters                    of the vocabulary projection (sparse); 0 (dense)
+    epochs                             where the budget was given in them
+    charged_flops                      of spent_flops, those of MNTP that the budget paid
 
 `per_query.parquet`: fingerprint of the run, system, seed, collection, split, measure, query_id, value.
-`ledger.parquet`: a row an artifact: stage, name, fingerprint, seconds, flops, tokens, size_bytes; of
-hits, unstored_bytes, what the embeddings would take that were scored and let go.
+`ledger.parquet`, a row an artifact, nulls where a figure means nothing:
+
+    stage, name, fingerprint
+    planned_flops                      the budget (retriever), or the cost model's count before the run
+    flops, tokens, seconds             what making it took; what runs shared is in the first of them
+    spent_flops                        what it stands for under its contract, shared parts included
+    device_seconds                     seconds x devices (GPUs, or cores)
+    retries, lost_flops, lost_seconds  restarts of workers, and what had to be done again
+    energy_j                           of the devices, where they tell it
+    size_bytes, unstored_bytes         stored; of hits, what embeddings would take that were let go
 """
 
 from __future__ import annotations
@@ -63,6 +77,12 @@ RESULTS_SCHEMA = pa.schema(
         ("index_bytes", pa.int64()),
         ("query_ms", pa.float64()),
         ("fingerprint", pa.string()),
+        ("variant", pa.string()),
+        ("tokens", pa.float64()),
+        ("examples", pa.float64()),
+        ("head_parameters", pa.int64()),
+        ("epochs", pa.float64()),
+        ("charged_flops", pa.float64()),
     ]
 )
 PER_QUERY_SCHEMA = pa.schema(
@@ -82,9 +102,16 @@ LEDGER_SCHEMA = pa.schema(
         ("stage", pa.string()),
         ("name", pa.string()),
         ("fingerprint", pa.string()),
-        ("seconds", pa.float64()),
+        ("planned_flops", pa.float64()),
         ("flops", pa.float64()),
+        ("spent_flops", pa.float64()),
+        ("seconds", pa.float64()),
+        ("device_seconds", pa.float64()),
         ("tokens", pa.float64()),
+        ("retries", pa.int64()),
+        ("lost_flops", pa.float64()),
+        ("lost_seconds", pa.float64()),
+        ("energy_j", pa.float64()),
         ("size_bytes", pa.int64()),
         ("unstored_bytes", pa.int64()),
     ]
@@ -118,13 +145,17 @@ def ledger_row(artifact: Artifact) -> dict[str, Any]:
     manifest, meta = artifact.manifest, artifact.meta
     # Writing an artifact is not all of making it: a stage says where it took longer.
     seconds = meta.get("train_seconds", meta.get("seconds", manifest["seconds"]))
+    spent = meta.get("spent_flops", meta.get("flops"))
+    told = ("planned_flops", "retries", "lost_flops", "lost_seconds", "energy_j", "unstored_bytes")
     return {
         "stage": manifest["stage"],
         "name": manifest["name"],
         "fingerprint": artifact.fingerprint,
+        "flops": meta.get("own_flops", spent),
+        "spent_flops": spent,
         "seconds": float(seconds),
-        "flops": meta.get("spent_flops", meta.get("flops")),
-        "tokens": meta.get("tokens"),
+        "device_seconds": meta.get("device_seconds"),
+        "tokens": meta.get("own_tokens", meta.get("tokens")),
         "size_bytes": artifact.size_bytes,
-        "unstored_bytes": meta.get("unstored_bytes"),
+        **{name: meta.get(name) for name in told},
     }

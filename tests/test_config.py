@@ -19,6 +19,7 @@ from raylab.config import (
     Lora,
     Recipe,
     identity,
+    Variant,
 )
 from raylab.ladders import PICO
 
@@ -211,11 +212,24 @@ def keys_of(value) -> set[str]:
 
 
 def test_identity_survives_json_unchanged_and_holds_every_field():
-    cell = Grid(PICO, "scifact").cells()[0]
+    """But names, what is an input's own, and later fields while they have their defaults."""
+    variant = Variant(
+        "all",
+        {"bidirectional": False},
+        {"warmup_steps": 1},
+        {"warmup_steps": 1, "ramp_steps": 1, "corrupted_positives": 0.1, "corrupted_scores": 0.1},
+    )
+    cell = Grid(PICO, "scifact", epochs=2.0, variants=(variant,)).cells()[0]
     form = identity(cell)
     assert json.loads(json.dumps(form)) == form
-    assert set(form) == {field.name for field in dataclasses.fields(Cell)}
+    elsewhere = {"variant", "adaptation"}
+    default = {"charged_adaptation"}
+    assert set(form) == {field.name for field in dataclasses.fields(Cell)} - elsewhere - default
     assert set(form["backbone"]) == {field.name for field in dataclasses.fields(Backbone)}
+    assert set(form["fine_tuning"]) == {field.name for field in dataclasses.fields(FineTuning)}
+    plain = identity(Grid(PICO, "scifact").cells()[0])
+    assert set(plain) == set(form) - {"epochs"}
+    assert set(form["fine_tuning"]) - set(plain["fine_tuning"]) == set(variant.fine_tuning)
     assert form["fine_tuning"]["lora"]["targets"] == list(cell.fine_tuning.lora.targets)
     assert identity({"b": (1, 2), "a": Encoding()})["b"] == [1, 2]
 
@@ -227,6 +241,8 @@ def test_identity_differs_with_any_hyper_parameter():
         dataclasses.replace(first, objective="kd"),
         dataclasses.replace(first, budget_flops=2e9),
         dataclasses.replace(first, seed=1),
+        dataclasses.replace(first, charged_adaptation=True),
+        dataclasses.replace(first, budget_flops=0.0, epochs=1.0),
         dataclasses.replace(first, fine_tuning=FineTuning(lora=Lora(rank=8))),
         dataclasses.replace(first, fine_tuning=FineTuning(lora=None)),
     ]

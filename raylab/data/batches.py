@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raylab.config import Adaptation, ConfigError, FineTuning
+from raylab.data.corruption import Corruption
 from raylab.data.faults import CollectionError
 from raylab.data.groups import Groups, Ragged
 from raylab.data.tokenizer import Tokenizer
@@ -31,8 +32,10 @@ class Draw:
     rows_QK: np.ndarray  # int64, store rows
     body_QK: np.ndarray  # bool
     teacher_QK: np.ndarray | None  # float32
-    query_length: int
+    query_length: int  # what the batch's queries are padded to
     passage_length: int
+    query_tokens: int  # real ones, of all queries
+    passage_tokens: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,15 @@ class TrainingBatches:
         self.orders: dict[tuple[int, int], np.ndarray] = {}
         self._last: tuple[int, Draw] | None = None
         self.query_of, self.positives_of = _positives_by_query(groups)
+        self.corruption = Corruption(
+            groups, tuning.corrupted_positives, tuning.corrupted_scores, seed
+        )
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which every training query that is not a title is seen once."""
+        real, take = self.streams[0]
+        return len(real) / max(take, 1)
 
     def _members(self, stream: int, step: int) -> list[tuple[int, int]]:
         """(epoch, group) of a stream at a step: slices of seeded permutations, one an epoch."""
@@ -131,10 +143,11 @@ class TrainingBatches:
         for epoch, g in chosen:
             pool = self.groups.negatives[g]
             picks = self._pick(g, np.random.default_rng([self.seed, epoch, g]))
-            rows.append(np.concatenate([self.groups.positives[g : g + 1], pool[picks]]))
+            positive = self.corruption.positive(g)
+            rows.append(np.concatenate([[positive], pool[picks]]))
             if self.needs_teacher and positive_scores is not None and negative_scores is not None:
                 own = positive_scores[g : g + 1], negative_scores[g][picks]
-                teacher.append(np.concatenate(own))
+                teacher.append(self.corruption.scores(g, np.concatenate(own)))
         rows_QK = np.array(rows, np.int64)
         body_QK = np.repeat(self.groups.body_only[groups][:, None], self.passages, axis=1)
         # The prompt and special tokens around a passage take their part of the limit.
@@ -149,13 +162,16 @@ class TrainingBatches:
                 f"{self.groups.source}: query {self.groups.query_ids[worst]!r}: a teacher score "
                 f"times fine_tuning.teacher_scale = {self.tuning.teacher_scale} is not finite"
             )
+        own = self.queries.lengths[groups]
         return Draw(
             groups_Q=groups,
             rows_QK=rows_QK,
             body_QK=body_QK,
             teacher_QK=teacher_QK,
-            query_length=max(max(len(self.queries[g]) for g in groups), 1),
+            query_length=max(int(own.max()), 1),
             passage_length=int(lengths.max()),
+            query_tokens=int(own.sum()),
+            passage_tokens=int(lengths.sum()),
         )
 
     def _pick(self, group: int, rng: np.random.Generator) -> np.ndarray:
@@ -204,14 +220,6 @@ class TrainingBatches:
         queries = np.arange(len(own))
         excluded[queries, queries * self.passages] = False
         return excluded
-
-    def mean_lengths(self, draws: int = 32) -> tuple[float, float]:
-        """Mean padded (query, passage) tokens over the first draws, for the plan of steps."""
-        sample = [self.draw(step) for step in range(draws)]
-        return (
-            float(np.mean([d.query_length for d in sample])),
-            float(np.mean([d.passage_length for d in sample])),
-        )
 
 
 def _tokenised(texts: Sequence[str], tokenizer: Tokenizer, limit: int) -> Ragged:

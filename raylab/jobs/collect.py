@@ -29,6 +29,7 @@ from raylab.results import (
 )
 
 BM25 = "BM25"
+_TOLD = ("tokens", "examples", "head_parameters", "epochs", "charged_flops")  # of a retriever's meta
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def _facts(
         "steps": meta["steps"],
         "seconds": meta["train_seconds"],
         "fingerprint": trained[cell].fingerprint,
+        "variant": cell.variant,
+        **{name: meta[name] for name in _TOLD},
     }
 
 

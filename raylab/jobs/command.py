@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.artifacts import StorageError, Store
-from raylab.config import PRECISIONS, ConfigError, Execution, Grid
+from raylab.config import CHARGES, PRECISIONS, ConfigError, Execution, Grid
+from raylab.contract import Budget, parse_budget, parse_budgets
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.ladders import LADDERS, find_ladder
 from raylab.models.teachers import check_teacher
 from raylab.plan import named_device, plan_grid, plan_rows
 from raylab.results import RESULTS
+from raylab.variants import budget_variants
 
 EXIT_BAD_INPUT, EXIT_STORAGE = 2, 1
 EXIT_FAILED = 1
@@ -50,7 +52,21 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
         help="filter, such as 'sparse-*-cl'; several by commas",
     )
     what.add_argument(
-        "--budget", type=float, default=grid.budget_flops, help="FLOPs a cell; none: the ladder's"
+        "--budget",
+        default=None,
+        help="of a cell: FLOPs (1e15), hours of a device (20h@h100), epochs (3epochs), 'epochs' for the "
+        "recipe's; none: the ladder's",
+    )
+    what.add_argument(
+        "--budgets",
+        default=None,
+        help="several budgets in FLOPs by commas: one run of a cell gives them all (experiments/isoflop.py)",
+    )
+    what.add_argument(
+        "--mntp",
+        choices=CHARGES,
+        default=grid.adaptation_charge,
+        help="MNTP's FLOPs: shared by the cells of a size, or charged to each cell's budget",
     )
     what.add_argument(
         "--total-budget",
@@ -126,6 +142,12 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
     plan.add_argument(
         "--device", default=None, help="what to plan for: cpu-core, a100-80gb, h100, h200"
     )
+    plan.add_argument(
+        "--efficiency",
+        type=float,
+        default=None,
+        help="share of the device's peak that is reached; none: the device's own",
+    )
     plan.add_argument("--gpu-hour-rate", type=float, default=2.0, help="price of one device hour")
     return options
 
@@ -143,13 +165,20 @@ def chosen(options: argparse.Namespace, grid: Grid) -> tuple[Grid, Execution]:
         precision=options.precision,
     )
     recipe = dataclasses.replace(ladder.recipe, encoding=encoding)
+    budget = parse_budget(options.budget, options.efficiency)
+    if options.budget is None:
+        budget = Budget(grid.budget_flops, grid.epochs)
+    if options.budgets is not None:
+        grid = dataclasses.replace(grid, variants=budget_variants(parse_budgets(options.budgets)))
     grid = dataclasses.replace(
         grid,
         ladder=dataclasses.replace(ladder, recipe=recipe),
         sizes=tuple(s for s in options.sizes.split(",") if s),
         collection=options.collection,
         cells_filter=options.cells,
-        budget_flops=options.budget,
+        budget_flops=budget.flops,
+        epochs=budget.epochs,
+        adaptation_charge=options.mntp,
         total_budget_flops=options.total_budget,
         seeds=parse_seeds(options.seeds),
         teacher=options.teacher,

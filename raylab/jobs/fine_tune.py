@@ -13,7 +13,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from raylab.artifacts import Store
 from raylab.config import Execution
 from raylab.jobs.cluster import arrow_filesystem, root_cause, unwrapped
-from raylab.jobs.train import AdaptationJob, CellJob, train
+from raylab.jobs.train import AdaptationJob, FineTuningJob, train
 
 
 @ray.remote(num_cpus=0, max_retries=3)
@@ -37,21 +37,6 @@ def adapt_all(jobs: Sequence[AdaptationJob], limit: int, finished: Callable[[str
         finished(unwrapped(ray.get, ready))
 
 
-class TotalBudget(tune.Stopper):
-    """Ends the whole grid once its trials have spent `flops` together."""
-
-    def __init__(self, flops: float | None):
-        self.flops = flops
-        self.spent: dict[str, float] = {}
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        self.spent[trial_id] = float(result.get("spent_flops", 0.0))
-        return False
-
-    def stop_all(self) -> bool:
-        return self.flops is not None and sum(self.spent.values()) >= self.flops
-
-
 class _Finished(tune.Callback):
     """Tells the driver of every cell that ends."""
 
@@ -62,18 +47,17 @@ class _Finished(tune.Callback):
         return {}  # Tune pickles its callbacks for `restore`, which is not used here; a display cannot be
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self.finished(trial.config["cell"])
+        self.finished(trial.config["run"])
 
 
-def _trial(config: dict[str, Any], jobs: dict[str, CellJob]) -> None:
-    train(jobs[config["cell"]], callbacks=[TuneReportCallback()])
+def _trial(config: dict[str, Any], jobs: dict[str, FineTuningJob]) -> None:
+    train(jobs[config["run"]], callbacks=[TuneReportCallback()])
 
 
 def fine_tune_all(
     store: Store,
     execution: Execution,
-    jobs: Sequence[CellJob],
-    total_flops: float | None,
+    jobs: Sequence[FineTuningJob],
     finished: Callable[[str], None],
 ) -> None:
     """Train all cells, in the given order, at most `concurrent_trials` at a time.
@@ -84,20 +68,19 @@ def fine_tune_all(
     Raises:
         The first failed trial's own error, unwrapped, when all others have ended.
     """
-    by_name = {job.cell.run_name: job for job in jobs}
+    by_name = {job.run_name: job for job in jobs}
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, jobs=by_name), {"CPU": 0.01}),
-        param_space={"cell": tune.grid_search(list(by_name))},
+        param_space={"run": tune.grid_search(list(by_name))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=execution.concurrent_trials,
-            trial_name_creator=lambda trial: trial.config["cell"],
-            trial_dirname_creator=lambda trial: trial.config["cell"],
+            trial_name_creator=lambda trial: trial.config["run"],
+            trial_dirname_creator=lambda trial: trial.config["run"],
         ),
         run_config=tune.RunConfig(
             name=f"grid-{int(time.time())}",
             storage_path=f"{store.root}/tune",
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
-            stop=TotalBudget(total_flops),
             callbacks=[_Finished(finished)],
             verbose=0,
         ),

@@ -51,12 +51,12 @@ def run_grid(grid: Grid, execution: Execution, plain: bool | None = None) -> Out
     """
     source = open_collection(grid.collection)
     teacher = choose_teacher(grid, source)
-    plan_grid(grid, source, execution)  # refuses budgets, sizes and batches that cannot run
+    plan = plan_grid(grid, source, execution)  # refuses what cannot run
     store = Store(execution.storage)
     with sole_driver(store):
         for _ in range(_DAMAGE_ROUNDS):
             with contextlib.ExitStack() as stack:
-                walk = Walk(grid, execution, source, teacher, store, Monitor(plain), stack)
+                walk = Walk(grid, execution, source, teacher, plan, store, Monitor(plain), stack)
                 try:
                     walked = walk.run()
                     results, ledger = collect(store, source.name, walked, execution)

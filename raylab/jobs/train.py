@@ -9,18 +9,27 @@ killed driver) resumes from its newest checkpoint.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raylab.artifacts import Address, Artifact, Store
-from raylab.config import Adaptation, Backbone, Cell, Encoding, Execution, identity
+from raylab.config import (
+    COST_MODEL,
+    Adaptation,
+    Backbone,
+    Cell,
+    Encoding,
+    Execution,
+    identity,
+)
 from raylab.jobs.cluster import arrow_filesystem, root_cause
 
-_RUNS = "train"  # folder of Ray Train's own state and checkpoints below the storage root
-BACKBONE, RETRIEVER = "backbone", "retriever"
+RUNS = "train"  # folder of Ray Train's own state and checkpoints below the storage root
+BACKBONE, RETRIEVER, FAMILY = "backbone", "retriever", "family"
 
 
 # --------------------------------------------------------------------------------- addresses
@@ -34,14 +43,46 @@ def adaptation_address(
     return Address(BACKBONE, backbone.name, what, {"tokens": tokens.fingerprint})
 
 
-def cell_address(cell: Cell, adapted: Artifact, tokens: Artifact, groups: Artifact) -> Address:
-    """Where a cell's retriever stands."""
+def cell_address(cell: Cell, adapted: Address, tokens: Artifact, groups: Artifact) -> Address:
+    """Where a cell's retriever stands; the cost model says how many steps its budget is."""
     inputs = {
         "backbone": adapted.fingerprint,
         "tokens": tokens.fingerprint,
         "groups": groups.fingerprint,
     }
-    return Address(RETRIEVER, cell.run_name, identity(cell), inputs)
+    what = {**identity(cell), "cost_model": COST_MODEL}
+    return Address(RETRIEVER, cell.run_name, what, inputs)
+
+
+Start = tuple[Backbone, Adaptation]
+"""What a cell's fine-tuning starts from: a backbone, and the MNTP it went through."""
+
+
+def start_of(cell: Cell) -> Start:
+    assert cell.adaptation is not None  # a grid's cells have it
+    return cell.backbone, cell.adaptation
+
+
+def families(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
+    """Cells that one run makes, smallest budget first: alike but for the budget, where a longer run
+    begins as a shorter one does; any other cell alone."""
+    groups: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        alike = replace(cell, budget_flops=1.0, variant="") if _extends(cell) else cell
+        groups.setdefault(alike, []).append(cell)
+    return [tuple(sorted(own, key=lambda cell: cell.budget_flops)) for own in groups.values()]
+
+
+def _extends(cell: Cell) -> bool:
+    return cell.fine_tuning.extends and cell.epochs is None
+
+
+def family_key(addresses: Sequence[Address]) -> Address:
+    """Stands for a family: the address itself where there is one."""
+    if len(addresses) == 1:
+        return addresses[0]
+    largest = addresses[-1]
+    return Address(FAMILY, largest.name, [address.fingerprint for address in addresses])
 
 
 # -------------------------------------------------------------------------------------- jobs
@@ -61,31 +102,47 @@ class AdaptationJob:
 
     @property
     def run_name(self) -> str:
-        return f"mntp-{self.backbone.name}"
+        return f"mntp-{self.address.path.partition('/')[2]}"
 
 
 @dataclass(frozen=True)
-class CellJob:
-    """All a worker needs to fine-tune one cell."""
+class FineTuningJob:
+    """All a worker needs to fine-tune a cell, or cells that are alike but for their budgets.
 
-    address: Address
-    cell: Cell
+    `cells` are those that are to be made, smallest budget first; several share their stable phase.
+    `key` stands for all cells of the grid that do, made or not: the same command goes on.
+    """
+
+    key: Address
+    cells: tuple[tuple[Address, Cell], ...]
     encoding: Encoding
-    adapted: Artifact
+    adapted: Address
     tokens: Artifact
     groups: Artifact
     collection: str
     training_part: str
     store: Store
     execution: Execution
-    board: Any
-    arrays: Artifact | None = (
-        None  # the groups as workers map them; made when something is to train
-    )
+    board: Any = None
+    arrays: Artifact | None = None  # the groups as workers map them
+
+    @property
+    def address(self) -> Address:
+        return self.key
 
     @property
     def run_name(self) -> str:
-        return self.cell.run_name
+        return self.cells[-1][1].run_name
+
+
+def run_folder(job: AdaptationJob | FineTuningJob) -> str:
+    """Name of a job's folder below `train/`.
+
+    A checkpoint of sharded state resumes only with the same sharding; results do not depend on it.
+    """
+    execution = job.execution
+    sharding = f"workers{execution.workers}-zero{execution.zero_stage}"
+    return f"{job.address.path.replace('/', '-')}-{sharding}"
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -95,15 +152,14 @@ def _work(config: dict[str, Any]) -> None:
     workers.work(config["job"])
 
 
-def train(job: AdaptationJob | CellJob, callbacks: list | None = None) -> None:
+def train(job: AdaptationJob | FineTuningJob, callbacks: list | None = None) -> None:
     """Run one training job to its committed artifact; its checkpoints are removed afterwards.
 
     Raises:
         The worker's own error, unwrapped, once `max_failures` restarts did not help.
     """
     execution, store = job.execution, job.store
-    # A checkpoint of sharded state resumes only with the same sharding; results do not depend on it.
-    name = f"{job.address.path.replace('/', '-')}-workers{execution.workers}-zero{execution.zero_stage}"
+    name = run_folder(job)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job},
@@ -115,7 +171,7 @@ def train(job: AdaptationJob | CellJob, callbacks: list | None = None) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=f"{store.root}/{_RUNS}",
+            storage_path=f"{store.root}/{RUNS}",
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
             failure_config=ray.train.FailureConfig(max_failures=execution.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -127,4 +183,4 @@ def train(job: AdaptationJob | CellJob, callbacks: list | None = None) -> None:
     except Exception as error:
         raise root_cause(error) from None
     with contextlib.suppress(FileNotFoundError):
-        store.fs.rm(f"{store.root}/{_RUNS}/{name}", recursive=True)
+        store.fs.rm(f"{store.root}/{RUNS}/{name}", recursive=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 
-from raylab.artifacts import Artifact, Store
+from raylab.artifacts import Address, Artifact, Store
 from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
 from raylab.data.ingest import collection_address
 from raylab.data.sources import EMBEDDED, Source
@@ -21,9 +20,19 @@ from raylab.jobs.monitor import Monitor
 from raylab.jobs.shards import ray_pool
 from raylab.jobs.teach import Mining, Teaching, make_groups
 from raylab.jobs.tokenise import tokenise, tokens_address
-from raylab.jobs.train import AdaptationJob, CellJob, adaptation_address, cell_address
+from raylab.jobs.train import (
+    AdaptationJob,
+    FineTuningJob,
+    Start,
+    adaptation_address,
+    cell_address,
+    families,
+    family_key,
+    start_of,
+)
 from raylab.models.backbone import weights_fingerprint
 from raylab.models.hub import load_tokenizer
+from raylab.plan import GridPlan
 
 
 class Walk:
@@ -35,15 +44,18 @@ class Walk:
         execution: Execution,
         source: Source,
         teacher: str | None,
+        plan: GridPlan,
         store: Store,
         monitor: Monitor,
         stack: contextlib.ExitStack,
     ):
         self.grid, self.execution, self.source, self.teacher = grid, execution, source, teacher
-        self.store, self.monitor, self.stack = store, monitor, stack
+        self.planned = {own.cell: own.flops for own in plan.cells}  # by run name
+        self.store, self.monitor, self.stack = plan, store, monitor, stack
         self.cells = grid.cells()
         self.backbones = list(dict.fromkeys(cell.backbone for cell in self.cells))
         self.weights = {b: weights_fingerprint(b, execution.models_dir) for b in self.backbones}
+        self.starts = list(dict.fromkeys(map(start_of, self.cells)))
         self.worked = False
 
     def ray(self) -> None:
@@ -61,7 +73,7 @@ class Walk:
         """
         monitor = self.monitor
         monitor.cells_total = len(self.cells)
-        monitor.budget_flops = sum(cell.budget_flops for cell in self.cells)
+        monitor.budget_flops = sum(self.planned[cell.run_name] for cell in self.cells)
         collection, tokens = self._ingest()
         groups = self._teach(collection)
         adapted = self._adapt(tokens)
@@ -69,7 +81,8 @@ class Walk:
         subjects = self._subjects(trained)
         what = self.grid.ladder.recipe, self.execution, self.store, monitor, self.ray
         measured = Measuring(*what, collection, tokens, subjects).run()
-        used = [collection, *tokens.values(), groups, *adapted.values(), *trained.values()]
+        starts = [self.store.committed(address) for address in adapted.values()]
+        used = [collection, *tokens.values(), groups, *starts, *trained.values()]
         return Walked(
             subjects, trained, measured.evaluations, measured.profiles, used + measured.used
         )
@@ -123,96 +136,98 @@ class Walk:
 
     # -------------------------------------------------------------- training
 
-    def _adapt(self, tokens: dict[str, Artifact]) -> dict[str, Artifact]:
-        adaptation = self.grid.ladder.recipe.adaptation
+    def _adapt(self, tokens: dict[str, Artifact]) -> dict[Start, Address]:
+        """MNTP of every backbone that cells start from."""
         addresses = {
-            b.name: adaptation_address(b, self.weights[b], adaptation, tokens[b.name])
-            for b in self.backbones
+            start: adaptation_address(
+                start[0], self.weights[start[0]], start[1], tokens[start[0].name]
+            )
+            for start in self.starts
         }
-        adapted = {name: self.store.find(address) for name, address in addresses.items()}
-        missing = [b for b in self.backbones if adapted[b.name] is None]
+        missing = [s for s, address in addresses.items() if self.store.find(address) is None]
         if missing:
             self.ray()
-            self.monitor.enter("adapt", len(adapted), len(adapted) - len(missing))
+            self.monitor.enter("adapt", len(addresses), len(addresses) - len(missing))
             jobs = [
                 AdaptationJob(
-                    addresses[b.name],
-                    b,
-                    adaptation,
-                    tokens[b.name],
+                    addresses[start],
+                    *start,
+                    tokens[start[0].name],
                     self.store,
                     self.execution,
                     self.monitor.board,
                 )
-                for b in reversed(missing)
+                for start in reversed(missing)
             ]
             adapt_all(jobs, self.execution.concurrent_trials, self.monitor.advance)
-        return {name: adapted[name] or self.store.committed(a) for name, a in addresses.items()}
+        return addresses
 
     def _fine_tune(
         self,
         collection: Artifact,
         tokens: dict[str, Artifact],
         groups: Artifact,
-        adapted: dict[str, Artifact],
+        adapted: dict[Start, Address],
     ) -> dict[Cell, Artifact]:
-        jobs = {
-            cell: CellJob(
-                cell_address(cell, adapted[cell.backbone.name], tokens[cell.backbone.name], groups),
-                cell,
-                self.grid.ladder.recipe.encoding,
-                adapted[cell.backbone.name],
-                tokens[cell.backbone.name],
-                groups,
-                collection.manifest["name"],
-                training_part(collection),
-                self.store,
-                self.execution,
-                self.monitor.board,
-            )
+        addresses = {
+            cell: cell_address(cell, adapted[start_of(cell)], tokens[cell.backbone.name], groups)
             for cell in self.cells
         }
-        trained = {cell: self.store.find(job.address) for cell, job in jobs.items()}
-        missing = [cell for cell, artifact in trained.items() if artifact is None]
+        trained = {cell: self.store.find(address) for cell, address in addresses.items()}
         monitor = self.monitor
         monitor.spent = {
             cell.run_name: a.meta["spent_flops"] for cell, a in trained.items() if a is not None
         }
+        missing = [cell for cell, artifact in trained.items() if artifact is None]
         chosen = self._within_total(missing, monitor.spent_flops)
         if chosen:
             self.ray()
             monitor.enter("fine-tune", len(self.cells), len(monitor.spent))
             part = training_part(collection)
             arrays = make_arrays(self.store, collection, groups, next(iter(tokens.values())), part)
-            ready = {"board": monitor.board, "arrays": arrays}
-            board = {cell: dataclasses.replace(jobs[cell], **ready) for cell in chosen}
-            left = (
-                None
-                if self.grid.total_budget_flops is None
-                else self.grid.total_budget_flops - monitor.spent_flops
-            )
-            by_name = {cell.run_name: cell for cell in chosen}
+            jobs = [
+                FineTuningJob(
+                    family_key([addresses[cell] for cell in family]),
+                    tuple((addresses[cell], cell) for cell in family if cell in chosen),
+                    self.grid.ladder.recipe.encoding,
+                    adapted[start_of(family[0])],
+                    tokens[family[0].backbone.name],
+                    groups,
+                    collection.manifest["name"],
+                    part,
+                    self.store,
+                    self.execution,
+                    monitor.board,
+                    arrays,
+                )
+                for family in families(self.cells)
+                if chosen & set(family)
+            ]
+            by_name = {job.run_name: job for job in jobs}
 
             def finished(name: str) -> None:
-                artifact = self.store.find(jobs[by_name[name]].address)
-                if artifact is not None:
-                    monitor.spent[name] = artifact.meta["spent_flops"]
-                    monitor.advance(
-                        f"{name}: {artifact.meta['steps']} steps, loss {artifact.meta['loss']:.4g}"
-                    )
+                for address, cell in by_name[name].cells:
+                    artifact = self.store.find(address)
+                    if artifact is not None:
+                        meta = artifact.meta
+                        monitor.spent[cell.run_name] = meta["spent_flops"]
+                        monitor.advance(
+                            f"{cell.run_name}: {meta['steps']} steps, loss {meta['loss']:.4g}"
+                        )
 
-            fine_tune_all(self.store, self.execution, list(board.values()), left, finished)
-            trained = {cell: self.store.find(job.address) for cell, job in jobs.items()}
+            fine_tune_all(self.store, self.execution, jobs, finished)
+            trained = {cell: self.store.find(address) for cell, address in addresses.items()}
         return {cell: artifact for cell, artifact in trained.items() if artifact is not None}
 
-    def _within_total(self, missing: list[Cell], spent: float) -> list[Cell]:
-        """The cells the total budget still holds, those of small models (most steps, slowest a FLOP) first."""
+    def _within_total(self, missing: list[Cell], spent: float) -> set[Cell]:
+        """The cells the total budget still holds, in the order of the grid."""
         total = self.grid.total_budget_flops
-        chosen = []
+        chosen = set()
         for cell in missing:
-            if total is None or spent + cell.budget_flops <= total:
-                spent += cell.budget_flops
-                chosen.append(cell)
+            flops = self.planned[cell.run_name]
+            if total is None or spent + flops <= total:
+                spent += flops
+                chosen.add(cell)
         left_out = len(missing) - len(chosen)
         if left_out:
             self.monitor.say(f"total budget {total:.3g} FLOPs: {left_out} cell(s) are not started")
@@ -226,7 +241,8 @@ class Walk:
             (c.backbone, c.head) for c in self.cells
         )
         for backbone, head in pairs:
-            name = f"untrained-{head}-{backbone.name}"
+            causal = "" if backbone.bidirectional else "-causal"
+            name = f"untrained-{head}-{backbone.name}{causal}"
             subjects.append((Subject(name, head, backbone, self.weights[backbone], None), None))
         for cell, artifact in trained.items():
             subject = Subject(

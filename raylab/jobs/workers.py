@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 import time
@@ -14,8 +15,10 @@ from typing import Any
 import ray.train
 import torch
 
-from raylab.budget import Shape, fine_tuning_rows, passages_per_query, solve_steps, train_flops
+from raylab.artifacts import Address
+from raylab.budget import Shape, adaptation_flops, passages_per_query
 from raylab.config import Cell, Execution, identity
+from raylab.contract import steps_of
 from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.groups import open_groups
 from raylab.data.tokenizer import Tokenizer
@@ -24,19 +27,20 @@ from raylab.distributed import barrier, rank_and_world
 from raylab.engine import Optimization, gathered, learning_rate, seed_worker
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
 from raylab.jobs.ingest import PASSAGES
+from raylab.jobs.journal import Journal
 from raylab.jobs.monitor import Beat
-from raylab.jobs.train import AdaptationJob, CellJob
+from raylab.jobs.train import RUNS, AdaptationJob, FineTuningJob, run_folder
 from raylab.losses import negatives_seen
 from raylab.mntp import AdaptationTask, MaskedModule, held_out_summary
 from raylab.models.backbone import add_lora, set_lora_dropout
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
-from raylab.training import Progress, Task, run
+from raylab.training import History, Progress, run, run_branches
 
 _BEAT_EVERY_S = 1.0
 
 
-def work(job: AdaptationJob | CellJob) -> None:
+def work(job: AdaptationJob | FineTuningJob) -> None:
     """One worker's whole run; rank 0 commits what came out."""
     adapt(job) if isinstance(job, AdaptationJob) else fine_tune(job)
 
@@ -72,39 +76,48 @@ def adapt(job: AdaptationJob) -> None:
         job.execution.use_gpu,
         job.adaptation.schedule,
         job.adaptation.decay_fraction,
+        job.adaptation.warmup_steps,
     )
-    _, done, history = _run(task, optimization, job, None)
+    reporter = RayReporter(job, {job.adaptation.steps: job.run_name})
+    _, done, history = run(task, optimization, reporter, job.execution.checkpoints)
     meta = {
         "backbone": identity(job.backbone),
         "tokenizer": tokenizer.fingerprint,
         "parameters": shape.parameters,
         "held_out_blocks": len(blocks.split[1]),
         **held_out_summary(history),
-        **_summary(done, history),
+        "planned_flops": adaptation_flops(shape, job.adaptation),
+        **_summary(done, history, reporter),
     }
-    _commit(job, model, lambda folder, state: save_weights(model, state, folder), meta)
+    write = functools.partial(_save_adapted, model)
+    _commit(job, job.address, model, write, meta)
 
 
-def fine_tune(job: CellJob) -> None:
-    """One cell."""
-    cell, tuning = job.cell, job.cell.fine_tuning
+def _save_adapted(model: Any, folder: Path, state: dict[str, torch.Tensor]) -> None:
+    save_weights(model, state, folder)
+
+
+def fine_tune(job: FineTuningJob) -> None:
+    """A cell, or cells that share their stable phase."""
+    cells = [(address, cell) for address, cell in job.cells if job.store.find(address) is None]
+    if not cells:  # a worker died after the last commit
+        return
+    cell = cells[-1][1]
+    tuning = cell.fine_tuning
     device, dtype = _prepare(job.execution)
     seed_worker(cell.seed)
     model, tokenizer = load_base(cell.backbone, job.execution.models_dir, dtype)
     shape = Shape.of(model.config)
-    model = load_weights(model, job.store.local(job.adapted), trainable=True).to(device)
+    adapted = job.store.local(job.store.committed(job.adapted))
+    model = load_weights(model, adapted, trainable=True).to(device)
     if tuning.lora is not None:
         set_lora_dropout(model, tuning.lora.dropout)
     _train_mode(model, tuning.checkpointing)
-    batches = training_batches(job, tokenizer)
-    task = FineTuningTask(
-        FineTuningModule(model, cell.head),
-        cell,
-        shape,
-        batches,
-        planned_steps(cell, shape, batches),
-        job.execution.micro_batch_texts,
-    )
+    batches = training_batches(job, cell, tokenizer)
+    module = FineTuningModule(model, cell.head)
+    task = FineTuningTask(module, cell, shape, batches, 1, job.execution.micro_batch_texts)
+    steps = {address: planned_steps(own, task) for address, own in cells}
+    task.steps = max(steps.values())
     optimization = Optimization(
         learning_rate(tuning, shape.hidden),
         tuning.weight_decay,
@@ -114,14 +127,71 @@ def fine_tune(job: CellJob) -> None:
         job.execution.use_gpu,
         tuning.schedule,
         tuning.decay_fraction,
+        tuning.warmup_steps,
     )
-    _, done, history = _run(task, optimization, job, cell.budget_flops)
+    reporter = RayReporter(job, {steps[address]: own.run_name for address, own in cells})
+
+    def finished(end: int, done: Progress, history: History) -> None:
+        for address, own in cells:
+            if steps[address] == end and job.store.find(address) is None:
+                meta = {
+                    **_retriever_facts(job, own, task),
+                    **_summary(done, history, reporter),
+                    "spent_flops": done.spent_flops + _charged(own, shape),
+                    "examples": done.step * tuning.batch_queries,
+                }
+                write = functools.partial(_save, job, own, model, tokenizer, done)
+                _commit(job, address, model, write, meta)
+
+    checkpoints = job.execution.checkpoints
+    ends = {steps[address]: own.budget_flops or None for address, own in cells}
+    if len(ends) == 1:
+        _, done, history = run(task, optimization, reporter, checkpoints, ends[task.steps])
+        finished(task.steps, done, history)
+    else:
+        run_branches(task, optimization, reporter, checkpoints, ends, finished)
+
+
+def _retriever_facts(job: FineTuningJob, cell: Cell, task: FineTuningTask) -> dict[str, Any]:
+    """What a retriever's manifest says of how it was made, beside what it took."""
+    shape, batches, tuning = task.shape, task.batches, cell.fine_tuning
+    seen = negatives_seen(
+        cell.objective, tuning.batch_queries, batches.passages, job.execution.workers
+    )
+    return {
+        "parameters": shape.parameters,
+        "head_parameters": shape.vocabulary * shape.hidden if cell.head == "sparse" else 0,
+        "budget_flops": cell.budget_flops,
+        "epochs": cell.epochs,
+        "charged_flops": _charged(cell, shape),
+        "planned_flops": cell.budget_flops or None,
+        "variant": cell.variant,
+        "negatives": asdict(seen),
+    }
+
+
+def _charged(cell: Cell, shape: Shape) -> float:
+    """FLOPs of MNTP that the cell's budget pays."""
+    if not cell.charged_adaptation or cell.adaptation is None:
+        return 0.0
+    return adaptation_flops(shape, cell.adaptation)
+
+
+def _save(
+    job: FineTuningJob,
+    cell: Cell,
+    model: Any,
+    tokenizer: Tokenizer,
+    done: Progress,
+    folder: Path,
+    state: dict[str, torch.Tensor],
+) -> None:
     facts = {
         "name": cell.run_name,
         "collection": job.collection,
         "objective": cell.objective,
         "seed": cell.seed,
-        "recipe": identity(tuning),
+        "recipe": identity(cell.fine_tuning),
         "training": {
             "steps": done.step,
             "tokens": done.tokens,
@@ -130,31 +200,15 @@ def fine_tune(job: CellJob) -> None:
             "last batch's loss": done.loss,
         },
     }
-    meta = {
-        "parameters": shape.parameters,
-        "budget_flops": cell.budget_flops,
-        "negatives": asdict(
-            negatives_seen(
-                cell.objective, tuning.batch_queries, batches.passages, job.execution.workers
-            )
-        ),
-        **_summary(done, history),
-    }
-
-    def write(folder: Path, state: dict[str, torch.Tensor]) -> None:
-        models_dir = job.execution.models_dir
-        what = cell.backbone, cell.head, job.encoding, facts
-        save_retriever(folder, model, state, tokenizer, *what, models_dir)
-
-    _commit(job, model, write, meta)
+    what = cell.backbone, cell.head, job.encoding, facts
+    save_retriever(folder, model, state, tokenizer, *what, job.execution.models_dir)
 
 
-def training_batches(job: CellJob, tokenizer: Tokenizer) -> TrainingBatches:
+def training_batches(job: FineTuningJob, cell: Cell, tokenizer: Tokenizer) -> TrainingBatches:
     """The cell's batches, from the token store and the training groups."""
     store = PassageStore(job.store.local(job.tokens) / job.training_part)
     assert job.arrays is not None
     groups = open_groups(job.store.local(job.arrays), job.groups.path)
-    cell = job.cell
     return TrainingBatches(
         groups,
         store,
@@ -166,11 +220,12 @@ def training_batches(job: CellJob, tokenizer: Tokenizer) -> TrainingBatches:
     )
 
 
-def planned_steps(cell: Cell, shape: Shape, batches: TrainingBatches) -> int:
-    """The budget solved into steps, from the padded lengths of the cell's own first draws."""
-    tuning = cell.fine_tuning
-    rows = fine_tuning_rows(tuning, batches.passages, *batches.mean_lengths())
-    return solve_steps(cell, train_flops(shape, rows, cell.head, tuning.lora, tuning.checkpointing))
+def planned_steps(cell: Cell, task: FineTuningTask) -> int:
+    """The budget solved into steps, from the cell's own real batches."""
+    batches = task.batches
+    return steps_of(
+        cell, lambda step: task.cost(step)[0], batches.epoch_steps, _charged(cell, task.shape)
+    )
 
 
 def _train_mode(model: Any, checkpointing: bool) -> None:
@@ -180,26 +235,27 @@ def _train_mode(model: Any, checkpointing: bool) -> None:
         model.enable_input_require_grads()
 
 
-def _run(
-    task: Task, optimization: Optimization, job: AdaptationJob | CellJob, budget: float | None
-):
-    reporter = RayReporter(job.run_name, job.board)
-    return run(task, optimization, reporter, job.execution.checkpoints, budget)
-
-
-def _summary(done: Progress, history: list[dict[str, float]]) -> dict[str, Any]:
+def _summary(done: Progress, history: History, reporter: RayReporter) -> dict[str, Any]:
+    """What a run took, and of that what it took for itself alone and what was lost to faults."""
+    seconds = done.seconds - done.shared_seconds
+    workers = rank_and_world()[1]
     return {
         "steps": done.step,
         "spent_flops": done.spent_flops,
+        "own_flops": done.spent_flops - done.shared_flops,
         "tokens": done.tokens,
+        "own_tokens": done.tokens - done.shared_tokens,
         "loss": done.loss,
-        "train_seconds": done.seconds,
+        "train_seconds": seconds,
+        "device_seconds": seconds * workers,
         "history": history,
+        **reporter.journal.lost(),
     }
 
 
 def _commit(
-    job: AdaptationJob | CellJob,
+    job: AdaptationJob | FineTuningJob,
+    address: Address,
     model: Any,
     write: Callable[[Path, dict[str, torch.Tensor]], None],
     meta: dict[str, Any],
@@ -208,7 +264,7 @@ def _commit(
     with gathered(model, job.execution.zero_stage):
         state = state_to_save(model)
         if rank_and_world()[0] == 0:
-            with job.store.draft(job.address) as draft:
+            with job.store.draft(address) as draft:
                 write(draft.path, state)
                 draft.meta.update(meta)
     barrier()
@@ -218,10 +274,15 @@ def _commit(
 
 
 class RayReporter:
-    """Progress to the board, checkpoints through Ray Train (`raylab.training.Reporter`)."""
+    """Progress to the board and the journal, checkpoints through Ray Train (`raylab.training.Reporter`).
 
-    def __init__(self, name: str, board: Any):
-        self.name, self.board = name, board
+    Args:
+        names: of the runs, by their steps.
+    """
+
+    def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str]):
+        self.names, self.board = names, job.board
+        self.journal = Journal(job.store, f"{RUNS}/{run_folder(job)}", rank_and_world()[0] == 0)
         self.last = 0.0
 
     @contextlib.contextmanager
@@ -234,6 +295,7 @@ class RayReporter:
                 yield Path(folder)
 
     def progress(self, progress: Progress) -> None:
+        self.journal.note(progress)
         now = time.time()
         last_step = progress.step == progress.steps
         if (
@@ -243,8 +305,9 @@ class RayReporter:
         ):
             return
         self.last = now
+        name = self.names.get(progress.steps, self.names[max(self.names)])
         beat = Beat(
-            self.name, progress.step, progress.steps, progress.spent_flops, progress.loss, now
+            name, progress.step, progress.steps, progress.spent_flops, progress.loss, now
         )
         self.board.beat.remote(beat)
 

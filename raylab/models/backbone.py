@@ -83,7 +83,7 @@ def gguf_file(source: str) -> str | None:
 
 
 def load_config(backbone: Backbone, source: str) -> Any:
-    """The decoder's configuration: bidirectional, cut to `backbone.layers`.
+    """The decoder's configuration: bidirectional unless `backbone` says no, cut to `backbone.layers`.
 
     Raises:
         ConfigError: no model there, a source that cannot be read, or more layers asked for than it has.
@@ -101,7 +101,7 @@ def load_config(backbone: Backbone, source: str) -> Any:
         config.num_hidden_layers = backbone.layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: backbone.layers]
-    config.is_causal = False
+    config.is_causal = not backbone.bidirectional
     config.use_cache = False
     if getattr(config, "final_logit_softcapping", None) is not None:
         config.final_logit_softcapping = None  # Gemma 2: the sparse head saturates by log1p
@@ -162,6 +162,8 @@ def load_backbone(
 def probe(model: Any) -> None:
     """Prove on random tokens that attention looks both ways, padding leaks nothing, logits are h E^T.
 
+    A decoder whose configuration says causal must be so.
+
     Raises:
         ConfigError: one of them is not so; patches of other libraries fail silently there (stack.md).
     """
@@ -174,10 +176,13 @@ def probe(model: Any) -> None:
     mask = torch.ones_like(ids)
     states_LD = hidden_states(model, ids, mask)[0]
     first = states_LD[0]
-    if torch.equal(first, hidden_states(model, changed, mask)[0, 0]):
+    is_causal = torch.equal(first, hidden_states(model, changed, mask)[0, 0])
+    if is_causal and not model.config.is_causal:
         raise ConfigError(
             f"{type(model).__name__} stays causal: its last token does not reach its first state"
         )
+    if model.config.is_causal and not is_causal:
+        raise ConfigError(f"{type(model).__name__} looks both ways, and was to stay causal")
     padding = torch.randint(vocabulary, (1, 5), generator=generator).to(device)
     padded = hidden_states(
         model, torch.cat([ids, padding], 1), torch.cat([mask, torch.zeros_like(padding)], 1)

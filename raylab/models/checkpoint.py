@@ -218,5 +218,6 @@ def load_checkpoint(
         base = load_backbone(backbone, resolve_source(backbone, models_dir), dtype, device)
         model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
     else:
-        model = load_backbone(Backbone(backbone.name, str(folder)), str(folder), dtype, device)
+        own = Backbone(backbone.name, str(folder), bidirectional=backbone.bidirectional)
+        model = load_backbone(own, str(folder), dtype, device)
     return model, tokenizer, contract["head"], Encoding(**contract["encoding"]), 1.0

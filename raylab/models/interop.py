@@ -42,7 +42,9 @@ def describe_modules(
         "module_output_name": "token_embeddings",
     }
     if is_adapter:
-        names = {**model_config.attribute_map, "is_causal": "is_encoder_decoder"}
+        names = dict(model_config.attribute_map)
+        if not model_config.is_causal:
+            names["is_causal"] = "is_encoder_decoder"
         changes: dict[str, Any] = {"attribute_map": names}
         if hasattr(model_config, "final_logit_softcapping"):
             changes["final_logit_softcapping"] = None

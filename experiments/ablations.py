@@ -1,0 +1,23 @@
+"""What each part of the recipe is worth: MNTP, both directions, hard negatives, FLOPS weights, the teacher.
+
+The FLOPS weights trade quality against sparsity: the report shows both. Another teacher is another run:
+`--teacher MODEL`.
+
+python experiments/ablations.py --storage lab-ablations
+"""
+
+from raylab.config import Grid
+from raylab.jobs.command import run_experiment
+from raylab.ladders import PICO
+from raylab.variants import ablation_variants
+
+GRID = Grid(
+    ladder=PICO,
+    collection="scifact",
+    sizes=("pico-1x96",),
+    objectives=("cl", "kd"),
+    variants=ablation_variants(),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(run_experiment(__doc__ or "", GRID))

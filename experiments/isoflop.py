@@ -1,0 +1,24 @@
+"""Size against data at equal compute: several budgets x several sizes, sparse and dense, with CL.
+
+A warm-up, a long stable phase and a short decay (WSD): one run of a size and head gives all its budgets,
+each a decay from the stable phase they share.
+
+python experiments/isoflop.py --storage lab-isoflop                 the pico ladder, 5 sizes x 4 budgets
+python experiments/isoflop.py --ladder llama3 --budgets 5e18,1e19,2e19,4e19 --collection DIR --gpu --workers 8
+"""
+
+from raylab.config import Grid
+from raylab.jobs.command import run_experiment
+from raylab.ladders import PICO
+from raylab.variants import budget_variants
+
+GRID = Grid(
+    ladder=PICO,
+    collection="scifact",
+    sizes=tuple(backbone.name for backbone in PICO.backbones),
+    objectives=("cl",),
+    variants=budget_variants((1e12, 1.7e12, 3e12, 5e12)),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(run_experiment(__doc__ or "", GRID))
