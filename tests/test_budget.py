@@ -1,5 +1,7 @@
 """The cost model against the FLOPs that torch counts, and budgets into steps."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,7 +14,7 @@ from raylab.budget import (
     device_hours,
     encode_flops,
     passages_per_query,
-    plan_cell,
+    planned_steps,
     train_flops,
 )
 from raylab.config import Backbone, Cell, ConfigError, FineTuning, Lora
@@ -119,16 +121,36 @@ def cell(budget: float, objective="cl") -> Cell:
     return Cell(Backbone("t", "nowhere"), "sparse", objective, tuning, budget)
 
 
-def test_a_budget_becomes_steps():
-    step = train_flops(SHAPE, [Rows(4, 10), Rows(16, 30)], "sparse", Lora(), False)
-    plan = plan_cell(cell(step * 7.5), SHAPE, 10, 30)
-    assert (plan.steps, plan.step_flops) == (7, step)
-    assert plan.flops == pytest.approx(7 * step)
+def test_a_budget_becomes_the_nearest_number_of_steps():
+    for budget, steps in ((7.4, 7), (7.6, 8), (0.51, 1), (1000.49, 1000)):
+        assert planned_steps(cell(budget * 1e9), 1e9, 0) == steps
+        assert abs(steps - budget) <= 0.5
 
 
-def test_a_budget_too_small_for_one_step_is_refused():
-    with pytest.raises(ConfigError, match=r"too small for sparse-t-cl-seed0: one step costs"):
-        plan_cell(cell(10.0), SHAPE, 10, 30)
+def test_a_budget_too_small_for_half_a_step_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"too small for sparse-t-cl-seed0: one step costs 1e\+09 FLOPs"
+    ):
+        planned_steps(cell(0.49e9), 1e9, 0)
+
+
+def test_epochs_become_steps_over_the_training_queries():
+    """4 queries a step; where 1 of them is a title, an epoch takes 3 a step."""
+    epochs = dataclasses.replace(cell(1.0), budget_flops=0.0, epochs=2.5)
+    assert planned_steps(epochs, 1e9, 100) == 62
+    assert planned_steps(epochs, 1e15, 1) == 1
+    tuning = dataclasses.replace(epochs.fine_tuning, pseudo_fraction=0.25)
+    assert planned_steps(dataclasses.replace(epochs, fine_tuning=tuning), 1e9, 100) == 83
+
+
+def test_mntp_that_is_charged_is_paid_first():
+    charged = dataclasses.replace(cell(10e9), charged_adaptation=True)
+    assert planned_steps(charged, 1e9, 0, adaptation_flops=4e9) == 6
+    assert planned_steps(cell(10e9), 1e9, 0, adaptation_flops=4e9) == 10
+    with pytest.raises(
+        ConfigError, match=r"1e\+10 FLOPs, of which MNTP is paid first, is too small"
+    ):
+        planned_steps(charged, 1e9, 0, adaptation_flops=9.6e9)
 
 
 def test_margin_mse_encodes_two_passages_a_query():

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.budget import plan_cell
-from raylab.config import ConfigError, Grid
+from raylab.config import ConfigError, Execution, Grid
 from raylab.distributed import ensure_process_group
 from raylab.engine import make_engine, random_state, seed_worker
 from raylab.fine_tuning import micro_batches
 from raylab.jobs.command import chosen, parser
 from raylab.ladders import PICO
+from raylab.plan import Lengths, plan_cell
 from tests.workers import in_workers, make_task, optimization
 
 # Every objective, both heads, and every micro-batch beside 0; the micro-batches divide nothing.
@@ -152,15 +152,22 @@ def test_the_account_is_of_the_plain_step(model_folder, tmp_path):
 def test_the_plan_of_memory_knows_of_micro_batches(model_folder, tmp_path):
     task = make_task(model_folder, tmp_path)
     plans = [
-        plan_cell(task.cell, task.shape, 10, 100, workers=2, micro_batch_texts=m)
+        plan_cell(
+            task.cell,
+            task.shape,
+            Lengths(10, 100, 10, 100),
+            Execution(workers=2, micro_batch_texts=m),
+        )
         for m in (0, 12, 6, 1000)
     ]
     assert len({(p.steps, p.flops, p.tokens) for p in plans}) == 1
     whole, half, quarter, more = (p.memory_bytes for p in plans)
     assert more == whole  # a worker's share is 4 queries and 12 passages
     assert whole > half > quarter
-    # Activations are per token: 1,240, then 1,200 and 600 of them at once.
-    assert (whole - half) * 15 == pytest.approx(half - quarter)
+    # Activations are per token: 1,240, then 1,200 and 600 of them are kept; at most 1,200 worked on.
+    whole, half, quarter, _ = (p.load.memory().activations for p in plans)
+    assert half == pytest.approx(2 * quarter)
+    assert 0 < whole - half < half * 40 / 1_200
 
 
 def test_the_command_line_asks_for_micro_batches():

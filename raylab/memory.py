@@ -1,0 +1,403 @@
+"""The memory of a training step on one worker: what it needs, whether it fits, and what would make it fit.
+
+A step's memory is what is always there (weights, gradients, AdamW's state, as ZeRO shards them) and what
+is there at its fullest moment, one of
+
+    loss         activations kept for the backward pass, and the representations of all workers' texts
+    head         the same activations, and the entries of the sparse head's gradient
+    blocks       the same activations, and one layer's working set (with checkpointing: its recomputation)
+    update       AdamW's temporaries, and nothing of the batch
+
+With micro-batches (GradCache, `raylab.fine_tuning`) the loss is computed without any activations, and the
+other two hold those of one micro-batch, beside this worker's representations and their gradients.
+What the framework itself takes (CUDA context, workspaces, fragmentation) is left room for: `USABLE`.
+
+Legend: T tokens with padding, D hidden size, I intermediate size, A attention's width, V vocabulary,
+b bytes of a weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from raylab.budget import (
+    ACTIVE_SHARE,
+    Rows,
+    Shape,
+    fine_tuning_rows,
+    passages_per_query,
+    selected_tokens,
+)
+from raylab.config import Adaptation, Cell, ConfigError, HeadKind, Lora
+
+USABLE = 0.9  # of a device's memory
+# DeepSpeed's defaults, which raylab leaves as they are: elements of a reduction bucket at most, and
+# parameters that ZeRO 3 keeps gathered for the sake of their next use.
+_BUCKET = 500_000_000
+_GATHERED = 1_000_000_000
+# Bytes of one entry of the sparse head's gradient: indices (int64), their order, values, in several copies.
+_ENTRY_BYTES = 90.0
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on a worker at the fullest moment of a step, by what they are for."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    representations: float  # of texts, or the logits of MNTP's selected tokens
+
+    @property
+    def total(self) -> float:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class Load:
+    """A training step as the memory model sees it.
+
+    Args:
+        head: None for MNTP.
+        rows: the whole batch, of all workers, by kind of text.
+        micro_batch: texts that a worker encodes at once with activations; 0: all of its share.
+        active_terms: entries of a text's sparse representation that a gradient flows through.
+        pruned: whether Top-K prunes representations in training.
+        predicted: tokens that MNTP predicts, of all workers.
+    """
+
+    shape: Shape
+    head: HeadKind | None
+    lora: Lora | None
+    checkpointing: bool
+    rows: tuple[Rows, ...]
+    workers: int = 1
+    zero_stage: int = 1
+    micro_batch: int = 0
+    weight_bytes: int = 2
+    active_terms: float = 0.0
+    pruned: bool = False
+    predicted: float = 0.0
+
+    @property
+    def texts(self) -> float:
+        """A worker's share."""
+        return sum(rows.count for rows in self.rows) / self.workers
+
+    @property
+    def in_parts(self) -> bool:
+        return 0 < self.micro_batch < self.texts
+
+    def memory(self) -> Memory:
+        """What a worker needs."""
+        weights, gradients, optimizer, update = _states(self)
+        moments = [*_moments(self), (0.0, 0.0)]
+        activations, representations = max(moments, key=sum)
+        if activations + representations < update:
+            return Memory(weights, gradients, optimizer + update, 0.0, 0.0)
+        return Memory(weights, gradients, optimizer, activations, representations)
+
+
+def cell_load(
+    cell: Cell,
+    shape: Shape,
+    query_tokens: float,
+    passage_tokens: float,
+    workers: int = 1,
+    zero_stage: int = 1,
+    micro_batch: int = 0,
+    weight_bytes: int = 2,
+) -> Load:
+    """A cell's fine-tuning step, given padded lengths in tokens.
+
+    Without Top-K the worst is planned for: `ACTIVE_SHARE` of the vocabulary, as at the first step.
+    """
+    tuning = cell.fine_tuning
+    rows = fine_tuning_rows(tuning, passages_per_query(cell), query_tokens, passage_tokens)
+    top_k = tuning.top_k_passage
+    active = min(top_k, shape.vocabulary) if top_k > 0 else ACTIVE_SHARE * shape.vocabulary
+    return Load(
+        shape,
+        cell.head,
+        tuning.lora,
+        tuning.checkpointing,
+        tuple(rows),
+        workers,
+        zero_stage,
+        micro_batch,
+        weight_bytes,
+        active_terms=float(active),
+        pruned=tuning.top_k_query > 0 or top_k > 0,
+    )
+
+
+def adaptation_load(
+    shape: Shape,
+    adaptation: Adaptation,
+    workers: int = 1,
+    zero_stage: int = 1,
+    weight_bytes: int = 2,
+) -> Load:
+    """A step of MNTP; it knows no micro-batches."""
+    return Load(
+        shape,
+        None,
+        adaptation.lora,
+        adaptation.checkpointing,
+        (Rows(adaptation.batch_blocks, adaptation.block_length),),
+        workers,
+        zero_stage,
+        0,
+        weight_bytes,
+        predicted=selected_tokens(adaptation),
+    )
+
+
+# ---------------------------------------------------------------------------- what is always there
+
+
+def _states(load: Load) -> tuple[float, float, float, float]:
+    """Bytes of weights, gradients, AdamW's state, and of the temporaries of an update.
+
+    Stage 1 shards the optimizer's state, 2 the gradients as well, 3 also the weights. From stage 1 on, and
+    in half precision, AdamW works on an fp32 copy of the trained weights.
+    """
+    shape, stage, workers, b = load.shape, load.zero_stage, load.workers, float(load.weight_bytes)
+    parameters = shape.parameters + shape.embedding_parameters
+    trained = shape.trainable_parameters(load.lora)
+    own = trained / workers if stage >= 1 else trained
+    copies = 2 if stage == 0 and b == 4 else 3
+    bucket = b * min(_BUCKET, trained) if stage >= 1 and workers > 1 else 0.0
+    weights, gradients = b * parameters, b * trained
+    if stage >= 2:
+        gradients /= workers
+    if stage == 3 and workers > 1:
+        weights = weights / workers + b * min(_GATHERED, parameters)
+    return weights, gradients + bucket, 4.0 * copies * own, 8.0 * own
+
+
+# ---------------------------------------------------------------------------- moments of a step
+
+
+def _moments(load: Load) -> Iterator[tuple[float, float]]:
+    """(activations, representations) in bytes at the loss, in the head's and in the blocks' backward pass."""
+    kept, working = _activations(load)
+    if load.head is None:
+        # fp32: the logits and their log-softmax, or the latter with its gradient and the logits'.
+        yield kept, 12.0 * load.predicted / load.workers * load.shape.vocabulary
+        yield kept + working, 0.0
+        return
+    width = load.shape.vocabulary if load.head == "sparse" else load.shape.hidden
+    local, everyone = 4.0 * load.texts * width, 4.0 * load.texts * load.workers * width
+    encoded = min(load.micro_batch, load.texts) if load.in_parts else load.texts
+    state = encoded * _head_state(load)
+    gathered = everyone if load.workers > 1 else 0.0
+    # The gradient of the regulariser (its mean, its signs, their product) or that of the scores.
+    backward = (3.0 if load.head == "sparse" else 1.0) * everyone
+    if load.in_parts:
+        yield 0.0, local + gathered + backward
+        cached = 2 * local  # representations and their gradients
+        gradient = 4.0 * encoded * width
+    else:
+        yield kept, local + state + gathered + backward
+        cached = 0.0
+        gradient = everyone
+    entries = load.active_terms * _ENTRY_BYTES if load.head == "sparse" else 0.0
+    yield kept, cached + state + gradient + encoded * entries
+    yield kept + working, cached
+
+
+def _head_state(load: Load) -> float:
+    """Bytes that the sparse head keeps of a text: maxima and their places (int16); which Top-K kept."""
+    if load.head != "sparse":
+        return 0.0
+    pruned = 1 + load.weight_bytes if load.pruned else 0
+    return float(load.shape.vocabulary * (load.weight_bytes + 2 + pruned))
+
+
+def _activations(load: Load) -> tuple[float, float]:
+    """Bytes kept for the backward pass, and those that a layer's backward pass needs on top."""
+    shape, b = load.shape, load.weight_bytes
+    longest = max(rows.length for rows in load.rows)
+    if load.in_parts:
+        tokens = at_once = load.micro_batch * longest
+    else:
+        tokens = sum(rows.tokens for rows in load.rows) / load.workers
+        at_once = max(rows.tokens for rows in load.rows) / load.workers
+    layer = layer_activation_bytes(shape, load.lora, b)
+    final = _norm_bytes(shape, load.lora, b) + b * shape.hidden
+    transient = 2.0 * b * (shape.hidden + shape.intermediate)
+    if not load.checkpointing:
+        return tokens * (shape.layers * layer + final), at_once * transient
+    kept = tokens * (shape.layers * b * shape.hidden + final)
+    return kept, at_once * (layer + transient)
+
+
+def layer_activation_bytes(shape: Shape, lora: Lora | None, weight_bytes: int) -> float:
+    """Bytes a token that autograd keeps of one layer.
+
+    Always: queries, keys, values (repeated to as many heads) and the attention's output; gate, its
+    activation, and up. Trained projections keep their inputs: without adapters these are shared
+    by those of one place, with dropout each adapter has its own and a mask.
+    """
+    b = weight_bytes
+    attention, D = shape.heads * shape.head_dim, shape.hidden
+    total = b * (4.0 * attention + 3.0 * shape.intermediate) + 4.0 * shape.heads
+    total += 2 * _norm_bytes(shape, lora, b)
+    if lora is None or not lora.dropout:
+        targets = shape.projections if lora is None else lora.targets
+        places = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+        total += b * D * sum(any(name in targets for name in place) for place in places)
+        total += b * shape.intermediate * ("down_proj" in targets)
+    else:
+        mask = b if b == 4 else 1  # a CPU draws it in the states' dtype, CUDA in bytes
+        inputs = sum(i for name, (i, _) in shape.projections.items() if name in lora.targets)
+        total += (b + mask) * inputs
+    return total + (b * lora.rank * len(lora.targets) if lora is not None else 0.0)
+
+
+def _norm_bytes(shape: Shape, lora: Lora | None, weight_bytes: int) -> float:
+    """Bytes a token of one norm: its input in fp32 and, where its weight is trained, the normed input."""
+    return shape.hidden * (4.0 + (weight_bytes if lora is None else 0.0))
+
+
+# ---------------------------------------------------------------------------- does it fit
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Whether a step fits a device, and if not, what would do.
+
+    `proposal` is the cheapest changed load that fits; without one, `workers` is how many under ZeRO 3,
+    with everything else that helps, would (None: no number of them that shares the batch evenly).
+    """
+
+    load: Load
+    needed_bytes: float
+    device_bytes: float
+    proposal: Load | None = None
+    workers: int | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= USABLE * self.device_bytes
+
+    @property
+    def options(self) -> str:
+        """The proposal as what to type; empty where it fits or nothing does."""
+        if self.fits:
+            return ""
+        if self.proposal is None:
+            return "" if self.workers is None else f"--workers {self.workers} --zero 3"
+        changed = []
+        if self.proposal.micro_batch != self.load.micro_batch:
+            changed.append(f"--micro-batch {self.proposal.micro_batch}")
+        if self.proposal.zero_stage != self.load.zero_stage:
+            changed.append(f"--zero {self.proposal.zero_stage}")
+        if self.proposal.checkpointing != self.load.checkpointing:
+            changed.append("checkpointing = true")
+        return " ".join(changed)
+
+
+def fit(load: Load, device_bytes: float) -> Fitting:
+    """Whether a step fits, or the cheapest change with which it does.
+
+    In this order: smaller micro-batches (one more forward pass; the largest that fit), checkpointing
+    (one more forward pass of the blocks, and another cost of a step in the account), a higher ZeRO
+    stage (more communication), and two or all of them.
+    """
+    limit = USABLE * device_bytes
+    needed = load.memory().total
+    if needed <= limit:
+        return Fitting(load, needed, device_bytes)
+
+    def first(candidates: Iterator[Load]) -> Load | None:
+        return next((c for c in candidates if c.memory().total <= limit), None)
+
+    proposal = first(_changes(load))
+    if proposal is not None:
+        return Fitting(load, needed, device_bytes, proposal)
+    least = dataclasses.replace(
+        load, checkpointing=True, zero_stage=3, micro_batch=0 if load.head is None else 1
+    )
+    shared = int(min(rows.count for rows in load.rows))
+    counts = [w for w in range(load.workers + 1, shared + 1) if shared % w == 0]
+    more = first(dataclasses.replace(least, workers=w) for w in counts)
+    return Fitting(load, needed, device_bytes, None, more.workers if more else None)
+
+
+def _changes(load: Load) -> Iterator[Load]:
+    """What may be changed of how a step is executed, cheapest first."""
+    parts: list[dict[str, Any]] = []
+    if load.head is not None:
+        size = 1 << max(0, int(load.micro_batch or load.texts) - 1).bit_length()
+        while size > 1:
+            size //= 2
+            if size < (load.micro_batch or load.texts):
+                parts.append({"micro_batch": size})
+    checkpoint: list[dict[str, Any]] = [] if load.checkpointing else [{"checkpointing": True}]
+    stages = range(load.zero_stage + 1, 4) if load.workers > 1 else ()
+    zero: list[dict[str, Any]] = [{"zero_stage": stage} for stage in stages]
+    kinds = (parts, checkpoint, zero)
+    for count in (1, 2, 3):
+        for chosen in itertools.combinations(kinds, count):
+            for changes in itertools.product(*chosen[::-1]):
+                merged = {key: value for change in changes for key, value in change.items()}
+                yield dataclasses.replace(load, **merged)
+
+
+def fit_to_memory(
+    cell: Cell,
+    shape: Shape,
+    device_bytes: float,
+    workers: int = 1,
+    zero_stage: int = 1,
+    micro_batch: int = 0,
+    weight_bytes: int = 2,
+    query_tokens: float | None = None,
+    passage_tokens: float | None = None,
+) -> Fitting:
+    """Whether a cell's step fits a device; lengths in padded tokens (None: the recipe's limits)."""
+    tuning = cell.fine_tuning
+    load = cell_load(
+        cell,
+        shape,
+        tuning.query_length if query_tokens is None else query_tokens,
+        tuning.passage_length if passage_tokens is None else passage_tokens,
+        workers,
+        zero_stage,
+        micro_batch,
+        weight_bytes,
+    )
+    return fit(load, device_bytes)
+
+
+def check_memory(name: str, fitting: Fitting) -> None:
+    """Refuse what does not fit.
+
+    Args:
+        name: of the cell, or of what else trains.
+
+    Raises:
+        ConfigError: it needs more than the device has; the message says what would do.
+    """
+    if fitting.fits:
+        return
+    needed, device = fitting.needed_bytes / _GIB, fitting.device_bytes / _GIB
+    if fitting.proposal is not None:
+        then = fitting.proposal.memory().total / _GIB
+        remedy = f"{fitting.options} needs {then:.2f} GiB"
+    elif fitting.workers is not None:
+        remedy = f"it takes {fitting.options}, with micro-batches of 1 and checkpointing"
+    else:
+        remedy = "no micro-batch, ZeRO stage or number of workers makes it fit"
+    raise ConfigError(
+        f"{name} needs {needed:.2f} GiB a worker, and of {device:.2f} GiB of the device "
+        f"{USABLE:.0%} may be planned for: {remedy}"
+    )
