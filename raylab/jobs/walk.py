@@ -51,7 +51,7 @@ class Walk:
     ):
         self.grid, self.execution, self.source, self.teacher = grid, execution, source, teacher
         self.planned = {own.cell: own.flops for own in plan.cells}  # by run name
-        self.store, self.monitor, self.stack = plan, store, monitor, stack
+        self.store, self.monitor, self.stack = store, monitor, stack
         self.cells = grid.cells()
         self.backbones = list(dict.fromkeys(cell.backbone for cell in self.cells))
         self.weights = {b: weights_fingerprint(b, execution.models_dir) for b in self.backbones}

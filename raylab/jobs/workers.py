@@ -116,7 +116,7 @@ def fine_tune(job: FineTuningJob) -> None:
     batches = training_batches(job, cell, tokenizer)
     module = FineTuningModule(model, cell.head)
     task = FineTuningTask(module, cell, shape, batches, 1, job.execution.micro_batch_texts)
-    steps = {address: planned_steps(own, task) for address, own in cells}
+    steps = {own: planned_steps(own, task) for _, own in cells}
     task.steps = max(steps.values())
     optimization = Optimization(
         learning_rate(tuning, shape.hidden),
@@ -129,11 +129,11 @@ def fine_tune(job: FineTuningJob) -> None:
         tuning.decay_fraction,
         tuning.warmup_steps,
     )
-    reporter = RayReporter(job, {steps[address]: own.run_name for address, own in cells})
+    reporter = RayReporter(job, {steps[own]: own.run_name for _, own in cells})
 
     def finished(end: int, done: Progress, history: History) -> None:
         for address, own in cells:
-            if steps[address] == end and job.store.find(address) is None:
+            if steps[own] == end and job.store.find(address) is None:
                 meta = {
                     **_retriever_facts(job, own, task),
                     **_summary(done, history, reporter),
@@ -144,7 +144,7 @@ def fine_tune(job: FineTuningJob) -> None:
                 _commit(job, address, model, write, meta)
 
     checkpoints = job.execution.checkpoints
-    ends = {steps[address]: own.budget_flops or None for address, own in cells}
+    ends = {steps[own]: own.budget_flops or None for _, own in cells}
     if len(ends) == 1:
         _, done, history = run(task, optimization, reporter, checkpoints, ends[task.steps])
         finished(task.steps, done, history)
