@@ -1,0 +1,35 @@
+"""Scaling laws of a results table: series, fits with intervals, forecasts, optima, claims.
+
+runs = series(results, per_query)              # one a (head, objective, collection, split, measure)
+fitted = fit(runs[0], "chinchilla")            # every parameter with its interval
+fitted.predict(1e9, 1e10)                      # the loss there, with its interval
+forecast(runs[0], "chinchilla", "size")        # without the largest size, which is then predicted
+isoflop(runs[0], fitted); claims(results, per_query)
+"""
+
+from raylab.scaling.bootstrap import Interval
+from raylab.scaling.claims import Claim, claims
+from raylab.scaling.fit import Fit, fit
+from raylab.scaling.forecast import Forecast, Predicted, forecast
+from raylab.scaling.isoflop import Optimum, isoflop
+from raylab.scaling.laws import LAWS, Law
+from raylab.scaling.points import Facts, Series, series, slices
+
+__all__ = [
+    "LAWS",
+    "Claim",
+    "Facts",
+    "Fit",
+    "Forecast",
+    "Interval",
+    "Law",
+    "Optimum",
+    "Predicted",
+    "Series",
+    "claims",
+    "fit",
+    "forecast",
+    "isoflop",
+    "series",
+    "slices",
+]

@@ -1,0 +1,218 @@
+"""Fit a law to a series of runs, with intervals on every parameter and every prediction.
+
+Legend: R runs, K covariates, P parameters, B draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raylab.config import ConfigError
+from raylab.scaling.bootstrap import Interval, Noise, draw_noise, interval
+from raylab.scaling.laws import Law, find_law
+from raylab.scaling.points import Facts, Series
+from raylab.scaling.solver import SQUARES, refine, solve, solve_draws
+
+# Levels of a covariate nearer than this are one: seeds of a size see a few tokens more or less.
+_SAME = 0.01
+_FEWEST_LEVELS = 3
+_LEAST_SHIFT = -0.9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fit(Facts):
+    """A law fitted to a series.
+
+    `parameters` by name, in the law's order, and their draws, float64 [B, P]. `points` are distinct
+    levels of the law's covariates. `degrees_of_freedom`: runs less parameters. `r_squared`: of the
+    losses. `residual`: standard deviation of the log residuals, of those degrees. `series`: the runs
+    fitted. `noise_BR`: what each draw added to each run's log loss.
+    """
+
+    law: str
+    formula: str
+    n: str
+    d: str
+    parameters: dict[str, Interval]
+    degrees_of_freedom: int
+    r_squared: float
+    residual: float
+    confidence: float
+    draws_BP: np.ndarray = field(repr=False)
+    noise_BR: np.ndarray = field(repr=False)
+    run_scale_B: np.ndarray = field(repr=False)
+    series: Series = field(repr=False)
+    theta_P: np.ndarray = field(repr=False)
+    theta_BP: np.ndarray = field(repr=False)
+    centre_K: np.ndarray = field(repr=False)
+    unit: float = field(repr=False)
+
+    def predict(self, *covariates: np.ndarray | float) -> Interval:
+        """The law's loss and its interval, where a run of infinitely many seeds and queries would lie.
+
+        Args:
+            covariates: those of the law in its order, such as N, D, of shapes that broadcast.
+
+        Returns:
+            An interval of their shape.
+
+        Raises:
+            ConfigError: other than as many covariates as the law has, or one that is not positive.
+        """
+        value, draws = self.predicted_draws(*covariates)
+        return interval(value if value.ndim else float(value), draws, self.confidence)
+
+    def predicted_draws(self, *covariates: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """The law's loss of the fit, of the covariates' shape, and of its draws, [B, *shape]."""
+        law = find_law(self.law)
+        if len(covariates) != len(law.covariates):
+            raise ConfigError(f"{self.law} is a law of {', '.join(law.covariates)}: it needs each")
+        arrays = np.broadcast_arrays(*(np.asarray(c, dtype=np.float64) for c in covariates))
+        flat = np.stack([array.ravel() for array in arrays], -1)
+        if not (np.isfinite(flat) & (flat > 0)).all():
+            raise ConfigError(f"{self.law}: covariates must be positive numbers")
+        x = np.log(flat) - self.centre_K
+        shape = arrays[0].shape
+        value = self.unit * law.value(self.theta_P, x).reshape(shape)
+        return value, self.unit * law.value(self.theta_BP, x).reshape(-1, *shape)
+
+    def predict_at_draws(self, covariates_K: np.ndarray, covariates_KB: np.ndarray) -> Interval:
+        """The law's loss at covariates, and its interval where each draw has its own."""
+        law = find_law(self.law)
+        x = np.log(covariates_K)[None] - self.centre_K
+        x_B1K = (np.log(covariates_KB).T - self.centre_K)[:, None]
+        value = self.unit * law.value(self.theta_P, x)[0]
+        draws = self.unit * np.array(
+            [law.value(own, at)[0] for own, at in zip(self.theta_BP, x_B1K, strict=True)]
+        )
+        return interval(float(value), draws, self.confidence)
+
+
+def fit(
+    series: Series,
+    law: str,
+    n: str = "parameters",
+    d: str = "tokens",
+    draws: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Fit:
+    """Fit a law by Huber's loss of log residuals, with intervals by the hierarchical bootstrap.
+
+    Runs without the law's covariates are excluded. Seeds of a design are taken as repeats: that they share
+    a seed across sizes is not modelled. `raylab.scaling.bootstrap` says how draws are made.
+
+    Args:
+        n: `parameters` (non-embedding) or `with_head` (and the vocabulary head).
+        d: `tokens` (real tokens trained on) or `examples` (training queries).
+        seed: of the draws; the fit is a function of the arguments.
+
+    Raises:
+        ConfigError: an unknown law, n or d; draws < 2 or a confidence outside (0, 1); no degree of
+            freedom (design points less parameters below 1), or a covariate with fewer than 3 levels.
+    """
+    rule = find_law(law)
+    if draws < 2 or not 0 < confidence < 1:
+        raise ConfigError(
+            f"draws = {draws}, confidence = {confidence}: 2 or more, and between 0 and 1"
+        )
+    kept, levels = _usable(series, rule, n, d)
+    logs_RK = np.log(np.stack([kept.covariate(name, n, d) for name in rule.covariates], -1))
+    centre_K = logs_RK.mean(0)
+    x_RK = logs_RK - centre_K
+    losses_R = kept.losses_R
+    unit = float(np.exp(np.log(losses_R).mean()))
+    theta_P, starts = solve(rule, x_RK, losses_R / unit)
+    log_fitted_R, jacobian_RP = rule.log_jacobian(theta_P, x_RK)
+    residuals_R = np.log(losses_R / unit) - log_fitted_R
+    freedom = len(losses_R) - len(rule.parameters)
+    deviations_RQ = kept.losses_RQ / losses_R[:, None] - 1
+    noise = draw_noise(
+        deviations_RQ,
+        _squares(rule, theta_P, x_RK, losses_R / unit),
+        jacobian_RP,
+        freedom,
+        draws,
+        seed,
+    )
+    noise_BR = log_shift(noise) + noise.runs_BR
+    theta_BP = solve_draws(rule, x_RK, log_fitted_R + noise_BR, theta_P, starts)
+    own_P = rule.reported(theta_P, centre_K, unit)
+    own_BP = rule.reported(theta_BP, centre_K, unit)
+    misses = losses_R - unit * np.exp(log_fitted_R)
+    spread = float(((losses_R - losses_R.mean()) ** 2).sum())
+    return Fit(
+        **kept.facts(n, d) | {"points": levels},
+        law=law,
+        formula=rule.formula,
+        n=n,
+        d=d,
+        parameters={
+            name: interval(float(own_P[p]), own_BP[:, p], confidence)
+            for p, name in enumerate(rule.parameters)
+        },
+        degrees_of_freedom=freedom,
+        r_squared=1 - float((misses**2).sum()) / spread if spread else float("nan"),
+        residual=float(np.sqrt(residuals_R @ residuals_R / freedom)),
+        confidence=confidence,
+        draws_BP=own_BP,
+        noise_BR=noise_BR,
+        run_scale_B=noise.scale_B,
+        series=kept,
+        theta_P=theta_P,
+        theta_BP=theta_BP,
+        centre_K=centre_K,
+        unit=unit,
+    )
+
+
+def _squares(law: Law, theta_P: np.ndarray, x_RK: np.ndarray, y_R: np.ndarray) -> np.ndarray:
+    """Log residuals of the law fitted by least squares, float64 [R].
+
+    Their squares are chi-squared with runs less parameters degrees of freedom; those of a robust fit, which
+    passes through some of the runs, are not.
+    """
+    theta_SP, _ = refine(law, theta_P[None], x_RK, np.log(y_R), delta=SQUARES)
+    return np.log(y_R) - law.log_jacobian(theta_SP[0], x_RK)[0]
+
+
+def log_shift(noise: Noise) -> np.ndarray:
+    """What the draws' queries add to the runs' log losses, float64 [B, R]."""
+    return np.log1p(np.maximum(noise.queries_BR, _LEAST_SHIFT))
+
+
+def _usable(series: Series, law: Law, n: str, d: str) -> tuple[Series, int]:
+    """The runs that have the covariates, and how many design points they are."""
+    for name in law.covariates:
+        values = series.covariate(name, n, d)
+        named = {"N": n, "D": d}.get(name, name)
+        series = series.keep(np.isfinite(values) & (values > 0), f"no {named}")
+    groups = [_levels(series.covariate(name, n, d)) for name in law.covariates]
+    points = min(len(set(zip(*groups, strict=True))), len(set(series.designs)))
+    wanted = len(law.parameters) + 1
+    sizes = ", ".join(dict.fromkeys(series.sizes)) or "none"
+    budgets = ", ".join(f"{b:.3g}" if b else "epochs" for b in sorted(set(series.budgets)))
+    has = f"sizes {sizes}; budgets {budgets or 'none'}; {len(series.systems)} runs"
+    if points < wanted:
+        raise ConfigError(
+            f"{series.name}: {law.name} has {len(law.parameters)} parameters and needs {wanted} design "
+            f"points or more to leave a degree of freedom; there are {points} ({has})"
+        )
+    for name, own in zip(law.covariates, groups, strict=True):
+        if len(set(own)) < _FEWEST_LEVELS:
+            raise ConfigError(
+                f"{series.name}: {law.name} needs {_FEWEST_LEVELS} levels of {name} or more; "
+                f"there are {len(set(own))} ({has})"
+            )
+    return series, points
+
+
+def _levels(values_R: np.ndarray) -> list[int]:
+    """The level of each run: values of one level lie less than `_SAME` from the next."""
+    logs = np.log(values_R)
+    order = np.argsort(logs, kind="stable")
+    level = np.empty(len(logs), dtype=int)
+    level[order] = np.concatenate([[0], np.cumsum(np.diff(logs[order]) > _SAME)])[: len(logs)]
+    return level.tolist()
