@@ -1,9 +1,9 @@
 """The budget as a contract (rule 5): what a user asks for, and the steps that spend it.
 
-    1e15             FLOPs a cell
-    20h@h100         hours of one such device at its efficiency, as FLOPs
-    3epochs          over the training queries
-    epochs           as many as the recipe lists for the cell's size and objective (paper.md)
+1e15             FLOPs a cell
+20h@h100         hours of one such device at its efficiency, as FLOPs
+3epochs          over the training queries
+epochs           as many as the recipe lists for the cell's size and objective (paper.md)
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from raylab.budget import Device
+from raylab.budget import budget_flops_of_hours, planned_steps
 from raylab.config import Cell, ConfigError
 from raylab.plan import named_device
 
-_LOOKED_AT = 256  # steps whose real batches are costed before a run; longer runs go on at their mean
+_LOOKED_AT = (
+    256  # steps whose real batches are costed before a run; longer runs go on at their mean
+)
 _HOURS = re.compile(r"(?P<hours>[0-9.eE+-]+)h@(?P<device>[\w-]+)")
 
 
@@ -38,7 +40,9 @@ def parse_budget(text: str | None, efficiency: float | None = None) -> Budget:
     """
     if text is None:
         return Budget()
-    right = "FLOPs (1e15), hours of a device (20h@h100), epochs (3epochs), or 'epochs' for the recipe's"
+    right = (
+        "FLOPs (1e15), hours of a device (20h@h100), epochs (3epochs), or 'epochs' for the recipe's"
+    )
     try:
         if text == "epochs":
             return Budget(epochs="recipe")
@@ -46,7 +50,7 @@ def parse_budget(text: str | None, efficiency: float | None = None) -> Budget:
             return Budget(epochs=_positive(text.removesuffix("epochs")))
         if found := _HOURS.fullmatch(text):
             device = named_device(found["device"])
-            return Budget(flops_of_hours(_positive(found["hours"]), device, efficiency))
+            return Budget(budget_flops_of_hours(_positive(found["hours"]), device, efficiency))
         return Budget(_positive(text))
     except ValueError as error:
         if isinstance(error, ConfigError):
@@ -69,11 +73,6 @@ def parse_budgets(text: str) -> tuple[float, ...]:
     return budgets
 
 
-def flops_of_hours(hours: float, device: Device, efficiency: float | None = None) -> float:
-    """What one device computes in so many hours at its efficiency, or another."""
-    return hours * 3600 * device.peak_flops * (efficiency or device.efficiency)
-
-
 def _positive(text: str) -> float:
     value = float(text)
     if not (math.isfinite(value) and value > 0):
@@ -82,7 +81,7 @@ def _positive(text: str) -> float:
 
 
 def steps_of(
-    cell: Cell, cost: Callable[[int], float], epoch_steps: float, charged_flops: float
+    cell: Cell, cost: Callable[[int], float], training_queries: int, adaptation_flops: float
 ) -> int:
     """The steps that spend the cell's budget, to the nearest: solved from its own real batches.
 
@@ -91,27 +90,19 @@ def steps_of(
 
     Args:
         cost: FLOPs of a step.
-        epoch_steps: steps of an epoch.
-        charged_flops: what the budget pays first, of the backbone's MNTP.
+        training_queries, adaptation_flops: see `budget.planned_steps`.
 
     Raises:
-        ConfigError: the budget is too small for a step.
+        ConfigError: the budget is too small for half a step.
     """
+    steps = planned_steps(cell, cost(0), training_queries, adaptation_flops)
     if cell.epochs is not None:
-        return max(1, round(cell.epochs * epoch_steps))
-    budget = cell.budget_flops - charged_flops
-    spent, step = 0.0, 0
-    while step < _LOOKED_AT:
+        return steps
+    budget = cell.budget_flops - (adaptation_flops if cell.charged_adaptation else 0.0)
+    spent = 0.0
+    for step in range(_LOOKED_AT):
         flops = cost(step)
         if spent + flops / 2 > budget:
-            break
-        spent, step = spent + flops, step + 1
-    else:
-        return step + round((budget - spent) * step / spent)
-    if not step:
-        charged = f", of which MNTP takes {charged_flops:.3g}," if charged_flops else ""
-        raise ConfigError(
-            f"budget {cell.budget_flops:.3g} FLOPs{charged} is too small for {cell.run_name}: "
-            f"one step costs {cost(0):.3g} FLOPs; give --budget at least that"
-        )
-    return step
+            return step
+        spent += flops
+    return _LOOKED_AT + round((budget - spent) * _LOOKED_AT / spent)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raylab.budget import Rows, Shape, train_flops
+from raylab.budget import Rows, Shape, fine_tuning_flops
 from raylab.config import Cell, HeadKind
 from raylab.data.batches import Batch, TrainingBatches
 from raylab.distributed import gather_with_gradient, rank_and_world
@@ -73,12 +73,12 @@ class FineTuningTask:
         Micro-batching encodes all texts once more and pads them less; that is how the step is
         executed and not what it computes, so it changes neither the plan nor the account.
         """
-        draw, tuning = self.batches.draw(step), self.cell.fine_tuning
+        draw = self.batches.draw(step)
         rows = [
             Rows(len(draw.groups_Q), draw.query_length, draw.query_tokens),
             Rows(draw.rows_QK.size, draw.passage_length, draw.passage_tokens),
         ]
-        flops = train_flops(self.shape, rows, self.cell.head, tuning.lora, tuning.checkpointing)
+        flops = fine_tuning_flops(self.cell, self.shape, rows)
         return flops, float(draw.query_tokens + draw.passage_tokens)
 
     def backward(self, engine: Any, step: int) -> float:

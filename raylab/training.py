@@ -105,7 +105,11 @@ class _State:
     tokens: float = 0.0
     seconds: float = 0.0
     loss: float = math.nan
-    shared: tuple[float, float, float] = (0.0, 0.0, 0.0)  # FLOPs, tokens, seconds at the last branch
+    shared: tuple[float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+    )  # FLOPs, tokens, seconds at the last branch
 
     def progress(self, steps: int) -> Progress:
         taken = self.step, steps, self.spent, self.tokens, self.loss, self.seconds

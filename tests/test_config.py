@@ -18,8 +18,8 @@ from raylab.config import (
     Ladder,
     Lora,
     Recipe,
-    identity,
     Variant,
+    identity,
 )
 from raylab.ladders import PICO
 

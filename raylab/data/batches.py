@@ -100,10 +100,9 @@ class TrainingBatches:
         )
 
     @property
-    def epoch_steps(self) -> float:
-        """Steps in which every training query that is not a title is seen once."""
-        real, take = self.streams[0]
-        return len(real) / max(take, 1)
+    def training_queries(self) -> int:
+        """Of an epoch: titles that stand in for queries are not among them."""
+        return len(self.streams[0][0])
 
     def _members(self, stream: int, step: int) -> list[tuple[int, int]]:
         """(epoch, group) of a stream at a step: slices of seeded permutations, one an epoch."""

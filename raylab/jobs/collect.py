@@ -29,7 +29,13 @@ from raylab.results import (
 )
 
 BM25 = "BM25"
-_TOLD = ("tokens", "examples", "head_parameters", "epochs", "charged_flops")  # of a retriever's meta
+_TOLD = (
+    "tokens",
+    "examples",
+    "head_parameters",
+    "epochs",
+    "charged_flops",
+)  # of a retriever's meta
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from raylab.config import Backbone, Encoding, Execution, HeadKind, identity
 from raylab.data.tokens import PassageStore
 from raylab.encoding import encode_rows, write_shard
 from raylab.jobs.ingest import PASSAGES, load_topics
-from raylab.jobs.pool import encoders, run_on_actors
+from raylab.jobs.pool import Feed, encoders, run_on_actors
 from raylab.jobs.texts import Texts
 from raylab.models.opening import AnyRetriever, open_retriever
 from raylab.models.retriever import Matrix, Retriever, collapse
@@ -185,13 +185,15 @@ def actor_resources(execution: Execution) -> dict[str, float]:
 def encode_all(
     store: Store,
     execution: Execution,
-    tasks: Sequence[EncodeTask],
+    tasks: Sequence[EncodeTask] | Feed[EncodeTask],
     finished: Callable[[EncodeTask, str | None], None],
+    limit: Callable[[], int] | None = None,
 ) -> None:
     """Run all tasks over a pool of actors, tasks of one checkpoint in a row on one actor where possible.
 
     Args:
         finished: called on the driver after each task, with its warning.
+        limit: how many actors there may be at most; None: as `encoders` says.
 
     Raises:
         The first task's own error, unwrapped.
@@ -200,7 +202,7 @@ def encode_all(
     run_on_actors(
         lambda: Encoder.options(**resources).remote(store, execution),
         tasks,
-        lambda: encoders(execution),
+        limit or (lambda: encoders(execution)),
         lambda actor, task: actor.encode.remote(task),
         finished,
         next_for,

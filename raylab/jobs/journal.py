@@ -8,6 +8,7 @@ what lies between was done twice.
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import uuid
@@ -46,7 +47,7 @@ class Journal:
         if not self.writes:
             return {}
         lines = [*self._earlier(), *([self.line] if self.line else [])]
-        pairs = list(zip(lines, lines[1:], strict=False))
+        pairs = list(itertools.pairwise(lines))
         lost = {
             "retries": len(pairs),
             **{

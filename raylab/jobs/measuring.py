@@ -96,21 +96,32 @@ class Measuring:
         size = subject.backbone.name
         return shard_addresses(subject, self.recipe.encoding, self.tokens[size], self.rows[size])
 
+    def tasks(self, subject: Subject) -> list[EncodeTask]:
+        """What is to be encoded of a subject and not yet there, passages first."""
+        passages = [] if self.execution.no_index else self._passage_tasks(subject)
+        tasks = [*passages, *self._query_tasks(subject)]
+        return [task for task in tasks if self.store.find(task.address) is None]
+
+    def _query_tasks(self, subject: Subject) -> list[EncodeTask]:
+        encoding = self.recipe.encoding
+        return [query_task(subject, encoding, self.collection, split) for split in self.splits]
+
+    def _passage_tasks(self, subject: Subject) -> list[EncodeTask]:
+        size, encoding = subject.backbone.name, self.recipe.encoding
+        return [passage_task(subject, encoding, self.tokens[size], r) for r in self.rows[size]]
+
     def _encode(
         self,
     ) -> tuple[dict[tuple[str, str], Artifact], dict[str, tuple[Artifact, ...]]]:
         """Queries by subject and split; passages by subject, unless they are scored as they are encoded."""
-        encoding = self.recipe.encoding
         queries = {
-            (subject.name, split): query_task(subject, encoding, self.collection, split)
+            (subject.name, task.part): task
             for subject, _ in self.subjects
-            for split in self.splits
+            for task in self._query_tasks(subject)
         }
-        passages: dict[str, list[EncodeTask]] = {}
-        for subject, _ in self.subjects if not self.execution.no_index else ():
-            size = subject.backbone.name
-            own = [passage_task(subject, encoding, self.tokens[size], r) for r in self.rows[size]]
-            passages[subject.name] = own
+        passages = {subject.name: self._passage_tasks(subject) for subject, _ in self.subjects}
+        if self.execution.no_index:
+            passages = {}
         tasks = [t for own in passages.values() for t in own] + list(queries.values())
         found = {t.address.path: self.store.find(t.address) for t in tasks}
         missing = [t for t in tasks if found[t.address.path] is None]

@@ -137,7 +137,7 @@ class Monitor:
         return " | ".join(parts)
 
     def _time_left(self, spent: float) -> float | None:
-        if self.stage != "fine-tune" or not self.budget_flops:
+        if self.stage != "train" or not self.budget_flops:
             return None
         if self._rate_from is None:
             self._rate_from = (time.time(), spent)

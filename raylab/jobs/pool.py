@@ -7,9 +7,10 @@ actor had in hand is put back at the head of the queue, and another actor takes 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
@@ -21,12 +22,29 @@ log = logging.getLogger("raylab")
 T = TypeVar("T")
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 _DEATHS_A_TASK = 5  # a task that takes so many actors with it is at fault itself
+_IDLE_S = 0.5
 _LOOK_S = 5.0  # how often the cluster's size is looked at while nothing happens
+
+
+class Feed(Generic[T]):
+    """Tasks that come while others are done, until it is closed. Any thread may add and close."""
+
+    def __init__(self) -> None:
+        self.queue: list[T] = []
+        self.closed = False
+
+    def add(self, tasks: Iterable[T]) -> None:
+        self.queue += tasks
+
+    def close(self) -> None:
+        """No more tasks come, and those that wait are let go."""
+        self.closed = True
+        self.queue.clear()
 
 
 def run_on_actors(
     start: Callable[[], Any],
-    tasks: Sequence[T],
+    tasks: Sequence[T] | Feed[T],
     limit: Callable[[], int],
     do: Callable[[Any, T], ray.ObjectRef],
     finished: Callable[[T, Any], None],
@@ -36,7 +54,8 @@ def run_on_actors(
 
     Args:
         start: makes an actor; it has a method `ready`.
-        limit: how many actors there may be; asked again and again.
+        tasks: all of them, or a feed, which is served until it is closed.
+        limit: how many actors there may be, 0 or more; asked again and again.
         do: calls an actor's method on a task.
         finished: called on the driver after each task, with what it returned.
         following: takes the next task off the queue, given the one the actor did last.
@@ -44,16 +63,20 @@ def run_on_actors(
     Raises:
         The first task's own error, unwrapped; RuntimeError for a task that actors keep dying of.
     """
-    queue = list(tasks)
+    feed = tasks if isinstance(tasks, Feed) else None
+    queue = list(tasks) if not isinstance(tasks, Feed) else tasks.queue
     starting: dict[ray.ObjectRef, Any] = {}
     working: dict[ray.ObjectRef, tuple[Any, T]] = {}
     deaths: Counter[int] = Counter()
     try:
-        while queue or working:
+        while queue or working or (feed is not None and not feed.closed):
             room = limit() - len(working)
             while len(starting) < min(room, len(queue)):
                 actor = start()
                 starting[actor.ready.remote()] = actor
+            if not starting and not working:  # no task yet, or no room
+                time.sleep(_IDLE_S)
+                continue
             ready, _ = ray.wait([*starting, *working], num_returns=1, timeout=_LOOK_S)
             for ref in ready:
                 actor, task = (starting.pop(ref), None) if ref in starting else working.pop(ref)

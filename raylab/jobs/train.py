@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray.train
@@ -27,6 +27,7 @@ from raylab.config import (
     identity,
 )
 from raylab.jobs.cluster import arrow_filesystem, root_cause
+from raylab.jobs.pool import room
 
 RUNS = "train"  # folder of Ray Train's own state and checkpoints below the storage root
 BACKBONE, RETRIEVER, FAMILY = "backbone", "retriever", "family"
@@ -54,29 +55,6 @@ def cell_address(cell: Cell, adapted: Address, tokens: Artifact, groups: Artifac
     return Address(RETRIEVER, cell.run_name, what, inputs)
 
 
-Start = tuple[Backbone, Adaptation]
-"""What a cell's fine-tuning starts from: a backbone, and the MNTP it went through."""
-
-
-def start_of(cell: Cell) -> Start:
-    assert cell.adaptation is not None  # a grid's cells have it
-    return cell.backbone, cell.adaptation
-
-
-def families(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
-    """Cells that one run makes, smallest budget first: alike but for the budget, where a longer run
-    begins as a shorter one does; any other cell alone."""
-    groups: dict[Cell, list[Cell]] = {}
-    for cell in cells:
-        alike = replace(cell, budget_flops=1.0, variant="") if _extends(cell) else cell
-        groups.setdefault(alike, []).append(cell)
-    return [tuple(sorted(own, key=lambda cell: cell.budget_flops)) for own in groups.values()]
-
-
-def _extends(cell: Cell) -> bool:
-    return cell.fine_tuning.extends and cell.epochs is None
-
-
 def family_key(addresses: Sequence[Address]) -> Address:
     """Stands for a family: the address itself where there is one."""
     if len(addresses) == 1:
@@ -102,7 +80,7 @@ class AdaptationJob:
 
     @property
     def run_name(self) -> str:
-        return f"mntp-{self.address.path.partition('/')[2]}"
+        return jobs_name(self.address)
 
 
 @dataclass(frozen=True)
@@ -133,6 +111,18 @@ class FineTuningJob:
     @property
     def run_name(self) -> str:
         return self.cells[-1][1].run_name
+
+
+def jobs_name(adaptation: Address) -> str:
+    """Of the run that makes an adapted backbone."""
+    return f"mntp-{adaptation.path.partition('/')[2]}"
+
+
+def training_devices(execution: Execution) -> int:
+    """Devices that training may hold now: of `concurrent_trials` runs, or (0) all of the cluster."""
+    if execution.concurrent_trials:
+        return execution.concurrent_trials * execution.workers
+    return room("GPU" if execution.use_gpu else "CPU", 1.0)
 
 
 def run_folder(job: AdaptationJob | FineTuningJob) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 
 from raylab.artifacts import Address, Artifact, Store
 from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
 from raylab.data.ingest import collection_address
 from raylab.data.sources import EMBEDDED, Source
+from raylab.durations import Durations
+from raylab.families import Start, families, start_of
 from raylab.jobs.arrays import make_arrays
 from raylab.jobs.cluster import connect
 from raylab.jobs.collect import Walked
-from raylab.jobs.encode import Subject
-from raylab.jobs.fine_tune import adapt_all, fine_tune_all
+from raylab.jobs.encode import EncodeTask, Subject
+from raylab.jobs.filling import filling
 from raylab.jobs.ingest import ingest, training_part
 from raylab.jobs.measuring import Measuring
 from raylab.jobs.monitor import Monitor
@@ -23,16 +26,17 @@ from raylab.jobs.tokenise import tokenise, tokens_address
 from raylab.jobs.train import (
     AdaptationJob,
     FineTuningJob,
-    Start,
     adaptation_address,
     cell_address,
-    families,
     family_key,
-    start_of,
+    jobs_name,
+    training_devices,
 )
+from raylab.jobs.trials import Job, Turns, run_trials
 from raylab.models.backbone import weights_fingerprint
 from raylab.models.hub import load_tokenizer
 from raylab.plan import GridPlan
+from raylab.scheduling import Item, Queue
 
 
 class Walk:
@@ -50,12 +54,11 @@ class Walk:
         stack: contextlib.ExitStack,
     ):
         self.grid, self.execution, self.source, self.teacher = grid, execution, source, teacher
-        self.planned = {own.cell: own.flops for own in plan.cells}  # by run name
         self.store, self.monitor, self.stack = store, monitor, stack
         self.cells = grid.cells()
         self.backbones = list(dict.fromkeys(cell.backbone for cell in self.cells))
         self.weights = {b: weights_fingerprint(b, execution.models_dir) for b in self.backbones}
-        self.starts = list(dict.fromkeys(map(start_of, self.cells)))
+        self.durations = Durations(plan, execution)
         self.worked = False
 
     def ray(self) -> None:
@@ -73,16 +76,14 @@ class Walk:
         """
         monitor = self.monitor
         monitor.cells_total = len(self.cells)
-        monitor.budget_flops = sum(self.planned[cell.run_name] for cell in self.cells)
+        monitor.budget_flops = sum(self.durations.flops(cell) for cell in self.cells)
         collection, tokens = self._ingest()
         groups = self._teach(collection)
-        adapted = self._adapt(tokens)
-        trained = self._fine_tune(collection, tokens, groups, adapted)
+        adapted, trained = self._train(collection, tokens, groups)
         subjects = self._subjects(trained)
         what = self.grid.ladder.recipe, self.execution, self.store, monitor, self.ray
         measured = Measuring(*what, collection, tokens, subjects).run()
-        starts = [self.store.committed(address) for address in adapted.values()]
-        used = [collection, *tokens.values(), groups, *starts, *trained.values()]
+        used = [collection, *tokens.values(), groups, *adapted.values(), *trained.values()]
         return Walked(
             subjects, trained, measured.evaluations, measured.profiles, used + measured.used
         )
@@ -136,95 +137,139 @@ class Walk:
 
     # -------------------------------------------------------------- training
 
-    def _adapt(self, tokens: dict[str, Artifact]) -> dict[Start, Address]:
-        """MNTP of every backbone that cells start from."""
-        addresses = {
+    def _train(
+        self, collection: Artifact, tokens: dict[str, Artifact], groups: Artifact
+    ) -> tuple[dict[Start, Artifact], dict[Cell, Artifact]]:
+        """MNTP of every backbone that cells start from, and the cells: in the order of the queue."""
+        starts = {
             start: adaptation_address(
                 start[0], self.weights[start[0]], start[1], tokens[start[0].name]
             )
-            for start in self.starts
+            for start in map(start_of, self.cells)
         }
-        missing = [s for s, address in addresses.items() if self.store.find(address) is None]
-        if missing:
+        cells = {
+            cell: cell_address(cell, starts[start_of(cell)], tokens[cell.backbone.name], groups)
+            for cell in self.cells
+        }
+        chosen = self._chosen(cells)
+        wanted = dict.fromkeys(map(start_of, chosen or self.cells))
+        missing = [start for start in wanted if self.store.find(starts[start]) is None]
+        if chosen or missing:
             self.ray()
-            self.monitor.enter("adapt", len(addresses), len(addresses) - len(missing))
-            jobs = [
-                AdaptationJob(
-                    addresses[start],
-                    *start,
-                    tokens[start[0].name],
-                    self.store,
-                    self.execution,
-                    self.monitor.board,
-                )
-                for start in reversed(missing)
-            ]
-            adapt_all(jobs, self.execution.concurrent_trials, self.monitor.advance)
-        return addresses
+            self.monitor.enter("train", len(missing) + len(self.cells), len(self.monitor.spent))
+            jobs: dict[str, Job] = {}
+            items: list[Item] = []
+            for start in missing:
+                job = self._adaptation_job(start, starts[start], tokens)
+                jobs[job.run_name] = job
+                items.append(self.durations.adaptation(job.run_name, start[0].name))
+            for job in self._fine_tuning_jobs(cells, chosen, starts, collection, tokens, groups):
+                jobs[job.run_name] = job
+                start = start_of(job.cells[0][1])
+                after = (jobs_name(starts[start]),) if start in missing else ()
+                own = [cell for _, cell in job.cells]
+                items.append(self.durations.training(job.run_name, own, after))
+            self._run(jobs, items, collection, tokens)
+        adapted = {
+            start: self.store.committed(address)
+            for start, address in starts.items()
+            if start in wanted
+        }
+        trained = {cell: self.store.find(address) for cell, address in cells.items()}
+        return adapted, {cell: a for cell, a in trained.items() if a is not None}
 
-    def _fine_tune(
+    def _run(
         self,
+        jobs: dict[str, Job],
+        items: list[Item],
+        collection: Artifact,
+        tokens: dict[str, Artifact],
+    ) -> None:
+        """Run the jobs, and encode what they make on devices that they leave free."""
+        monitor, execution = self.monitor, self.execution
+        turns = Turns(Queue(items), lambda: training_devices(execution))
+        what = self.grid.ladder.recipe, execution, self.store, monitor, self.ray
+        measuring = Measuring(*what, collection, tokens, [])
+
+        def encoded(task: EncodeTask, warning: str | None) -> None:
+            if warning:
+                monitor.say(f"WARNING {task.subject.name}: {warning}")
+
+        with filling(self.store, execution, turns.free, encoded) as fill:
+            for subject, _ in self._subjects({}):
+                fill(measuring.tasks(subject))
+
+            def finished(name: str) -> None:
+                job = jobs[name]
+                if isinstance(job, AdaptationJob):
+                    monitor.advance(name)
+                    return
+                for address, cell in job.cells:
+                    artifact = self.store.find(address)
+                    if artifact is None:
+                        continue
+                    meta = artifact.meta
+                    monitor.spent[cell.run_name] = meta["spent_flops"]
+                    monitor.advance(
+                        f"{cell.run_name}: {meta['steps']} steps, loss {meta['loss']:.4g}"
+                    )
+                    fill(measuring.tasks(_subject(cell, artifact)))
+
+            run_trials(self.store, jobs, turns, finished)
+
+    def _adaptation_job(
+        self, start: Start, address: Address, tokens: dict[str, Artifact]
+    ) -> AdaptationJob:
+        own = tokens[start[0].name]
+        return AdaptationJob(address, *start, own, self.store, self.execution, self.monitor.board)
+
+    def _fine_tuning_jobs(
+        self,
+        addresses: dict[Cell, Address],
+        chosen: set[Cell],
+        starts: dict[Start, Address],
         collection: Artifact,
         tokens: dict[str, Artifact],
         groups: Artifact,
-        adapted: dict[Start, Address],
-    ) -> dict[Cell, Artifact]:
-        addresses = {
-            cell: cell_address(cell, adapted[start_of(cell)], tokens[cell.backbone.name], groups)
-            for cell in self.cells
-        }
-        trained = {cell: self.store.find(address) for cell, address in addresses.items()}
-        monitor = self.monitor
-        monitor.spent = {
-            cell.run_name: a.meta["spent_flops"] for cell, a in trained.items() if a is not None
-        }
-        missing = [cell for cell, artifact in trained.items() if artifact is None]
-        chosen = self._within_total(missing, monitor.spent_flops)
-        if chosen:
-            self.ray()
-            monitor.enter("fine-tune", len(self.cells), len(monitor.spent))
-            part = training_part(collection)
-            arrays = make_arrays(self.store, collection, groups, next(iter(tokens.values())), part)
-            jobs = [
-                FineTuningJob(
+    ) -> Iterator[FineTuningJob]:
+        """One job a family that has cells to make."""
+        if not chosen:
+            return
+        part = training_part(collection)
+        arrays = make_arrays(self.store, collection, groups, next(iter(tokens.values())), part)
+        for family in families(self.cells):
+            if chosen & set(family):
+                yield FineTuningJob(
                     family_key([addresses[cell] for cell in family]),
                     tuple((addresses[cell], cell) for cell in family if cell in chosen),
                     self.grid.ladder.recipe.encoding,
-                    adapted[start_of(family[0])],
+                    starts[start_of(family[0])],
                     tokens[family[0].backbone.name],
                     groups,
                     collection.manifest["name"],
                     part,
                     self.store,
                     self.execution,
-                    monitor.board,
+                    self.monitor.board,
                     arrays,
                 )
-                for family in families(self.cells)
-                if chosen & set(family)
-            ]
-            by_name = {job.run_name: job for job in jobs}
 
-            def finished(name: str) -> None:
-                for address, cell in by_name[name].cells:
-                    artifact = self.store.find(address)
-                    if artifact is not None:
-                        meta = artifact.meta
-                        monitor.spent[cell.run_name] = meta["spent_flops"]
-                        monitor.advance(
-                            f"{cell.run_name}: {meta['steps']} steps, loss {meta['loss']:.4g}"
-                        )
-
-            fine_tune_all(self.store, self.execution, jobs, finished)
-            trained = {cell: self.store.find(address) for cell, address in addresses.items()}
-        return {cell: artifact for cell, artifact in trained.items() if artifact is not None}
+    def _chosen(self, addresses: dict[Cell, Address]) -> set[Cell]:
+        """The cells to train: those that are missing and that the total budget still holds."""
+        trained = {cell: self.store.find(address) for cell, address in addresses.items()}
+        monitor = self.monitor
+        monitor.spent = {
+            cell.run_name: a.meta["spent_flops"] for cell, a in trained.items() if a is not None
+        }
+        missing = [cell for cell, artifact in trained.items() if artifact is None]
+        return self._within_total(missing, monitor.spent_flops)
 
     def _within_total(self, missing: list[Cell], spent: float) -> set[Cell]:
         """The cells the total budget still holds, in the order of the grid."""
         total = self.grid.total_budget_flops
         chosen = set()
         for cell in missing:
-            flops = self.planned[cell.run_name]
+            flops = self.durations.flops(cell)
             if total is None or spent + flops <= total:
                 spent += flops
                 chosen.add(cell)
@@ -244,9 +289,9 @@ class Walk:
             causal = "" if backbone.bidirectional else "-causal"
             name = f"untrained-{head}-{backbone.name}{causal}"
             subjects.append((Subject(name, head, backbone, self.weights[backbone], None), None))
-        for cell, artifact in trained.items():
-            subject = Subject(
-                cell.run_name, cell.head, cell.backbone, artifact.fingerprint, artifact
-            )
-            subjects.append((subject, cell))
+        subjects += [(_subject(cell, artifact), cell) for cell, artifact in trained.items()]
         return subjects
+
+
+def _subject(cell: Cell, artifact: Artifact) -> Subject:
+    return Subject(cell.run_name, cell.head, cell.backbone, artifact.fingerprint, artifact)

@@ -222,10 +222,11 @@ def training_batches(job: FineTuningJob, cell: Cell, tokenizer: Tokenizer) -> Tr
 
 def planned_steps(cell: Cell, task: FineTuningTask) -> int:
     """The budget solved into steps, from the cell's own real batches."""
-    batches = task.batches
-    return steps_of(
-        cell, lambda step: task.cost(step)[0], batches.epoch_steps, _charged(cell, task.shape)
-    )
+
+    def cost(step: int) -> float:
+        return task.cost(step)[0]
+
+    return steps_of(cell, cost, task.batches.training_queries, _charged(cell, task.shape))
 
 
 def _train_mode(model: Any, checkpointing: bool) -> None:
@@ -306,9 +307,7 @@ class RayReporter:
             return
         self.last = now
         name = self.names.get(progress.steps, self.names[max(self.names)])
-        beat = Beat(
-            name, progress.step, progress.steps, progress.spent_flops, progress.loss, now
-        )
+        beat = Beat(name, progress.step, progress.steps, progress.spent_flops, progress.loss, now)
         self.board.beat.remote(beat)
 
     def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:

@@ -1,0 +1,120 @@
+"""How long each part of a grid will take: what the queue orders by, and a simulation adds up.
+
+a run        start + steps x (overhead + FLOPs of a step / (FLOP/s of a device x workers))
+encoding     shards x overhead + FLOPs / FLOP/s of a device
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raylab.budget import Device
+from raylab.config import Cell, Execution, Grid
+from raylab.families import families, start_of
+from raylab.plan import CellPlan, GridPlan
+from raylab.scheduling import Item
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast one device is; seconds, and FLOP/s that are reached."""
+
+    run_s: float  # a run beside its steps: processes, loading, committing
+    step_s: float  # a step beside its arithmetic
+    training_flops: float
+    encoding_flops: float
+    shard_s: float  # an embedding shard beside its arithmetic
+    measure_s: float  # index, search, measures and profile of a cell, on one device
+    start_s: float  # of the whole: connecting, data, the first workers
+
+    @classmethod
+    def of(cls, device: Device) -> Pace:
+        """From a data sheet: training and encoding at the device's efficiency."""
+        rate = device.peak_flops * device.efficiency
+        return cls(60.0, 0.0, rate, rate, 1.0, 0.0, 120.0)
+
+
+# Measured on one of two shared cores with the pico ladder (docs/log.md, the durations' own section).
+CORE = Pace(
+    run_s=14.0,
+    step_s=0.012,
+    training_flops=2.6e10,
+    encoding_flops=3.0e10,
+    shard_s=0.4,
+    measure_s=6.0,
+    start_s=30.0,
+)
+
+
+class Durations:
+    """Predicted durations of what a plan is made of.
+
+    Args:
+        pace: None: a core's; else `Pace.of(device)`.
+    """
+
+    def __init__(self, plan: GridPlan, execution: Execution, pace: Pace | None = None):
+        self.plan, self.execution, self.pace = plan, execution, pace or CORE
+        self.cells = {own.cell: own for own in plan.cells}
+
+    def flops(self, cell: Cell) -> float:
+        """What the cell's contract comes to."""
+        return self.cells[cell.run_name].flops
+
+    def adaptation(self, name: str, size: str) -> Item:
+        """The item of a size's MNTP."""
+        own = next((own for own in self.plan.adaptations if own.name == size), None)
+        steps, flops = (own.steps, own.flops) if own else (0, 0.0)
+        return Item(name, "adapt", self._run_s(steps, flops), self.execution.workers)
+
+    def training(self, name: str, cells: Sequence[Cell], after: tuple[str, ...]) -> Item:
+        """The item of a run that makes these cells of one family, smallest budget first."""
+        steps = flops = 0.0
+        for shorter, cell in zip([None, *cells[:-1]], cells, strict=True):
+            own = self.cells[cell.run_name]
+            shared = self._stable_share(shorter, own)
+            steps += own.steps * (1 - shared)
+            flops += own.executed_flops * (1 - shared)
+        return Item(name, "train", self._run_s(steps, flops), self.execution.workers, after)
+
+    def _stable_share(self, shorter: Cell | None, own: CellPlan) -> float:
+        """The share of a run's steps that the next shorter one of its family has taken already."""
+        if shorter is None:
+            return 0.0
+        before = self.cells[shorter.run_name].steps
+        return before * (1 - shorter.fine_tuning.decay_fraction) / max(own.steps, 1)
+
+    def _run_s(self, steps: float, flops: float) -> float:
+        pace = self.pace
+        rate = pace.training_flops * self.execution.workers
+        return pace.run_s + steps * pace.step_s + flops / rate
+
+    def encoding(
+        self, name: str, cell_group: str, passages: int, after: tuple[str, ...]
+    ) -> list[Item]:
+        """The items of a subject's embedding shards; `cell_group` is HEAD-SIZE."""
+        own = next(own for own in self.plan.evaluations if own.name == cell_group)
+        shards = min(64, max(1, math.ceil(passages / self.execution.shard_passages)))
+        seconds = own.encode_flops / own.cells / self.pace.encoding_flops
+        real_shards = min(256, max(1, math.ceil(passages / self.execution.shard_passages)))
+        seconds += real_shards * self.pace.shard_s
+        return [Item(f"{name}-{i}", "encode", seconds / shards, 1, after) for i in range(shards)]
+
+    def items(self, grid: Grid, passages: int) -> list[Item]:
+        """A whole grid, nothing of it done: every MNTP, every run, every encoding, the untrained too."""
+        cells = grid.cells()
+        starts = {
+            start: f"mntp-{i}-{start[0].name}" for i, start in enumerate(map(start_of, cells))
+        }
+        items = [self.adaptation(name, start[0].name) for start, name in starts.items()]
+        for head, size in dict.fromkeys((c.head, c.backbone.name) for c in cells):
+            items += self.encoding(f"untrained-{head}-{size}", f"{head}-{size}", passages, ())
+        for family in families(cells):
+            name = family[-1].run_name
+            items.append(self.training(name, family, (starts[start_of(family[0])],)))
+            for cell in family:
+                group = f"{cell.head}-{cell.backbone.name}"
+                items += self.encoding(f"encode-{cell.run_name}", group, passages, (name,))
+        return items

@@ -1,0 +1,143 @@
+"""The runs of a grid on Ray Tune: one trial a run, each a Ray Train run, started by `raylab.scheduling`.
+
+MNTP and fine-tuning are trials alike: Tune asks the queue for the next one (as a search algorithm), and
+the queue answers when what it waits for is done and its devices are free.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search import Searcher
+
+from raylab.artifacts import Store
+from raylab.jobs.cluster import arrow_filesystem, root_cause
+from raylab.jobs.train import AdaptationJob, FineTuningJob, train
+from raylab.scheduling import Queue
+
+Job = AdaptationJob | FineTuningJob
+
+
+class Turns:
+    """The queue as threads share it: Tune starts and ends runs, the filler asks what is left.
+
+    Args:
+        devices: how many there are now.
+    """
+
+    def __init__(self, queue: Queue, devices: Callable[[], int]):
+        self.queue, self.devices = queue, devices
+        self.lock = threading.Lock()
+        self.next: list[str] = []
+
+    def take(self) -> str | None:
+        """The run to start now; None while all that could must wait."""
+        with self.lock:
+            if not self.next:
+                free = self.devices() - self.queue.busy
+                self.next = [item.name for item in self.queue.start(free, time.monotonic())]
+            return self.next.pop(0) if self.next else None
+
+    def end(self, name: str, failed: bool) -> None:
+        with self.lock:
+            (self.queue.drop if failed else self.queue.finish)(name)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to start."""
+        with self.lock:
+            return self.queue.done and not self.next
+
+    def free(self) -> int:
+        """Devices that no run holds, nor will at once."""
+        with self.lock:
+            return max(0, self.devices() - self.queue.busy)
+
+
+class _InTurn(Searcher):
+    """Tune's search algorithm: the next run of the queue."""
+
+    def __init__(self, turns: Turns):
+        super().__init__()
+        self.turns = turns
+        self.names: dict[str, str] = {}  # by trial
+
+    def __getstate__(self) -> dict:
+        return {}  # as `_Finished`
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.turns.done:
+            return Searcher.FINISHED
+        name = self.turns.take()
+        if name is None:
+            return None
+        self.names[trial_id] = name
+        return {"run": name}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict | None = None, error: bool = False
+    ) -> None:
+        self.turns.end(self.names[trial_id], error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: what is done stands in the storage, and the same command asks it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+
+class _Finished(tune.Callback):
+    """Tells the driver of every run that ends."""
+
+    def __init__(self, finished: Callable[[str], None]):
+        self.finished = finished
+
+    def __getstate__(self) -> dict:
+        return {}  # Tune pickles its callbacks for `restore`, which is not used here; a display cannot be
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.finished(trial.config["run"])
+
+
+def _trial(config: dict[str, Any], jobs: dict[str, Job]) -> None:
+    train(jobs[config["run"]], callbacks=[TuneReportCallback()])
+
+
+def run_trials(
+    store: Store, jobs: Mapping[str, Job], turns: Turns, finished: Callable[[str], None]
+) -> None:
+    """Run all jobs, each when its turn comes.
+
+    Trials are not retried by Tune: a lost worker is Ray Train's affair, and a lost driver's runs
+    resume from their own checkpoints when the same command runs again.
+
+    Args:
+        jobs: by the names they have in the queue.
+
+    Raises:
+        The first failed trial's own error, unwrapped, when all others have ended.
+    """
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_trial, jobs=dict(jobs)), {"CPU": 0.01}),
+        tune_config=tune.TuneConfig(
+            search_alg=_InTurn(turns),
+            num_samples=len(jobs),
+            trial_name_creator=lambda trial: trial.config["run"],
+            trial_dirname_creator=lambda trial: trial.config["run"],
+        ),
+        run_config=tune.RunConfig(
+            name=f"grid-{int(time.time())}",
+            storage_path=f"{store.root}/tune",
+            storage_filesystem=None if store.is_local else arrow_filesystem(store),
+            callbacks=[_Finished(finished)],
+            verbose=0,
+        ),
+    )
+    results = tuner.fit()
+    if results.errors:
+        raise root_cause(results.errors[0])
