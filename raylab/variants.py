@@ -11,6 +11,7 @@ from raylab.config import Variant
 # batches, so that a step of the largest size is below 2 % of the smallest budget.
 STABLE: dict[str, Any] = {
     "batch_queries": 8,
+    "learning_rate": 1e-3,
     "schedule": "wsd",
     "decay_fraction": 0.2,
     "warmup_steps": 4,
