@@ -12,6 +12,7 @@ from raylab.artifacts import DamagedArtifact, Store
 from raylab.cli_data import app as data
 from raylab.cli_data import fail, teach
 from raylab.cli_evaluate import beir, compare, evaluate
+from raylab.cli_fit import fit
 from raylab.cli_search import encode, index, search
 from raylab.config import ConfigError
 from raylab.results import LEDGER, RESULTS, read_table
@@ -80,7 +81,7 @@ def status(storage: str = "lab") -> None:
 
 app.add_typer(data, name="data")
 app.command()(teach)  # the shorter name of `data teach`
-for command in (encode, index, search, evaluate, compare, beir):
+for command in (encode, index, search, evaluate, compare, beir, fit):
     app.command()(command)
 
 

@@ -14,8 +14,10 @@ from raylab.scaling.forecast import Forecast, Predicted, forecast
 from raylab.scaling.isoflop import Optimum, isoflop
 from raylab.scaling.laws import LAWS, Law
 from raylab.scaling.points import Facts, Series, series, slices
+from raylab.scaling.rows import COLUMNS, rows
 
 __all__ = [
+    "COLUMNS",
     "LAWS",
     "Claim",
     "Facts",
@@ -30,6 +32,7 @@ __all__ = [
     "fit",
     "forecast",
     "isoflop",
+    "rows",
     "series",
     "slices",
 ]

@@ -44,6 +44,7 @@ class Claim(Facts):
     """
 
     claim: Name
+    n: str
     size: str
     estimate: Interval
     confidence: float
@@ -168,6 +169,7 @@ def _slope_test(
     return Claim(
         **one.facts(n),
         claim=claim,
+        n=n,
         size="",
         estimate=estimate,
         confidence=confidence,
@@ -236,6 +238,7 @@ def _sparse_claim(test, sparse: Series, dense: Series, n: str) -> Claim:
     return Claim(
         **facts,
         claim=BEATS,
+        n=n,
         size=sparse.sizes[0],
         estimate=Interval(test.difference, test.low, test.high),
         confidence=1 - LEVEL,

@@ -45,6 +45,7 @@ class Optimum(Facts):
     tried: tuple[float, float]
     budget_runs: int
     degrees_of_freedom: int
+    confidence: float
 
 
 def isoflop(series: Series, fit: Fit) -> list[Optimum]:
@@ -83,6 +84,7 @@ def isoflop(series: Series, fit: Fit) -> list[Optimum]:
         "k": k,
         "k_range": (float(ratios_R.min()), float(ratios_R.max())),
         "degrees_of_freedom": fit.degrees_of_freedom,
+        "confidence": fit.confidence,
     }
     surface, parabolas = [], []
     for budget in sorted(set(budgets_R[usable_R].tolist())):
