@@ -41,6 +41,8 @@ _BUCKET = 500_000_000
 _GATHERED = 1_000_000_000
 # Bytes of one entry of the sparse head's gradient: indices (int64), their order, values, in several copies.
 _ENTRY_BYTES = 90.0
+# Of the sparse head's forward pass on a CPU: a chunk of logits, and as much again to find where maxima are.
+_CHUNKS_BYTES, _CHUNK_TOKENS = 20 * 2**20, 2048
 _GIB = 2**30
 
 
@@ -177,6 +179,9 @@ def _states(load: Load) -> tuple[float, float, float, float]:
     weights, gradients = b * parameters, b * trained
     if stage >= 2:
         gradients /= workers
+    if load.lora is None or load.lora.train_embeddings:
+        # The embeddings' gradient of one batch, before it is added to that of another or of the head.
+        gradients += b * shape.vocabulary * shape.hidden
     if stage == 3 and workers > 1:
         weights = weights / workers + b * min(_GATHERED, parameters)
     return weights, gradients + bucket, 4.0 * copies * own, 8.0 * own
@@ -193,32 +198,42 @@ def _moments(load: Load) -> Iterator[tuple[float, float]]:
         yield kept, 12.0 * load.predicted / load.workers * load.shape.vocabulary
         yield kept + working, 0.0
         return
-    width = load.shape.vocabulary if load.head == "sparse" else load.shape.hidden
-    local, everyone = 4.0 * load.texts * width, 4.0 * load.texts * load.workers * width
+    sparse = load.head == "sparse"
+    width = load.shape.vocabulary if sparse else load.shape.hidden
+    everyone = 4.0 * load.texts * load.workers * width
+    local = everyone / load.workers
     encoded = min(load.micro_batch, load.texts) if load.in_parts else load.texts
     state = encoded * _head_state(load)
     gathered = everyone if load.workers > 1 else 0.0
-    # The gradient of the regulariser (its mean, its signs, their product) or that of the scores.
-    backward = (3.0 if load.head == "sparse" else 1.0) * everyone
+    # Of the regulariser (its mean's, the signs, their product), which goes before the scores' own.
+    gradients = (3.0 if sparse else 1.0) * everyone
     if load.in_parts:
-        yield 0.0, local + gathered + backward
-        cached = 2 * local  # representations and their gradients
-        gradient = 4.0 * encoded * width
+        yield 0.0, 2 * local + gathered + gradients  # as encoded, and put together
+        cached, gradient = 2 * local, 4.0 * encoded * width  # put together, and their gradients
     else:
-        yield kept, local + state + gathered + backward
-        cached = 0.0
-        gradient = everyone
-    entries = load.active_terms * _ENTRY_BYTES if load.head == "sparse" else 0.0
-    yield kept, cached + state + gradient + encoded * entries
+        yield kept, state + gathered + gradients
+        cached, gradient = 0.0, everyone
+    if sparse:
+        most = min(encoded, max(rows.count for rows in load.rows) / load.workers)
+        yield kept, cached + state + gradient + most * load.active_terms * _ENTRY_BYTES
+        if (
+            load.weight_bytes == 4
+        ):  # raylab trains in fp32 on CPUs alone; on CUDA a kernel needs one tile
+            logits = 4.0 * width * min(_CHUNK_TOKENS, most * max(r.length for r in load.rows))
+            yield kept, cached + state + min(_CHUNKS_BYTES, 2.5 * logits)
     yield kept + working, cached
 
 
 def _head_state(load: Load) -> float:
-    """Bytes that the sparse head keeps of a text: maxima and their places (int16); which Top-K kept."""
+    """Bytes kept of a text: its representation, as it is computed, and in fp32 where that is another tensor.
+
+    The sparse head keeps the places of its maxima as well (int16), and pruning which terms were kept.
+    """
+    b = load.weight_bytes
     if load.head != "sparse":
-        return 0.0
-    pruned = 1 + load.weight_bytes if load.pruned else 0
-    return float(load.shape.vocabulary * (load.weight_bytes + 2 + pruned))
+        return 4.0 * load.shape.hidden
+    copied = 4 if load.pruned or b != 4 else 0
+    return float(load.shape.vocabulary * (b + 2 + copied + (1 if load.pruned else 0)))
 
 
 def _activations(load: Load) -> tuple[float, float]:
