@@ -215,7 +215,10 @@ def _fit(one: Fit) -> tuple[str, ...]:
         for name, (low, high) in one.window.items()
         if low == low
     )
-    parameters = "\n".join(f"{name} {_interval(own)}" for name, own in one.parameters.items())
+    parameters = "\n".join(
+        f"{name} {_interval(own)}{' at its bound' if name in one.at_bounds else ''}"
+        for name, own in one.parameters.items()
+    )
     counts = f"{_counts(one)}\n{window}"
     return _name(one), one.law, one.n, parameters, f"{one.r_squared:.4f}", counts
 

@@ -27,8 +27,9 @@ class Fit(Facts):
 
     `parameters` by name, in the law's order, and their draws, float64 [B, P]. `points` are distinct
     levels of the law's covariates. `degrees_of_freedom`: runs less parameters. `r_squared`: of the
-    losses. `residual`: standard deviation of the log residuals, of those degrees. `series`: the runs
-    fitted. `noise_BR`: what each draw added to each run's log loss.
+    losses. `residual`: standard deviation of the log residuals, of those degrees. `at_bounds`: parameters
+    that the data do not hold within bounds (a floor of 0, an exponent of 0.01 or 10). `series`: the
+    runs fitted. `noise_BR`: what each draw added to each run's log loss.
     """
 
     law: str
@@ -40,6 +41,7 @@ class Fit(Facts):
     r_squared: float
     residual: float
     confidence: float
+    at_bounds: tuple[str, ...]
     draws_BP: np.ndarray = field(repr=False)
     noise_BR: np.ndarray = field(repr=False)
     run_scale_B: np.ndarray = field(repr=False)
@@ -157,6 +159,7 @@ def fit(
         r_squared=1 - float((misses**2).sum()) / spread if spread else float("nan"),
         residual=float(np.sqrt(residuals_R @ residuals_R / freedom)),
         confidence=confidence,
+        at_bounds=_at_bounds(rule, theta_P),
         draws_BP=own_BP,
         noise_BR=noise_BR,
         run_scale_B=noise.scale_B,
@@ -178,6 +181,17 @@ def _squares(law: Law, theta_P: np.ndarray, x_RK: np.ndarray, y_R: np.ndarray) -
     return np.log(y_R) - law.log_jacobian(theta_SP[0], x_RK)[0]
 
 
+def _at_bounds(law: Law, theta_P: np.ndarray) -> tuple[str, ...]:
+    low, high = law.bounds
+    floor, *exponents = (np.isclose(theta_P, low, 1e-3, 0) | np.isclose(theta_P, high, 1e-3, 0))[
+        ::2
+    ]
+    marks = {"d": floor, "E": floor} | dict(zip("ab", exponents, strict=False))
+    if law.name == "data":
+        marks["b"] = exponents[0]
+    return tuple(name for name in law.parameters if marks.get(name))
+
+
 def log_shift(noise: Noise) -> np.ndarray:
     """What the draws' queries add to the runs' log losses, float64 [B, R]."""
     return np.log1p(np.maximum(noise.queries_BR, _LEAST_SHIFT))
@@ -185,28 +199,36 @@ def log_shift(noise: Noise) -> np.ndarray:
 
 def _usable(series: Series, law: Law, n: str, d: str) -> tuple[Series, int]:
     """The runs that have the covariates, and how many design points they are."""
+    kept = series
     for name in law.covariates:
-        values = series.covariate(name, n, d)
+        values = kept.covariate(name, n, d)
         named = {"N": n, "D": d}.get(name, name)
-        series = series.keep(np.isfinite(values) & (values > 0), f"no {named}")
-    groups = [_levels(series.covariate(name, n, d)) for name in law.covariates]
-    points = min(len(set(zip(*groups, strict=True))), len(set(series.designs)))
+        kept = kept.keep(np.isfinite(values) & (values > 0), f"no {named}")
+    groups = [_levels(kept.covariate(name, n, d)) for name in law.covariates]
+    points = min(len(set(zip(*groups, strict=True))), len(set(kept.designs)))
     wanted = len(law.parameters) + 1
-    sizes = ", ".join(dict.fromkeys(series.sizes)) or "none"
-    budgets = ", ".join(f"{b:.3g}" if b else "epochs" for b in sorted(set(series.budgets)))
-    has = f"sizes {sizes}; budgets {budgets or 'none'}; {len(series.systems)} runs"
     if points < wanted:
         raise ConfigError(
             f"{series.name}: {law.name} has {len(law.parameters)} parameters and needs {wanted} design "
-            f"points or more to leave a degree of freedom; there are {points} ({has})"
+            f"points or more to leave a degree of freedom; there are {points} ({_has(series, kept)})"
         )
     for name, own in zip(law.covariates, groups, strict=True):
         if len(set(own)) < _FEWEST_LEVELS:
             raise ConfigError(
                 f"{series.name}: {law.name} needs {_FEWEST_LEVELS} levels of {name} or more; "
-                f"there are {len(set(own))} ({has})"
+                f"there are {len(set(own))} ({_has(series, kept)})"
             )
-    return series, points
+    return kept, points
+
+
+def _has(series: Series, kept: Series) -> str:
+    """What there is to fit, in words."""
+    sizes = ", ".join(dict.fromkeys(series.sizes)) or "none"
+    budgets = ", ".join(f"{b:.3g}" if b else "epochs" for b in sorted(set(series.budgets)))
+    has = f"sizes {sizes}; budgets {budgets or 'none'}; {len(series.systems)} runs"
+    left_out = kept.excluded[len(series.excluded) :]
+    reasons = dict.fromkeys(line.rpartition(": ")[2] for line in left_out)
+    return has + (f", {len(left_out)} with {' or '.join(reasons)}" if left_out else "")
 
 
 def _levels(values_R: np.ndarray) -> list[int]:

@@ -284,7 +284,7 @@ def slices(whole: Series, law: str) -> list[Series]:
     L(N), nor those of several sizes on one L(D). Other laws are about the whole.
     """
     if law == "size":
-        labels = [f"budget {b:.3g}" if b else f"epochs {v}".strip() for _, v, b in whole.designs]
+        labels = [f"budget {b:.6g}" if b else f"epochs {v}".strip() for _, v, b in whole.designs]
     elif law == "data":
         labels = [f"size {size}" for size in whole.sizes]
     else:

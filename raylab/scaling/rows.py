@@ -26,7 +26,9 @@ def rows(found: Fit | Forecast | Optimum | Claim) -> list[dict[str, Any]]:
     if isinstance(found, Fit):
         common |= {"row": "fit", "r_squared": _known(found.r_squared)}
         return [
-            common | _estimate(name, one, found.confidence)
+            common
+            | _estimate(name, one, found.confidence)
+            | {"verdict": "at its bound" if name in found.at_bounds else None}
             for name, one in found.parameters.items()
         ]
     if isinstance(found, Forecast):

@@ -145,6 +145,31 @@ def test_no_floor_or_term_is_negative():
     assert np.isfinite(fit(flat, "size", draws=100).predict(1e8).high)
 
 
+def test_parameters_at_their_bounds_are_named():
+    """Losses that fall ever faster have no floor; losses that rise have no exponent."""
+    one = planted("size", budgets=[1e12])
+    assert fit(one, "size", draws=2).at_bounds == ()
+    pure = dataclasses.replace(
+        one, losses_RQ=np.repeat(one.numbers["parameters"][:, None], 2, 1) ** -0.3
+    )
+    steeper = dataclasses.replace(
+        one, losses_RQ=np.exp(-0.02 * np.arange(8)[:, None] ** 2 * [1, 1])
+    )
+    rising = dataclasses.replace(one, losses_RQ=1 + 0.1 * np.arange(8)[:, None] * np.ones(2))
+    assert fit(pure, "size", draws=2).parameters["d"].value == pytest.approx(0, abs=1e-6)
+    assert fit(steeper, "size", draws=2).at_bounds == ("d",)
+    assert "a" in fit(rising, "size", draws=2).at_bounds
+
+
+def test_runs_without_what_a_law_needs_are_told_of():
+    one = planted("chinchilla")
+    numbers = dict(one.numbers, tokens=np.full(40, np.nan))
+    with pytest.raises(
+        ConfigError, match=r"there are 0 \(sizes 1e\+04, .*40 runs, 40 with no tokens\)"
+    ):
+        fit(dataclasses.replace(one, numbers=numbers), "chinchilla")
+
+
 def test_the_same_series_gives_the_same_bytes_and_other_seeds_other_draws():
     one = planted("joint", runs=0.02, queries=0.3)
     first, again = (fit(one, "joint", draws=40) for _ in range(2))

@@ -1,0 +1,102 @@
+"""`raylab fit` on a synthetic storage: what it prints and writes, and how it ends."""
+
+import csv
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from raylab.artifacts import Store
+from raylab.cli import app
+from raylab.results import PER_QUERY, RESULTS
+from raylab.scaling import COLUMNS
+from tests.scaling.planted import BUDGETS, SIZES, study, tables
+
+
+def write(folder, pieces):
+    """A storage of the rows of several (results, per-query) tables."""
+    store = Store(str(folder))
+    for name, own in zip((RESULTS, PER_QUERY), zip(*pieces, strict=True), strict=True):
+        path = folder / "table.parquet"
+        pd.concat(own, ignore_index=True).to_parquet(path)
+        store.put_bytes(name, path.read_bytes())
+        path.unlink()
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    options = {"sizes": SIZES[::2], "budgets": BUDGETS[::2], "runs": 0.005, "queries": 0.2}
+    grid = {
+        (size, n, head, objective, "nDCG@10"): [0.4 + gain * (objective == "cl"), 0.405]
+        for size, n, gain in (("s1", 10**4, 0.0), ("s2", 10**5, 0.1), ("s3", 10**6, 0.2))
+        for head in ("sparse", "dense")
+        for objective in ("cl", "kd")
+    }
+    pieces = [study("chinchilla", **options), tables(grid)]
+    return write(tmp_path_factory.mktemp("lab"), pieces)
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, ["fit", *map(str, arguments)], env={"COLUMNS": "200"})
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_it_prints_fits_forecasts_optima_and_claims(storage, tmp_path):
+    out = tmp_path / "fits.csv"
+    code, text, err = run("--storage", storage, "--draws", 60, "--out", out)
+    assert (code, err) == (0, "")
+    for part in (
+        "fits",
+        "forecasts",
+        "isoFLOP optima",
+        "claims",
+        "chinchilla",
+        "with_head",
+    ):
+        assert part in text
+    assert "nDCG@10 budget 1e+12: size has 3 parameters and needs 4 design points" in text
+    assert "sizes s1, s2, s3; budgets 1e+12; 6 runs" in text
+    with open(out) as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert {row["row"] for row in rows} == {"fit", "forecast", "optimum", "claim"}
+    fits = [r for r in rows if (r["row"], r["law"], r["n"]) == ("fit", "chinchilla", "parameters")]
+    assert [row["quantity"] for row in fits] == ["E", "A", "a", "B", "b"]
+    assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in fits)
+    assert {(r["n_runs"], r["points"], r["degrees_of_freedom"], r["seeds"]) for r in fits} == {
+        ("12", "12", "7", "0")
+    }
+    assert {row["verdict"] for row in rows if row["row"] == "forecast"} <= {"held", "missed"}
+    again = tmp_path / "again.csv"
+    assert run("--storage", storage, "--draws", 60, "--out", again)[1] == text
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_one_law_of_one_series(storage):
+    code, text, _ = run(
+        "--storage", storage, "--law", "joint", "--measure", "CE@256", "--head", "sparse",
+        "--objective", "cl", "--collection", "planted", "--split", "test", "--draws", 20,
+        "--data", "examples",
+    )  # fmt: skip
+    assert code == 0
+    assert "joint" in text
+    assert "chinchilla" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--law", "linear"], "--law linear: it must be all or one of size"),
+        (["--data", "words"], "--data words: it must be one of tokens, examples"),
+        (["--head", "late"], "no trained run with values of head late"),
+        (["--measure", "MAP"], "no trained run with values of measure ['MAP']"),
+        (["--margin", "-1"], "margin = -1"),
+        (["--storage", "nowhere-at-all"], "nowhere-at-all: no results.parquet there"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_status_2(storage, arguments, message):
+    code, _, err = run("--storage", storage, "--law", "joint", "--draws", 20, *arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
