@@ -6,11 +6,12 @@ Legend: R runs, K covariates, P parameters, B draws.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from raylab.config import ConfigError
-from raylab.scaling.bootstrap import Interval, Noise, draw_noise, interval
+from raylab.scaling.bootstrap import Interval, draw_noise, interval
 from raylab.scaling.laws import Law, find_law
 from raylab.scaling.points import Facts, Series
 from raylab.scaling.solver import SQUARES, refine, solve, solve_draws
@@ -139,14 +140,15 @@ def fit(
         draws,
         seed,
     )
-    noise_BR = log_shift(noise) + noise.runs_BR
+    noise_BR = log_shift(noise.queries_BR) + noise.runs_BR
     theta_BP = solve_draws(rule, x_RK, log_fitted_R + noise_BR, theta_P, starts)
     own_P = rule.reported(theta_P, centre_K, unit)
     own_BP = rule.reported(theta_BP, centre_K, unit)
     misses = losses_R - unit * np.exp(log_fitted_R)
     spread = float(((losses_R - losses_R.mean()) ** 2).sum())
+    facts: dict[str, Any] = kept.facts(n, d) | {"points": levels}
     return Fit(
-        **kept.facts(n, d) | {"points": levels},
+        **facts,
         law=law,
         formula=rule.formula,
         n=n,
@@ -192,9 +194,9 @@ def _at_bounds(law: Law, theta_P: np.ndarray) -> tuple[str, ...]:
     return tuple(name for name in law.parameters if marks.get(name))
 
 
-def log_shift(noise: Noise) -> np.ndarray:
-    """What the draws' queries add to the runs' log losses, float64 [B, R]."""
-    return np.log1p(np.maximum(noise.queries_BR, _LEAST_SHIFT))
+def log_shift(relative: np.ndarray) -> np.ndarray:
+    """What relative shifts of losses, by a draw's queries, add to their logs."""
+    return np.log1p(np.maximum(relative, _LEAST_SHIFT))
 
 
 def _usable(series: Series, law: Law, n: str, d: str) -> tuple[Series, int]:

@@ -6,18 +6,17 @@ Legend: R runs, B draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from raylab.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval, query_shifts
-from raylab.scaling.fit import Fit, fit
+from raylab.scaling.fit import Fit, fit, log_shift
 from raylab.scaling.laws import find_law
 from raylab.scaling.points import Facts, Series
 
 HoldOut = Literal["size", "budget"]
-_LEAST_SHIFT = -0.9
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def forecast(
     )
     if not predictions:
         raise ConfigError(f"{series.name}: no run held out has {', '.join(rule.covariates)}")
-    facts = fitted.series.facts(n, d) | {"points": fitted.points}
+    facts: dict[str, Any] = fitted.series.facts(n, d) | {"points": fitted.points}
     return Forecast(
         **facts,
         law=law,
@@ -126,7 +125,7 @@ def _predict(
     }
     value, draws = fitted.predicted_draws(*covariates.values())
     measured = float(held_out.losses_R[own].mean())
-    shift_B = np.log1p(np.maximum(shift_BR[:, own].mean(1), _LEAST_SHIFT))
+    shift_B = log_shift(shift_BR[:, own].mean(1))
     noise_B = fitted.run_scale_B * rng.normal(size=len(draws)) / np.sqrt(len(own))
     predicted = interval(float(value), draws * np.exp(noise_B - shift_B), fitted.confidence)
     size, variant, budget = held_out.designs[own[0]]

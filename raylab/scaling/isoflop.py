@@ -6,7 +6,7 @@ Legend: R runs, B draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -111,7 +111,7 @@ def _optimal_log_n(law: str, values_SP: np.ndarray, names: list[str], log_c: flo
     return (np.log(a / b) + log_a - log_b) / (a + b) + b / (a + b) * log_c
 
 
-def _surface(fit: Fit, spent: float, k: float, facts: dict) -> Optimum:
+def _surface(fit: Fit, spent: float, k: float, facts: dict[str, Any]) -> Optimum:
     names = list(fit.parameters)
     own_P = np.array([one.value for one in fit.parameters.values()])
     log_c = np.log(spent / k)
@@ -134,7 +134,7 @@ def _surface(fit: Fit, spent: float, k: float, facts: dict) -> Optimum:
 
 def _intervals(
     log_n: float, log_n_B: np.ndarray, log_c: float, confidence: float
-) -> dict[str, Interval]:
+) -> dict[str, Any]:
     return {
         "optimal_n": interval(float(np.exp(log_n)), np.exp(log_n_B), confidence),
         "optimal_d": interval(float(np.exp(log_c - log_n)), np.exp(log_c - log_n_B), confidence),

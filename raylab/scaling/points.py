@@ -177,8 +177,8 @@ def series(
     rows = trained_rows(results, variant)
     wanted = {"head": head, "objective": objective, "collection": collection, "split": split}
     for name, value in wanted.items():
-        rows = rows if value is None else rows[rows[name] == value]
-    rows = rows[rows["measure"].isin(list(measures))]
+        rows = rows if value is None else rows.loc[rows[name] == value]
+    rows = rows.loc[rows["measure"].isin(list(measures))]
     values = _values(per_query, set(rows["system"]), set(rows["measure"]))
     keys = ["head", "objective", "collection", "split", "measure"]
     found = [
@@ -201,22 +201,22 @@ def trained_rows(results: pd.DataFrame, variant: str | None = None) -> pd.DataFr
     missing = [name for name in _FACTS if name not in results.columns]
     if missing:
         raise ConfigError(f"the results table lacks the column(s) {', '.join(missing)}")
-    rows = results[results["kind"] == "trained"].copy()
+    rows = results.loc[results["kind"] == "trained"].copy()
     for name in _LATER:
         if name not in rows.columns:
             rows[name] = "" if name == "variant" else np.nan
     rows["variant"] = rows["variant"].fillna("").astype(str)
     rows["seed"] = rows["seed"].fillna(0).astype(int)
-    names = rows["variant"]
-    if variant is None:
-        rows = rows[[name == "" or is_budget(name) for name in names]]
-    else:
-        rows = rows[[fnmatchcase(name, variant) for name in names]]
-    twice = rows[rows.duplicated(_RUN)]
+    fits = [
+        name == "" or is_budget(name) if variant is None else fnmatchcase(name, variant)
+        for name in rows["variant"]
+    ]
+    rows = rows.loc[np.array(fits, dtype=bool)]
+    twice = rows.loc[rows.duplicated(_RUN)]
     if len(twice):
         raise ConfigError(f"two rows of the results table are about {tuple(twice.iloc[0][_RUN])}")
-    head = pd.to_numeric(rows["head_parameters"])
-    rows["with_head"] = pd.to_numeric(rows["parameters"]) + head.where(rows["head"] != "dense", 0)
+    head = rows["head_parameters"].astype(float).where(rows["head"] != "dense", 0.0)
+    rows["with_head"] = rows["parameters"].astype(float) + head
     return rows.sort_values(["parameters", "budget_flops", "system", "seed"], kind="stable")
 
 
@@ -227,7 +227,9 @@ def _values(
     missing = [name for name in (*_RUN, "query_id", "value") if name not in per_query.columns]
     if missing:
         raise ConfigError(f"the per-query table lacks the column(s) {', '.join(missing)}")
-    own = per_query[per_query["system"].isin(systems) & per_query["measure"].isin(measures)]
+    own = per_query.loc[
+        per_query["system"].isin(sorted(systems)) & per_query["measure"].isin(sorted(measures))
+    ]
     own = own.assign(seed=own["seed"].fillna(0).astype(int))
     return {
         key: rows.set_index("query_id")["value"].sort_index()
@@ -252,20 +254,20 @@ def _series(
         if not column.index.equals(queries):
             raise ConfigError(f"{where}: other queries than {runs[0][0]}-seed{runs[0][1]} has")
     losses_RQ = as_loss(key["measure"], np.stack([c.to_numpy(np.float64) for c in columns]))
-    rows = rows[have]
+    rows = rows.loc[have]
     whole = Series(
         **key,
         systems=tuple(rows["system"]),
         sizes=tuple(rows["size"]),
         variants=tuple(rows["variant"]),
         seeds=tuple(map(int, rows["seed"])),
-        numbers={n: pd.to_numeric(rows[n]).to_numpy(np.float64, na_value=np.nan) for n in _NUMBERS},
+        numbers={n: rows[n].to_numpy(np.float64, na_value=np.nan) for n in _NUMBERS},
         query_ids=tuple(queries),
         losses_RQ=losses_RQ,
         excluded=tuple(excluded),
     )
-    whole = whole.keep(np.isfinite(losses_RQ).all(1), "a value is not finite")
-    return whole.keep(whole.losses_R > 0, "its loss is not positive")
+    whole = whole.keep(np.isfinite(losses_RQ.sum(1)), "a value is not finite")
+    return whole.keep(np.greater(whole.losses_R, 0), "its loss is not positive")
 
 
 def as_loss(measure: str, values: np.ndarray) -> np.ndarray:

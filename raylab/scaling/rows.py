@@ -12,7 +12,7 @@ from raylab.scaling.forecast import Forecast
 from raylab.scaling.isoflop import Optimum
 from raylab.scaling.points import Facts
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "row", "head", "objective", "collection", "split", "measure", "where", "law", "n", "d", "about",
     "quantity", "value", "low", "high", "confidence", "measured", "relative_error", "verdict", "p",
     "family", "r_squared", "degrees_of_freedom", "n_runs", "points", "n_queries", "seeds",

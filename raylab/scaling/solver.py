@@ -107,19 +107,13 @@ def refine(
         still[active] = np.where(better & ~small, 0, still[active] + 1)
         taken = active[better]
         theta[taken], objective[taken] = moved[better], new[better]
-        log_value = _put(log_value, taken, new_value[better])
-        jacobian = _put(jacobian, taken, new_jacobian[better])
+        log_value[taken], jacobian[taken] = new_value[better], new_jacobian[better]
         factor = np.where(better, 0.2, 5.0)
         damping[active] = np.clip(damping[active] * factor, _DAMPING[0], _DAMPING[2])
         active = active[still[active] < 6]
         if not len(active):
             break
     return theta, objective
-
-
-def _put(array: np.ndarray, places: np.ndarray, values: np.ndarray) -> np.ndarray:
-    array[places] = values
-    return array
 
 
 def _step(

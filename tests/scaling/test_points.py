@@ -94,6 +94,13 @@ def test_only_trained_runs_count_and_what_cannot_is_excluded_with_the_reason():
     )
 
 
+def test_no_trained_run_is_no_series():
+    results, per_query = tables(PLAIN)
+    assert series(results.assign(kind="untrained"), per_query) == []
+    assert series(results, per_query, ("MAP",)) == []
+    assert series(results, per_query[:0]) == []
+
+
 def test_a_law_of_size_is_about_a_budget_and_one_of_data_about_a_size():
     one = planted("chinchilla")
     by_budget = slices(one, "size")
