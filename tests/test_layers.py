@@ -11,6 +11,7 @@ ROOMS = [
     "raylab.config",
     "raylab.artifacts",
     "raylab.budget",
+    "raylab.memory",
     "raylab.data",
     "raylab.losses",
     "raylab.distributed",

@@ -51,7 +51,7 @@ def run_grid(grid: Grid, execution: Execution, plain: bool | None = None) -> Out
     """
     source = open_collection(grid.collection)
     teacher = choose_teacher(grid, source)
-    plan = plan_grid(grid, source, execution)  # refuses what cannot run
+    plan = plan_grid(grid, source, execution, evaluation=False)  # refuses what cannot run
     store = Store(execution.storage)
     with sole_driver(store):
         for _ in range(_DAMAGE_ROUNDS):
