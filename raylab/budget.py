@@ -350,6 +350,7 @@ class Device:
     peak_flops: float
     memory_bytes: float
     efficiency: float = 0.4
+    weight_bytes: int = 2  # bf16
 
     def at(self, efficiency: float | None) -> Device:
         """The device at another share of its peak; None: its own.
@@ -374,7 +375,7 @@ DEVICES = {
         Device("h200", 989e12, 141 * 2**30),
         Device("l40s", 362e12, 45 * 2**30),
         Device("b200", 2250e12, 180 * 2**30),
-        Device("cpu-core", 30e9, 4 * 2**30),
+        Device("cpu-core", 30e9, 4 * 2**30, weight_bytes=4),
     )
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from typing import Any
@@ -390,6 +391,8 @@ def plan_rows(
         }
 
     def fitting(load: Load) -> dict[str, str]:
+        # What the device trains in, which is not where the plan is made.
+        load = dataclasses.replace(load, weight_bytes=device.weight_bytes)
         found = fit(load, device.memory_bytes)
         return {
             "memory a worker": f"{found.needed_bytes / 2**30:.2f} GiB",

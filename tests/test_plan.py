@@ -7,15 +7,25 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
-from raylab.budget import CellPlan, Device
-from raylab.config import ConfigError, Execution, Grid
+from raylab.budget import Device, Rows, Shape, encode_flops
+from raylab.config import ConfigError, Execution, Grid, Lora
+from raylab.data.collections import is_validation, read_topics
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO, find_ladder
-from raylab.plan import GridPlan, named_device, plan_grid, plan_rows
+from raylab.memory import USABLE, Load
+from raylab.plan import (
+    AdaptationPlan,
+    CellPlan,
+    EvaluationPlan,
+    GridPlan,
+    named_device,
+    plan_grid,
+    plan_rows,
+)
 from raylab.pretraining import Rung
 
 BUDGET = 1e10  # of the `ladder_file` fixture
@@ -39,17 +49,90 @@ def with_tuning(grid: Grid, **changes) -> Grid:
     return dataclasses.replace(grid, ladder=dataclasses.replace(grid.ladder, recipe=recipe))
 
 
-def test_every_cell_spends_its_budget_to_the_last_whole_step(grid, source):
+def test_every_cell_spends_its_budget_to_the_nearest_step(grid, source):
     plan = plan_grid(grid, source, Execution())
     assert [c.cell for c in plan.cells] == [c.run_name for c in grid.cells()]
     for cell in plan.cells:
         assert cell.steps >= 1
         assert cell.flops == pytest.approx(cell.steps * cell.step_flops)
-        assert cell.flops <= BUDGET < cell.flops + cell.step_flops
+        assert abs(cell.flops - BUDGET) <= cell.step_flops / 2
     assert set(plan.adaptation_flops) == {"tiny"}
+    evaluation = sum(e.encode_flops + e.search_flops for e in plan.evaluations)
     assert plan.flops == pytest.approx(
-        sum(c.flops for c in plan.cells) + plan.adaptation_flops["tiny"]
+        sum(c.flops for c in plan.cells) + plan.adaptation_flops["tiny"] + evaluation
     )
+    # A run's own check reads no more of the collection than a sample.
+    assert plan_grid(grid, source, Execution(), evaluation=False) == dataclasses.replace(
+        plan, evaluations=()
+    )
+
+
+def test_epochs_are_steps_over_the_training_queries(grid, source, collection_folder):
+    """Training queries are those of the train split that are not carved out for validation."""
+    judged = (collection_folder / "qrels" / "train.tsv").read_text().splitlines()[1:]
+    training = {q for q in (line.split()[0] for line in judged) if not is_validation(q)}
+    plan = plan_grid(dataclasses.replace(grid, budget_flops=None, epochs=3), source, Execution())
+    for own, cell in zip(plan.cells, grid.cells(), strict=True):
+        tuning = cell.fine_tuning
+        titles = round(tuning.batch_queries * tuning.pseudo_fraction)  # are no training queries
+        assert own.steps == round(3 * len(training) / (tuning.batch_queries - titles))
+        assert own.flops == pytest.approx(own.steps * own.step_flops)
+
+
+def test_mntp_that_is_charged_is_part_of_a_cells_account(grid, source):
+    """Each cell pays in full, and the grid does the work once."""
+    recipe = grid.ladder.recipe
+    recipe = dataclasses.replace(
+        recipe, adaptation=dataclasses.replace(recipe.adaptation, steps=40)
+    )
+    grid = dataclasses.replace(grid, ladder=dataclasses.replace(grid.ladder, recipe=recipe))
+    shared = plan_grid(grid, source, Execution(), evaluation=False)
+    charged = plan_grid(
+        dataclasses.replace(grid, adaptation_charge="charged"),
+        source,
+        Execution(),
+        evaluation=False,
+    )
+    mntp = shared.adaptation_flops["tiny"]
+    for own, other in zip(charged.cells, shared.cells, strict=True):
+        assert own.steps < other.steps
+        assert own.flops == pytest.approx(own.steps * own.step_flops + mntp)
+        assert abs(own.flops - BUDGET) <= own.step_flops / 2
+    assert charged.flops == pytest.approx(sum(c.executed_flops for c in charged.cells) + mntp)
+
+
+def test_encoding_and_search_are_those_of_the_whole_collection(
+    grid, source, collection_folder, model_folder
+):
+    """Every cell encodes each passage and each query but the training ones, at their own lengths."""
+    plan = plan_grid(grid, source, Execution())
+    passages = [
+        f"{r['title']} {r['text']}"
+        for r in map(json.loads, (collection_folder / "corpus.jsonl").read_text().splitlines())
+    ]
+    topics = read_topics(source)
+    queries = [t for split, own in topics.items() if split != "train" for t in own.queries.values()]
+    tokenizer = AutoTokenizer.from_pretrained(str(model_folder)).backend_tokenizer
+    encoding = grid.ladder.recipe.encoding
+    shape = Shape.of(AutoConfig.from_pretrained(str(model_folder)))
+
+    def lengths(texts: list[str], limit: int) -> list[int]:
+        return [min(len(e.ids), limit) for e in tokenizer.encode_batch(texts, False)]
+
+    assert [(e.name, e.cells) for e in plan.evaluations] == [("sparse-tiny", 3), ("dense-tiny", 3)]
+    depths = {"sparse": encoding.top_k_query, "dense": shape.hidden}
+    for own, (head, depth) in zip(plan.evaluations, depths.items(), strict=True):
+        one_by_one = sum(
+            encode_flops(shape, Rows(1, length), head)
+            for length in lengths(passages, encoding.passage_length)
+        )
+        # Queries are a sample of the training ones here: of passages alone the sum is exact.
+        ours = own.encode_flops / 3 - one_by_one
+        asked = sum(
+            encode_flops(shape, Rows(1, n), head) for n in lengths(queries, encoding.query_length)
+        )
+        assert ours == pytest.approx(asked, rel=0.25)
+        assert own.search_flops == 3 * 2 * len(queries) * len(passages) * depth
 
 
 def test_sparse_pays_for_its_vocabulary_in_steps(grid, source):
@@ -60,8 +143,8 @@ def test_sparse_pays_for_its_vocabulary_in_steps(grid, source):
         assert steps[f"sparse-tiny-{objective}-seed0"] < steps[f"dense-tiny-{objective}-seed0"]
 
 
-def naive_padded_lengths(folder, model_folder, queries: int, passages: int) -> tuple[float, float]:
-    """Mean longest (query, passage) of random batches of the training texts, by another tokenizer call."""
+def text_lengths(folder, model_folder) -> tuple[list[int], list[int]]:
+    """Tokens of every query and passage, by another tokenizer call."""
     tokenizer = AutoTokenizer.from_pretrained(str(model_folder))
 
     def count(text: str) -> int:
@@ -69,15 +152,27 @@ def naive_padded_lengths(folder, model_folder, queries: int, passages: int) -> t
 
     rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
     asked = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    return [count(r["text"]) for r in asked], [count(f"{r['title']} {r['text']}") for r in rows]
+
+
+def naive_lengths(folder, model_folder, *limits: int) -> list[float]:
+    """Mean (query, passage) lengths, cut to their limits."""
+    both = text_lengths(folder, model_folder)
+    return [
+        float(np.minimum(lengths, limit).mean())
+        for lengths, limit in zip(both, limits, strict=True)
+    ]
+
+
+def naive_padded_lengths(folder, model_folder, queries: int, passages: int) -> tuple[float, float]:
+    """Mean longest (query, passage) of random batches of the training texts."""
     rng = np.random.default_rng(99)
 
     def longest(lengths: list[int], size: int) -> float:
         return float(np.mean([max(rng.choice(lengths, size)) for _ in range(400)]))
 
-    return (
-        longest([count(r["text"]) for r in asked], queries),
-        longest([count(f"{r['title']} {r['text']}") for r in rows], passages),
-    )
+    both = text_lengths(folder, model_folder)
+    return longest(both[0], queries), longest(both[1], passages)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +190,16 @@ def test_tokens_are_those_of_batches_padded_to_their_longest_text(
     for cell in plan.cells:
         # Both are means over random batches: 32 draws there, 400 here.
         assert cell.tokens / cell.steps == pytest.approx(8 * query + listed * passage, rel=0.02)
+        assert cell.real_tokens < cell.tokens
+
+
+def test_real_tokens_are_the_texts_own(grid, source, collection_folder, model_folder):
+    """Cut to their limits: mean length times texts."""
+    own = with_tuning(grid, query_length=6, passage_length=40)
+    plan = plan_grid(dataclasses.replace(own, objectives=("cl",)), source, Execution())
+    query, passage = naive_lengths(collection_folder, model_folder, 6, 40)
+    for cell in plan.cells:
+        assert cell.real_tokens / cell.steps == pytest.approx(8 * query + 24 * passage)
 
 
 def test_kd_pads_to_the_longest_of_the_passages_it_reads(grid, source, tmp_path, collection_folder):
@@ -143,7 +248,7 @@ def test_a_budget_below_one_step_is_refused_with_what_would_do(grid, source):
         plan_grid(dataclasses.replace(grid, budget_flops=1e3), source, Execution())
     cheapest = min(c.step_flops for c in plan_grid(grid, source, Execution()).cells)
     with pytest.raises(ConfigError, match=r"one step costs .* give --budget at least that"):
-        plan_grid(dataclasses.replace(grid, budget_flops=cheapest * 0.99), source, Execution())
+        plan_grid(dataclasses.replace(grid, budget_flops=cheapest * 0.49), source, Execution())
 
 
 def test_batches_that_the_workers_cannot_share_are_refused(grid, source):
@@ -161,21 +266,71 @@ def test_workers_change_memory_and_nothing_that_is_computed(grid, source):
         assert b.memory_bytes < a.memory_bytes
 
 
+def test_micro_batches_take_device_time_and_no_budget(grid, source):
+    """One more forward pass is executed, and is no part of the account."""
+    whole, parts = (
+        plan_grid(grid, source, Execution(micro_batch_texts=m), evaluation=False).cells
+        for m in (0, 4)
+    )
+    for a, b in zip(whole, parts, strict=True):
+        assert (a.steps, a.flops, a.tokens) == (b.steps, b.flops, b.tokens)
+        assert a.executed_flops == a.flops < b.executed_flops < 1.5 * b.flops
+        assert b.memory_bytes <= a.memory_bytes
+
+
+def load(texts: int, **changes) -> Load:
+    shape = Shape(16, 2048, 8192, 32, 8, 64, 128_256, tied=True)
+    return Load(shape, "dense", Lora(), True, (Rows(texts, 128),), **changes)
+
+
 def test_rows_hold_the_arithmetic_of_hours_and_price():
     """A device of 1e12 FLOP/s at half efficiency does 1.8e15 FLOPs an hour."""
-    device = Device("d", 1e12, memory_bytes=2 * 2**30, efficiency=0.5)
+    small, large = load(8), load(2_048)
+    device = Device("d", 1e12, memory_bytes=small.memory().total * 1.5, efficiency=0.5)
     cells = (
-        CellPlan("small", 1_234, 5.0e6, 1.0, 1.8e16, memory_bytes=2**30, parameters=1),
-        CellPlan("large", 5, 1.0, 1.0, 3.6e15, memory_bytes=3 * 2**30, parameters=1),
+        CellPlan("small", 1_234, 5.0e6, 4.0e6, 1.0, 1.8e16, 1.8e16, parameters=1, load=small),
+        # Micro-batches: a third more is executed than is accounted for.
+        CellPlan("large", 5, 1.0, 1.0, 1.0, 3.6e15, 4.8e15, parameters=1, load=large),
     )
-    rows = plan_rows(GridPlan(cells, {"1b": 9e14}), device, price_per_hour=2.5, workers=4)
-    assert [r["cell"] for r in rows] == ["small", "large", "mntp-1b"]
-    assert [r["steps"] for r in rows] == ["1,234", "5", ""]
-    assert rows[0]["tokens"] == "5e+06"
-    assert [r["memory a worker"] for r in rows] == ["1.00 GiB", "3.00 GiB (!)", ""]
-    assert [float(r["device hours"]) for r in rows] == [10, 2, 0.5]
-    assert [float(r["wall hours"]) for r in rows] == [2.5, 0.5, 0.125]
-    assert [r["price"] for r in rows] == ["25.00", "5.00", "1.25"]
+    mntp = AdaptationPlan("1b", 100, 2e6, 9e14, small)
+    evaluation = EvaluationPlan("dense-1b", 3, 7e6, 3.6e15, 1.8e12)
+    plan = GridPlan(cells, (mntp,), (evaluation,))
+    rows = plan_rows(plan, device, price_per_hour=2.5, workers=4, encoders=8)
+    assert [r["cell"] for r in rows] == [
+        "small",
+        "large",
+        "mntp-1b",
+        "encode dense-1b x 3",
+        "search dense-1b x 3",
+    ]
+    assert [r["steps"] for r in rows] == ["1,234", "5", "100", "", ""]
+    assert (rows[0]["tokens"], rows[0]["real tokens"]) == ("5e+06", "4e+06")
+    assert [r["FLOPs"] for r in rows] == ["1.8e+16", "3.6e+15", "9e+14", "3.6e+15", "1.8e+12"]
+    assert rows[0]["memory a worker"] == f"{small.memory().total / 2**30:.2f} GiB"
+    assert [float(r["device hours"]) for r in rows] == [10, 2.67, 0.5, 2, 0.001]
+    assert [float(r["wall hours"]) for r in rows] == [2.5, 0.667, 0.125, 0.25, 0.000125]
+    assert [r["price"] for r in rows] == ["25.00", "6.67", "1.25", "5.00", "0.00"]
+    # Every row has every column, as a table needs it.
+    assert len({tuple(r) for r in rows}) == 1
+
+
+def test_rows_say_what_fits_and_what_would():
+    small, large = load(8), load(2_048)
+    device = Device("d", 1e12, memory_bytes=small.memory().total * 1.5)
+    cells = [
+        CellPlan(name, 1, 1.0, 1.0, 1.0, 1.0, 1.0, parameters=1, load=own)
+        for name, own in (("small", small), ("large", large))
+    ]
+    fits = [r["fits"] for r in plan_rows(GridPlan(tuple(cells)), device, 1.0, 1)]
+    assert fits[0] == "yes"
+    texts = int(fits[1].removeprefix("no: --micro-batch "))
+    limit = USABLE * device.memory_bytes
+    assert load(2_048, micro_batch=texts).memory().total <= limit
+    assert load(2_048, micro_batch=2 * texts).memory().total > limit
+    # A device plans for what it trains in: the same step in fp32 on a CPU takes more.
+    cpu = dataclasses.replace(device, weight_bytes=4)
+    rows = plan_rows(GridPlan(tuple(cells)), cpu, 1.0, 1)
+    assert float(rows[0]["memory a worker"].split()[0]) > small.memory().total / 2**30 * 1.5
 
 
 def test_an_unknown_device_names_those_there_are():
@@ -185,6 +340,14 @@ def test_an_unknown_device_names_those_there_are():
     assert message.startswith("--device 'tpu': ")
     assert all(name in message for name in ("cpu-core", "a100-80gb", "h100", "h200"))
     assert named_device("a100-80gb").peak_flops == 312e12  # NVIDIA's data sheet, dense bf16
+
+
+def test_a_device_may_be_planned_at_another_efficiency():
+    assert named_device("h100").efficiency == 0.4
+    assert named_device("h100", 0.55).efficiency == 0.55
+    for wrong in (0.0, -1.0, 1.01):
+        with pytest.raises(ConfigError, match=r"efficiency = .*: it must be above 0 and at most 1"):
+            named_device("h100", wrong)
 
 
 # --------------------------------------------------------------------------- llama3, offline
