@@ -128,6 +128,8 @@ class RandomBatches:
             teacher_QK=None,
             query_length=size.query_length,
             passage_length=size.passage_length,
+            query_tokens=size.queries * size.query_length,
+            passage_tokens=rows_QK.size * size.passage_length,
         )
 
     def collate(self, draw: Draw, rank: int, world: int) -> Batch:
@@ -268,8 +270,11 @@ def row(name: str, size: Size, head: HeadKind, args: argparse.Namespace) -> str:
     ]
     tokens = sum(r.tokens for r in rows)
     lora = task.cell.fine_tuning.lora
-    model_flops = train_flops(task.shape, rows, head, lora, checkpointing=False)
-    done_flops = train_flops(task.shape, rows, head, lora, checkpointing=True)
+    active = [args.active * task.shape.vocabulary] * 2
+    model_flops, done_flops = (
+        train_flops(task.shape, rows, head, lora, checkpointing, active)
+        for checkpointing in (False, True)
+    )
     in_parts = 0 < task.micro_batch_texts < texts
     if in_parts:  # all texts are encoded once more
         done_flops += sum(encode_flops(task.shape, r, head) for r in rows)
