@@ -175,7 +175,7 @@ def _states(load: Load) -> tuple[float, float, float, float]:
     trained = shape.trainable_parameters(load.lora)
     own = trained / workers if stage >= 1 else trained
     copies = 2 if stage == 0 and b == 4 else 3
-    bucket = b * min(_BUCKET, trained) if stage >= 1 and workers > 1 else 0.0
+    bucket = b * min(_BUCKET, trained) if stage >= 1 else 0.0
     weights, gradients = b * parameters, b * trained
     if stage >= 2:
         gradients /= workers
@@ -216,9 +216,8 @@ def _moments(load: Load) -> Iterator[tuple[float, float]]:
     if sparse:
         most = min(encoded, max(rows.count for rows in load.rows) / load.workers)
         yield kept, cached + state + gradient + most * load.active_terms * _ENTRY_BYTES
-        if (
-            load.weight_bytes == 4
-        ):  # raylab trains in fp32 on CPUs alone; on CUDA a kernel needs one tile
+        # raylab trains in fp32 on CPUs alone; on CUDA the forward kernel needs one tile.
+        if load.weight_bytes == 4:
             logits = 4.0 * width * min(_CHUNK_TOKENS, most * max(r.length for r in load.rows))
             yield kept, cached + state + min(_CHUNKS_BYTES, 2.5 * logits)
     yield kept + working, cached
@@ -305,7 +304,7 @@ class Fitting:
 
     @property
     def options(self) -> str:
-        """The proposal as what to type; empty where it fits or nothing does."""
+        """The proposal as what to type, checkpointing as the recipe's field; empty where it fits or nothing does."""
         if self.fits:
             return ""
         if self.proposal is None:
@@ -316,7 +315,8 @@ class Fitting:
         if self.proposal.zero_stage != self.load.zero_stage:
             changed.append(f"--zero {self.proposal.zero_stage}")
         if self.proposal.checkpointing != self.load.checkpointing:
-            changed.append("checkpointing = true")
+            kind = "adaptation" if self.load.head is None else "fine_tuning"
+            changed.append(f"{kind}.checkpointing = true")
         return " ".join(changed)
 
 

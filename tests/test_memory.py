@@ -151,7 +151,13 @@ def step_bytes(dims, head, lora, checkpointing, micro, tuning) -> tuple[float, f
     with Live(module) as live:
         task.backward(Engine(module), 1)
     load = cell_load(
-        cell, shape, tuning.query_length, tuning.passage_length, micro_batch=micro, weight_bytes=4
+        cell,
+        shape,
+        tuning.query_length,
+        tuning.passage_length,
+        zero_stage=0,  # without DeepSpeed's bucket
+        micro_batch=micro,
+        weight_bytes=4,
     )
     if not load.pruned:  # all terms are active in a random model
         load = dataclasses.replace(load, active_terms=float(shape.vocabulary))
@@ -204,7 +210,7 @@ def test_an_mntp_step(vocabulary, checkpointing, dtype):
     module = MaskedModule(network)
     with Live(module) as live:
         module(ids, ids, chosen)[0].backward()
-    ours = expected(adaptation_load(shape, adaptation, weight_bytes=dtype.itemsize))
+    ours = expected(adaptation_load(shape, adaptation, zero_stage=0, weight_bytes=dtype.itemsize))
     assert 0.95 * live.peak < ours < 1.3 * live.peak
 
 
@@ -258,7 +264,7 @@ def test_zero_shards_state_then_gradients_then_weights():
     # What DeepSpeed keeps gathered for the next use: 1e9 weights.
     assert found[3] == (2 * N / 8 + 2e9, 2 * N / 8 + embeddings + bucket, 12 * N / 8)
     alone = [_states(full(zero_stage=stage))[:3] for stage in range(4)]
-    assert len(set(alone)) == 1  # there is nobody to share with
+    assert len(set(alone[1:])) == 1  # there is nobody to share with
     # fp32 without ZeRO needs no copy of the weights.
     assert _states(full(zero_stage=0, weight_bytes=4))[2] == 8 * N
 
@@ -268,7 +274,7 @@ def test_adapters_have_gradients_and_state_alone():
     weights, gradients, optimizer, _ = _states(cell_load(cell, LLAMA_1B, 64, 128))
     trained = LLAMA_1B.lora_parameters(Lora())
     assert weights == 2 * (LLAMA_1B.parameters + LLAMA_1B.embedding_parameters)
-    assert (gradients, optimizer) == (2 * trained, 12 * trained)
+    assert (gradients, optimizer) == (2 * 2 * trained, 12 * trained)  # with the bucket of ZeRO 1
 
 
 def test_every_worker_holds_the_representations_of_all():
@@ -339,7 +345,7 @@ def test_checkpointing_is_next_where_a_text_alone_is_too_much():
     least = dataclasses.replace(load, checkpointing=True).memory().total
     found = fit(load, least / USABLE * 1.01)
     assert_cheapest(found)
-    assert found.options == "checkpointing = true"
+    assert found.options == "fine_tuning.checkpointing = true"
 
 
 def test_changes_are_combined_in_their_order():
@@ -348,7 +354,7 @@ def test_changes_are_combined_in_their_order():
     least = dataclasses.replace(load, checkpointing=True, micro_batch=1).memory().total
     found = fit(load, least / USABLE * 1.01)
     assert_cheapest(found)
-    assert found.options == "--micro-batch 1 checkpointing = true"
+    assert found.options == "--micro-batch 1 fine_tuning.checkpointing = true"
 
 
 def test_zero_follows_where_state_is_what_is_too_much():
@@ -396,4 +402,4 @@ def test_a_refusal_says_what_to_type():
 def test_mntp_knows_no_micro_batches():
     load = adaptation_load(LLAMA_8B, Adaptation(checkpointing=False), workers=4)
     found = fit(load, 30 * GIB)
-    assert found.options == "checkpointing = true"
+    assert found.options == "adaptation.checkpointing = true"
