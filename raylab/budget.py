@@ -3,13 +3,13 @@
 A multiply-add counts 2 FLOPs. What is counted is matrix products, as they are computed: padding
 included in the blocks, and not in the sparse head. Not counted: embedding (a lookup; where embeddings
 are trained, a scatter-add of T d additions), norms, rotations, softmax, activations, the optimizer's
-update: together below 1 % of a step at any size planned for. A fused attention kernel's own recomputation
-of the scores is how a device computes a step, and not counted either.
+update: these grow with d, or with what is trained, where products grow with d^2. A fused attention
+kernel's own recomputation of the scores is how a device computes a step, and not counted either.
 
 Legend: T tokens of a batch with padding, R without, L padded length of a row, d hidden size, V vocabulary,
 N weights of the linear projections inside the blocks, r LoRA's rank.
 
-    forward      2 N T  +  4 sum(L^2) d_attention layers  (bidirectional: no half is masked out)
+    forward      2 N T  +  4 sum(L^2) d_attention layers  (the whole square, causal or not)
                  sparse head: 2 R d V;  MNTP: 2 d V a selected token
     backward     full: 2 x forward
                  LoRA: 1 x linear (frozen weights need no weight gradient) + 2 x attention + 2 x the
@@ -35,7 +35,7 @@ from typing import Any
 from raylab.config import Adaptation, Cell, ConfigError, FineTuning, HeadKind, Lora, check
 
 # Of the vocabulary, active in a text of an untrained model (performance.md); training without Top-K
-# lowers it to below 1 %. An upper bound: the entries it stands for cost at most 1/3 of one token's logits.
+# lowers it to below 1 %. What it stands for costs a third of one token's logits, or two thirds.
 ACTIVE_SHARE = 0.32
 # Encoders whose feed-forward has two projections, not a decoder's gated three.
 _PLAIN_ENCODERS = {"bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "camembert"}

@@ -373,51 +373,47 @@ def plan_rows(
         encoders: devices that encode; None: as many.
     """
 
-    def row(name: str, flops: float, devices: int, done: float | None = None, **more: str):
-        hours = device_hours(flops if done is None else done, device)
-        blank = dict.fromkeys(("steps", "tokens", "real tokens", "memory a worker", "fits"), "")
-        known = blank | more
+    def row(
+        name: str, flops: float, devices: int, texts: dict[str, str], executed: float | None = None
+    ) -> dict[str, str]:
+        hours = device_hours(flops if executed is None else executed, device)
         return {
             "cell": name,
-            "steps": known["steps"],
-            "tokens": known["tokens"],
-            "real tokens": known["real tokens"],
+            "steps": texts.get("steps", ""),
+            "tokens": texts.get("tokens", ""),
+            "real tokens": texts.get("real tokens", ""),
             "FLOPs": f"{flops:.3g}",
-            "memory a worker": known["memory a worker"],
-            "fits": known["fits"],
+            "memory a worker": texts.get("memory a worker", ""),
+            "fits": texts.get("fits", ""),
             "device hours": f"{hours:.3g}",
             "wall hours": f"{hours / devices:.3g}",
             "price": f"{hours * price_per_hour:,.2f}",
         }
 
-    def fitting(load: Load) -> dict[str, str]:
+    def amounts(steps: int, tokens: float, real_tokens: float, load: Load) -> dict[str, str]:
         # What the device trains in, which is not where the plan is made.
         load = dataclasses.replace(load, weight_bytes=device.weight_bytes)
         found = fit(load, device.memory_bytes)
         return {
+            "steps": f"{steps:,}",
+            "tokens": f"{tokens:.3g}",
+            "real tokens": f"{real_tokens:.3g}",
             "memory a worker": f"{found.needed_bytes / 2**30:.2f} GiB",
             "fits": _fits(found),
         }
 
     rows = []
     for own in plan.cells:
-        texts = {
-            "steps": f"{own.steps:,}",
-            "tokens": f"{own.tokens:.3g}",
-            "real tokens": f"{own.real_tokens:.3g}",
-        }
-        rows.append(
-            row(own.cell, own.flops, workers, own.executed_flops, **texts, **fitting(own.load))
-        )
+        texts = amounts(own.steps, own.tokens, own.real_tokens, own.load)
+        rows.append(row(own.cell, own.flops, workers, texts, own.executed_flops))
     for mntp in plan.adaptations:
-        texts = {"steps": f"{mntp.steps:,}", "tokens": f"{mntp.tokens:.3g}"}
-        texts["real tokens"] = texts["tokens"]
-        rows.append(row(f"mntp-{mntp.name}", mntp.flops, workers, **texts, **fitting(mntp.load)))
+        texts = amounts(mntp.steps, mntp.tokens, mntp.tokens, mntp.load)
+        rows.append(row(f"mntp-{mntp.name}", mntp.flops, workers, texts))
     for own in plan.evaluations:
-        tokens = {"real tokens": f"{own.tokens:.3g}"}
         name, devices = f"{own.name} x {own.cells}", encoders or workers
-        rows.append(row(f"encode {name}", own.encode_flops, devices, **tokens))
-        rows.append(row(f"search {name}", own.search_flops, devices))
+        tokens = {"real tokens": f"{own.tokens:.3g}"}
+        rows.append(row(f"encode {name}", own.encode_flops, devices, tokens))
+        rows.append(row(f"search {name}", own.search_flops, devices, {}))
     return rows
 
 
