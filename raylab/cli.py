@@ -39,6 +39,23 @@ def report(storage: str = "lab") -> None:
         print(f"{label:>14}  {path}")
 
 
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    }
+)
+def plan(context: typer.Context) -> None:
+    """What the paper's grid would take, under the options of experiments/grid.py; nothing is run."""
+    from raylab.config import Grid
+    from raylab.jobs.command import run_experiment
+    from raylab.ladders import PICO
+
+    grid = Grid(PICO, "scifact")
+    raise typer.Exit(run_experiment(plan.__doc__ or "", grid, [*context.args, "--dry-run"]))
+
+
 @app.command()
 def export(run: str, folder: Path, storage: str = "lab") -> None:
     """Copy a trained retriever, such as sparse-pico-1x96-cl-seed0, with its measures on its card.

@@ -529,7 +529,8 @@ class Execution:
     `encoding_actors`: at most so many, of one GPU or `encoder_cpus` CPUs each; 0: as many as the cluster
     has GPUs or CPUs at the time. `no_index`: passages are scored as they are encoded, and neither their
     embeddings nor indexes of them are stored. `shard_passages`: of an embedding shard, which is
-    what one task makes and what is done again when an actor dies.
+    what one task makes and what is done again when an actor dies. `device`: what a worker runs on, by
+    the name it has in a plan; None: asked of the cluster. `concurrent_trials` 0: as many as fit.
     """
 
     storage: str = "lab"
@@ -546,12 +547,15 @@ class Execution:
     checkpoints: int = 4
     max_failures: int = 3
     models_dir: str | None = None
+    device: str | None = None
     ray_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self.workers >= 1, "workers", self.workers, "at least 1")
         check(self.zero_stage in (0, 1, 2, 3), "zero", self.zero_stage, "0, 1, 2 or 3")
         check(self.micro_batch_texts >= 0, "micro_batch_texts", self.micro_batch_texts, "0 or more")
+        at_once = self.concurrent_trials
+        check(at_once >= 0, "concurrent", at_once, "0 (as many as fit) or more")
         actors = self.encoding_actors
         check(actors >= 0, "encoders", actors, "0 (as many as the cluster takes) or more")
         check(self.shard_passages >= 1, "shard_passages", self.shard_passages, "at least 1")

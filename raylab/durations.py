@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raylab.budget import Device
 from raylab.config import Cell, Execution, Grid
 from raylab.families import families, start_of
 from raylab.plan import CellPlan, GridPlan
-from raylab.scheduling import Item
+from raylab.scheduling import Item, Simulated, simulate
+
+_MOST_SHARDS = 256  # of a collection (raylab.encoding)
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,15 @@ class Durations:
         rate = pace.training_flops * self.execution.workers
         return pace.run_s + steps * pace.step_s + flops / rate
 
-    def encoding(
-        self, name: str, cell_group: str, passages: int, after: tuple[str, ...]
-    ) -> list[Item]:
-        """The items of a subject's embedding shards; `cell_group` is HEAD-SIZE."""
-        own = next(own for own in self.plan.evaluations if own.name == cell_group)
-        shards = min(64, max(1, math.ceil(passages / self.execution.shard_passages)))
+    def encoding(self, name: str, group: str, after: tuple[str, ...]) -> list[Item]:
+        """The items of a subject's embedding shards, with what is done of each; `group` is HEAD-SIZE."""
+        own = next(own for own in self.plan.evaluations if own.name == group)
+        shards = min(_MOST_SHARDS, math.ceil(own.passages / self.execution.shard_passages))
         seconds = own.encode_flops / own.cells / self.pace.encoding_flops
-        real_shards = min(256, max(1, math.ceil(passages / self.execution.shard_passages)))
-        seconds += real_shards * self.pace.shard_s
-        return [Item(f"{name}-{i}", "encode", seconds / shards, 1, after) for i in range(shards)]
+        each = seconds / shards + self.pace.shard_s + self.pace.measure_s / shards
+        return [Item(f"{name}-{i}", "encode", each, 1, after) for i in range(shards)]
 
-    def items(self, grid: Grid, passages: int) -> list[Item]:
+    def items(self, grid: Grid) -> list[Item]:
         """A whole grid, nothing of it done: every MNTP, every run, every encoding, the untrained too."""
         cells = grid.cells()
         starts = {
@@ -110,11 +109,23 @@ class Durations:
         }
         items = [self.adaptation(name, start[0].name) for start, name in starts.items()]
         for head, size in dict.fromkeys((c.head, c.backbone.name) for c in cells):
-            items += self.encoding(f"untrained-{head}-{size}", f"{head}-{size}", passages, ())
+            items += self.encoding(f"untrained-{head}-{size}", f"{head}-{size}", ())
         for family in families(cells):
             name = family[-1].run_name
             items.append(self.training(name, family, (starts[start_of(family[0])],)))
             for cell in family:
                 group = f"{cell.head}-{cell.backbone.name}"
-                items += self.encoding(f"encode-{cell.run_name}", group, passages, (name,))
+                items += self.encoding(f"encode-{cell.run_name}", group, (name,))
         return items
+
+    def simulated(self, grid: Grid, devices: int) -> Simulated:
+        """The whole grid on so many devices, start included.
+
+        Raises:
+            ValueError: a run has more workers than there are devices.
+        """
+        found = simulate(self.items(grid), devices)
+        start = self.pace.start_s
+        return replace(
+            found, makespan_s=found.makespan_s + start, trained_s=found.trained_s + start
+        )

@@ -119,7 +119,7 @@ class FineTuningTask:
             for places, part in own:
                 reps[places] = part
             leaves.append(reps.requires_grad_())
-        del encoded
+        del encoded, own, part  # else the loss would have them beside it
         loss = self._loss(leaves, batch, step)
         gradients = torch.autograd.grad(loss * rank_and_world()[1], leaves)
         for number, ((kind, places), state) in enumerate(zip(parts, states, strict=True)):

@@ -28,7 +28,7 @@ from raylab.config import Adaptation, Cell, ConfigError, Execution, Grid, quaran
 from raylab.data.collections import TRAIN, read_passages, read_queries, read_topics
 from raylab.data.faults import Fault, OnFault, refuse
 from raylab.data.sources import Source
-from raylab.memory import Fitting, Load, adaptation_load, cell_load, fit
+from raylab.memory import Fitting, Load, adaptation_load, cell_load, check_memory, fit
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer
 
@@ -88,6 +88,7 @@ class EvaluationPlan:
 
     name: str
     cells: int
+    passages: int
     tokens: float
     encode_flops: float
     search_flops: float
@@ -284,13 +285,15 @@ def _plan_evaluation(
         search = sparse_search_flops(queries, sizes.passages, shared)
     else:
         search = dense_search_flops(queries, sizes.passages, shape.hidden)
-    return EvaluationPlan(f"{cell.head}-{cell.backbone.name}", 1, tokens, flops, search)
+    name = f"{cell.head}-{cell.backbone.name}"
+    return EvaluationPlan(name, 1, sizes.passages, tokens, flops, search)
 
 
 def _added(one: EvaluationPlan, other: EvaluationPlan) -> EvaluationPlan:
     return EvaluationPlan(
         one.name,
         one.cells + other.cells,
+        one.passages,
         one.tokens + other.tokens,
         one.encode_flops + other.encode_flops,
         one.search_flops + other.search_flops,
@@ -356,6 +359,18 @@ def _batch_lengths(cell: Cell, sample: _Sample) -> Lengths:
         float(queries.mean()),
         float(passages.mean()),
     )
+
+
+def check_plan(plan: GridPlan, device_bytes: float) -> None:
+    """Refuse a grid of which something does not fit a worker's device.
+
+    Raises:
+        ConfigError: names it, and what would make it fit.
+    """
+    for own in plan.cells:
+        check_memory(own.cell, fit(own.load, device_bytes))
+    for mntp in plan.adaptations:
+        check_memory(f"mntp-{mntp.name}", fit(mntp.load, device_bytes))
 
 
 def plan_rows(

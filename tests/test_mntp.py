@@ -78,7 +78,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_masked_tokens(model_folder, tmp
     ensure_process_group()
     task = make_mntp(model_folder, tmp_path)
     total, _, count = naive(task.module.model.eval(), *task.blocks.batch(2))
-    engine = make_engine(task.module, 12, optimization(zero=0))
+    engine = make_engine(task.module, lambda: 12, optimization(zero=0))
     assert task.backward(engine, 2) == pytest.approx(total / count, rel=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_a_negative_number_of_held_out_blocks_is_refused():
 def test_held_out_numbers_are_those_of_a_naive_loop(model_folder, tmp_path):
     ensure_process_group()
     task = make_mntp(model_folder, tmp_path, dropout=0.5, held_out_blocks=7)
-    engine = make_engine(task.module, 12, optimization(zero=0))
+    engine = make_engine(task.module, lambda: 12, optimization(zero=0))
     engine.train()
     state = torch.get_rng_state()
     measured = task.evaluate(engine)

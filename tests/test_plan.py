@@ -293,7 +293,7 @@ def test_rows_hold_the_arithmetic_of_hours_and_price():
         CellPlan("large", 5, 1.0, 1.0, 1.0, 3.6e15, 4.8e15, parameters=1, load=large),
     )
     mntp = AdaptationPlan("1b", 100, 2e6, 9e14, small)
-    evaluation = EvaluationPlan("dense-1b", 3, 7e6, 3.6e15, 1.8e12)
+    evaluation = EvaluationPlan("dense-1b", 3, 1000, 7e6, 3.6e15, 1.8e12)
     plan = GridPlan(cells, (mntp,), (evaluation,))
     rows = plan_rows(plan, device, price_per_hour=2.5, workers=4, encoders=8)
     assert [r["cell"] for r in rows] == [

@@ -14,10 +14,12 @@ from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
 from raylab.artifacts import Store
+from raylab.budget import DEVICES
 from raylab.config import Execution
 
 log = logging.getLogger("raylab")
 T = TypeVar("T")
+_ACCELERATOR = "accelerator_type:"
 _RETRY_ADVICE = "\nFailed to apply UDF "
 
 # One thread a worker: several single-threaded workers beat one that shares the cores (performance.md).
@@ -80,6 +82,27 @@ def core() -> float:
     """How many of Ray's CPUs stand for one core: more than one on an own cluster of few cores."""
     cores = sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
     return max(1.0, cores / (os.cpu_count() or 1)) if len(ray.nodes()) == 1 else 1.0
+
+
+def device_bytes(execution: Execution, devices: int) -> float | None:
+    """Memory of what a worker runs on; None where nobody can tell.
+
+    Of the device that `execution` names, of the smallest GPU that the nodes tell of, or a share of the
+    cluster's memory, on CPUs of which `devices` train at once.
+    """
+    if execution.device is not None:
+        return DEVICES[execution.device].memory_bytes
+    if not execution.use_gpu:
+        return ray.cluster_resources().get("memory", 0.0) / max(devices, 1) or None
+    kinds = {
+        key.removeprefix(_ACCELERATOR).lower()
+        for node in ray.nodes()
+        for key in node["Resources"]
+        if key.startswith(_ACCELERATOR)
+    }
+    # Ray tells A100 of both sizes: the smaller one counts.
+    known = [d.memory_bytes for kind in kinds for d in DEVICES.values() if d.name.startswith(kind)]
+    return min(known, default=None)
 
 
 def unwrapped(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:

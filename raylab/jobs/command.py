@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.artifacts import StorageError, Store
+from raylab.budget import DEVICES
 from raylab.config import CHARGES, PRECISIONS, ConfigError, Execution, Grid
 from raylab.contract import Budget, parse_budget, parse_budgets
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
+from raylab.durations import Durations, Pace
 from raylab.ladders import LADDERS, find_ladder
 from raylab.models.teachers import check_teacher
 from raylab.plan import named_device, plan_grid, plan_rows
@@ -113,7 +115,7 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
         metavar="TEXTS",
         help="texts a worker encodes with gradients at once; 0: its whole share of the batch",
     )
-    how.add_argument("--concurrent", type=int, default=2, help="cells trained at once")
+    how.add_argument("--concurrent", type=int, default=2, help="runs at once; 0: as many as fit")
     how.add_argument(
         "--encoders",
         type=int,
@@ -140,7 +142,16 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the plan of every cell and stop"
     )
     plan.add_argument(
-        "--device", default=None, help="what to plan for: cpu-core, a100-80gb, h100, h200"
+        "--device",
+        default=None,
+        help=f"what a worker runs on: {', '.join(DEVICES)}; none: a plan is for the ladder's usual one, and "
+        "a run asks the cluster",
+    )
+    plan.add_argument(
+        "--devices",
+        type=int,
+        default=None,
+        help="devices of the cluster, for the predicted time; none: --concurrent times --workers",
     )
     plan.add_argument(
         "--efficiency",
@@ -195,6 +206,7 @@ def chosen(options: argparse.Namespace, grid: Grid) -> tuple[Grid, Execution]:
         no_index=options.no_index,
         use_gpu=options.gpu,
         models_dir=options.models,
+        device=options.device and named_device(options.device).name,
     )
     return grid, execution
 
@@ -219,12 +231,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def show_plan(
     grid: Grid, execution: Execution, options: argparse.Namespace, console: Console
 ) -> None:
-    """Print the plan of every cell."""
-    device = named_device(
-        options.device or ("cpu-core" if grid.ladder.name == "pico" else "a100-80gb")
-    )
+    """Print the plan of every cell, and how long the whole would take."""
+    name = options.device or ("cpu-core" if grid.ladder.name == "pico" else "a100-80gb")
+    device = named_device(name, options.efficiency)
     plan = plan_grid(grid, open_collection(grid.collection), execution)
-    rows = plan_rows(plan, device, options.gpu_hour_rate, execution.workers)
+    encoders = execution.encoding_actors or None
+    rows = plan_rows(plan, device, options.gpu_hour_rate, execution.workers, encoders)
     table = Table(
         title=f"{len(plan.cells)} cells on {device.name} at {device.efficiency:.0%} of {device.peak_flops:.3g} FLOP/s"
     )
@@ -237,6 +249,13 @@ def show_plan(
     console.print(
         f"in all {plan.flops:.3g} FLOPs, {hours:.3g} device hours, {hours * options.gpu_hour_rate:,.2f} "
         f"at {options.gpu_hour_rate} an hour"
+    )
+    devices = options.devices or (execution.concurrent_trials or 1) * execution.workers
+    pace = None if name == "cpu-core" and options.efficiency is None else Pace.of(device)
+    found = Durations(plan, execution, pace).simulated(grid, devices)
+    console.print(
+        f"on {devices} of them: {found.makespan_s / 3600:.3g} h, of which {found.trained_s / 3600:.3g} h "
+        f"until the last run is trained; {found.utilisation:.0%} of the devices' time used"
     )
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from raylab import report
 from raylab.artifacts import DamagedArtifact, Store
+from raylab.budget import DEVICES
 from raylab.config import ConfigError, Execution, Grid
 from raylab.data.sources import Source, open_collection
 from raylab.jobs.collect import collect
@@ -25,7 +26,7 @@ from raylab.jobs.driver import sole_driver
 from raylab.jobs.monitor import Monitor
 from raylab.jobs.teach import SHIPPED
 from raylab.jobs.walk import Walk
-from raylab.plan import plan_grid
+from raylab.plan import check_plan, plan_grid
 from raylab.results import PER_QUERY, read_table
 
 log = logging.getLogger("raylab")
@@ -52,6 +53,8 @@ def run_grid(grid: Grid, execution: Execution, plain: bool | None = None) -> Out
     source = open_collection(grid.collection)
     teacher = choose_teacher(grid, source)
     plan = plan_grid(grid, source, execution, evaluation=False)  # refuses what cannot run
+    if execution.device is not None:  # else the cluster is asked, once it is there
+        check_plan(plan, DEVICES[execution.device].memory_bytes)
     store = Store(execution.storage)
     with sole_driver(store):
         for _ in range(_DAMAGE_ROUNDS):

@@ -13,7 +13,7 @@ from raylab.data.sources import EMBEDDED, Source
 from raylab.durations import Durations
 from raylab.families import Start, families, start_of
 from raylab.jobs.arrays import make_arrays
-from raylab.jobs.cluster import connect
+from raylab.jobs.cluster import connect, device_bytes
 from raylab.jobs.collect import Walked
 from raylab.jobs.encode import EncodeTask, Subject
 from raylab.jobs.filling import filling
@@ -35,7 +35,7 @@ from raylab.jobs.train import (
 from raylab.jobs.trials import Job, Turns, run_trials
 from raylab.models.backbone import weights_fingerprint
 from raylab.models.hub import load_tokenizer
-from raylab.plan import GridPlan
+from raylab.plan import GridPlan, check_plan
 from raylab.scheduling import Item, Queue
 
 
@@ -54,7 +54,7 @@ class Walk:
         stack: contextlib.ExitStack,
     ):
         self.grid, self.execution, self.source, self.teacher = grid, execution, source, teacher
-        self.store, self.monitor, self.stack = store, monitor, stack
+        self.plan, self.store, self.monitor, self.stack = plan, store, monitor, stack
         self.cells = grid.cells()
         self.backbones = list(dict.fromkeys(cell.backbone for cell in self.cells))
         self.weights = {b: weights_fingerprint(b, execution.models_dir) for b in self.backbones}
@@ -156,6 +156,7 @@ class Walk:
         missing = [start for start in wanted if self.store.find(starts[start]) is None]
         if chosen or missing:
             self.ray()
+            self._check_memory()
             self.monitor.enter("train", len(missing) + len(self.cells), len(self.monitor.spent))
             jobs: dict[str, Job] = {}
             items: list[Item] = []
@@ -177,6 +178,16 @@ class Walk:
         }
         trained = {cell: self.store.find(address) for cell, address in cells.items()}
         return adapted, {cell: a for cell, a in trained.items() if a is not None}
+
+    def _check_memory(self) -> None:
+        """Refuse, before anything is trained, what does not fit; say so where nobody knows."""
+        limit = device_bytes(self.execution, training_devices(self.execution))
+        if limit is None:
+            self.monitor.say(
+                "memory is not checked: the cluster tells no known device; give --device"
+            )
+        else:
+            check_plan(self.plan, limit)
 
     def _run(
         self,
