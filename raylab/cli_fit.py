@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from raylab.scaling import Claim, Facts, Fit, Forecast, Optimum, Series
 
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 200)
 _LAWS = ("size", "data", "joint", "chinchilla")
 _SEARCH_LAWS = ("retrieval_flops", "index_bytes")  # of sparse retrievers
 _HELD_OUT = {"data": ("budget",), "joint": ("size", "budget"), "chinchilla": ("size", "budget")}

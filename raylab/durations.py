@@ -38,15 +38,15 @@ class Pace:
         return cls(60.0, 0.0, rate, rate, 1.0, 0.0, 120.0)
 
 
-# Measured on one of two shared cores with the pico ladder (docs/log.md, the durations' own section).
+# Measured on one of two shared cores, from the ledger of experiments/isoflop.py (docs/log.md).
 CORE = Pace(
-    run_s=14.0,
-    step_s=0.012,
-    training_flops=2.6e10,
-    encoding_flops=3.0e10,
-    shard_s=0.4,
-    measure_s=6.0,
-    start_s=30.0,
+    run_s=30.0,
+    step_s=0.026,
+    training_flops=3.4e10,
+    encoding_flops=5.0e10,
+    shard_s=0.1,
+    measure_s=3.6,
+    start_s=20.0,
 )
 
 

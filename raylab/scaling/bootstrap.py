@@ -108,6 +108,9 @@ def _own_variance(deviations_RQ: np.ndarray, tangent_RP: np.ndarray) -> float:
     return float((outside**2).sum()) / ((queries - 1) * (runs - base.shape[1]) * queries)
 
 
+_LARGEST = 1e300
+
+
 def interval(value: np.ndarray | float, draws: np.ndarray, confidence: float = 0.95) -> Interval:
     """The percentile interval of draws along their first axis, about a value of the other axes.
 
@@ -115,7 +118,8 @@ def interval(value: np.ndarray | float, draws: np.ndarray, confidence: float = 0
     inside as often as it should be.
     """
     tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=0, method="weibull")
+    finite = np.clip(draws, -_LARGEST, _LARGEST)  # between two infinities there is no quantile
+    low, high = np.quantile(finite, [tail, 1 - tail], axis=0, method="weibull")
     if np.ndim(value) == 0:
         return Interval(float(value), float(low), float(high))
     return Interval(value, low, high)  # pyright: ignore[reportArgumentType]

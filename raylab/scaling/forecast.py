@@ -127,7 +127,8 @@ def _predict(
     measured = float(held_out.losses_R[own].mean())
     shift_B = log_shift(shift_BR[:, own].mean(1))
     noise_B = fitted.run_scale_B * rng.normal(size=len(draws)) / np.sqrt(len(own))
-    predicted = interval(float(value), draws * np.exp(noise_B - shift_B), fitted.confidence)
+    factor_B = np.exp(np.minimum(noise_B - shift_B, 600.0))
+    predicted = interval(float(value), draws * factor_B, fitted.confidence)
     size, variant, budget = held_out.designs[own[0]]
     return Predicted(
         size=size,

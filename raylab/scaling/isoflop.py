@@ -15,6 +15,7 @@ from raylab.scaling.bootstrap import Interval, interval
 from raylab.scaling.fit import Fit
 from raylab.scaling.points import Facts, Series
 
+_TINY, _WIDEST = 1e-300, 600.0  # of a factor; of log N
 _FEWEST_SIZES = 3
 
 
@@ -105,7 +106,8 @@ def _optimal_log_n(law: str, values_SP: np.ndarray, names: list[str], log_c: flo
     """log N* at log (C/k), float64 [S]."""
     by_name = dict(zip(names, np.moveaxis(values_SP, -1, 0), strict=True))
     a, b = by_name["a"], by_name["b"]
-    log_a, log_b = np.log(by_name["A"]), np.log(by_name["B"])
+    # A term that a draw has none of is as good as none: its optimum is at the end of all sizes.
+    log_a, log_b = (np.log(np.maximum(by_name[name], _TINY)) for name in ("A", "B"))
     if law == "joint":
         log_a, a, b = log_a * a / b, a / b, np.ones_like(b)
     return (np.log(a / b) + log_a - log_b) / (a + b) + b / (a + b) * log_c
@@ -116,7 +118,7 @@ def _surface(fit: Fit, spent: float, k: float, facts: dict[str, Any]) -> Optimum
     own_P = np.array([one.value for one in fit.parameters.values()])
     log_c = np.log(spent / k)
     log_n = float(_optimal_log_n(fit.law, own_P, names, log_c))
-    log_n_B = _optimal_log_n(fit.law, fit.draws_BP, names, log_c)
+    log_n_B = np.clip(_optimal_log_n(fit.law, fit.draws_BP, names, log_c), -_WIDEST, _WIDEST)
     at = names.index("a"), names.index("b")
     exponent_B = fit.draws_BP[:, at[1]] / fit.draws_BP[:, list(at)].sum(1)
     low, high = facts["tried"]

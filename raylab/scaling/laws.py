@@ -107,7 +107,9 @@ def _joint_term(theta_SP: np.ndarray, x_RK: np.ndarray) -> tuple[np.ndarray, lis
     log_sum = np.logaddexp(of_n, of_d)
     share = np.exp(of_n - log_sum)
     term = np.exp(b * log_sum)
-    by_b = log_sum - share * of_n - (1 - share) * (of_d + x_d)
+    # x log x style limit: a term with no share adds nothing, however far off it is.
+    weighted = np.where(share > 0, share * of_n, 0.0)
+    by_b = log_sum - weighted - (1 - share) * (of_d + x_d)
     return term, [term * share, -x_n * term * share, term * (1 - share), term * by_b]
 
 

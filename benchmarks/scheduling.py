@@ -1,0 +1,96 @@
+"""Makespan and utilisation of the paper's grid on 4 to 64 GPUs, by the queue that runs it.
+
+The paper's 18 cells (3 sizes x 2 heads x 3 objectives) on H100s at 40 % of their peak, 4 GPUs a run, MNTP and
+encoding of MS MARCO's 8.84 M passages included; durations by the cost model. Beside it what a staged run
+would take: all MNTP, then all cells in the grid's order, then all encoding.
+
+    python benchmarks/scheduling.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from raylab.budget import DEVICES, Rows, Shape, adaptation_flops, encode_flops
+from raylab.config import Cell, Execution, Grid
+from raylab.durations import Durations, Pace
+from raylab.ladders import LLAMA3
+from raylab.memory import adaptation_load
+from raylab.plan import AdaptationPlan, EvaluationPlan, GridPlan, Lengths, plan_cell
+from raylab.scheduling import Item, simulate
+
+SHAPES = {
+    "1b": Shape(16, 2048, 8192, 32, 8, 64, 128_256, True),
+    "3b": Shape(28, 3072, 8192, 24, 8, 128, 128_256, True),
+    "8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256, False),
+}
+PASSAGES, TRAINING_QUERIES = 8_841_823, 532_751
+# Tokens of MS MARCO's texts: a batch is padded to its longest, at most 128; 700 M tokens in all passages.
+LENGTHS = Lengths(query=24, passage=128, real_query=9, real_passage=76)
+MEAN_PASSAGE = 79
+WORKERS = 4
+GPUS = (4, 8, 32, 64)
+EXECUTION = Execution(workers=WORKERS, use_gpu=True, zero_stage=2)
+
+
+def paper_plan(grid: Grid) -> GridPlan:
+    """The plan of the grid from the models' shapes alone: no model, no collection is read."""
+    cells = [
+        plan_cell(cell, SHAPES[cell.backbone.name], LENGTHS, EXECUTION, TRAINING_QUERIES)
+        for cell in grid.cells()
+    ]
+    mntp = grid.ladder.recipe.adaptation
+    adaptations = [
+        AdaptationPlan(
+            size,
+            mntp.steps,
+            float(mntp.steps * mntp.batch_blocks * mntp.block_length),
+            adaptation_flops(shape, mntp),
+            adaptation_load(shape, mntp, WORKERS, EXECUTION.zero_stage, 2),
+        )
+        for size, shape in SHAPES.items()
+    ]
+    evaluations = [_evaluation(cell) for cell in grid.cells() if cell.objective == "cl"]
+    return GridPlan(tuple(cells), tuple(adaptations), tuple(evaluations))
+
+
+def _evaluation(cell: Cell) -> EvaluationPlan:
+    each = encode_flops(SHAPES[cell.backbone.name], Rows(1, MEAN_PASSAGE), cell.head)
+    name = f"{cell.head}-{cell.backbone.name}"
+    return EvaluationPlan(name, 1, PASSAGES, PASSAGES * MEAN_PASSAGE, PASSAGES * each, 0.0)
+
+
+def staged(items: list[Item], devices: int) -> float:
+    """Seconds where each stage waits for the one before, cells in the grid's order, four GPUs each."""
+    total = 0.0
+    for kind in ("adapt", "train", "encode"):
+        slots = [0.0] * (devices if kind == "encode" else devices // WORKERS)
+        for item in items:
+            if item.kind == kind:
+                first = slots.index(min(slots))
+                slots[first] += item.seconds
+        total += max(slots)
+    return total
+
+
+def main() -> None:
+    pace = Pace.of(DEVICES["h100"])
+    fixed = Grid(LLAMA3, "msmarco")
+    epochs = dataclasses.replace(fixed, epochs="recipe")
+    print("| budget | GPUs | makespan | trained after | used | bound | staged |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for name, grid in (("5.5e19 FLOPs a cell", fixed), ("the paper's epochs", epochs)):
+        durations = Durations(paper_plan(grid), EXECUTION, pace)
+        items = durations.items(grid)
+        for gpus in GPUS:
+            found = simulate(items, gpus)
+            hours = [seconds / 3600 for seconds in (found.makespan_s, found.trained_s)]
+            bound = sum(item.seconds * item.devices for item in items) / gpus / 3600
+            print(
+                f"| {name} | {gpus} | {hours[0]:.1f} h | {hours[1]:.1f} h | {found.utilisation:.1%} "
+                f"| {bound:.1f} h | {staged(items, gpus) / 3600:.1f} h |"
+            )
+
+
+if __name__ == "__main__":
+    main()
