@@ -13,6 +13,7 @@ ROOMS = [
     "raylab.budget",
     "raylab.memory",
     "raylab.data",
+    "raylab.energy",
     "raylab.losses",
     "raylab.distributed",
     "raylab.models",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import shutil
 import tempfile
 import time
@@ -23,7 +24,8 @@ from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.groups import open_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
-from raylab.distributed import barrier, rank_and_world
+from raylab.distributed import barrier, rank_and_world, summed
+from raylab.energy import Meter
 from raylab.engine import Optimization, gathered, learning_rate, seed_worker
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
 from raylab.jobs.ingest import PASSAGES
@@ -250,8 +252,19 @@ def _summary(done: Progress, history: History, reporter: RayReporter) -> dict[st
         "train_seconds": seconds,
         "device_seconds": seconds * workers,
         "history": history,
+        "energy_j": _joules(reporter.meter),
         **reporter.journal.lost(),
     }
+
+
+def _joules(meter: Meter) -> float | None:
+    """Of this session of the run: all workers' GPUs, or rank 0's machine."""
+    own = meter.joules()
+    if meter.gpu is None:
+        return own
+    device = torch.device("cuda", meter.gpu)
+    (total,) = summed(torch.tensor(float("nan") if own is None else own, device=device))
+    return None if math.isnan(total) else total
 
 
 def _commit(
@@ -284,6 +297,7 @@ class RayReporter:
     def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str]):
         self.names, self.board = names, job.board
         self.journal = Journal(job.store, f"{RUNS}/{run_folder(job)}", rank_and_world()[0] == 0)
+        self.meter = Meter(torch.cuda.current_device() if job.execution.use_gpu else None)
         self.last = 0.0
 
     @contextlib.contextmanager

@@ -129,6 +129,9 @@ def test_kill_a_train_worker(small, undisturbed_lab, undisturbed):
     output, _ = driver.communicate(timeout=DEADLINE_S)
     assert driver.returncode == 0, output[-3000:]
     pd.testing.assert_frame_equal(measures(lab), undisturbed)
+    ledger = pd.read_parquet(lab / "ledger.parquet")
+    retries = ledger.loc[ledger["stage"] == "retriever", "retries"]
+    assert retries.max() == 1, "the ledger tells of the worker that died"
 
 
 def test_kill_an_encoding_actor(small, undisturbed_lab, undisturbed):
