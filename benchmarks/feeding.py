@@ -24,12 +24,13 @@ import torch
 from training_step import PlainEngine
 
 from raylab.budget import Shape, passages_per_query
-from raylab.config import HEADS, OBJECTIVES, Cell, HeadKind, ObjectiveName
+from raylab.config import HEADS, OBJECTIVES, HeadKind, ObjectiveName
 from raylab.data.batches import TrainingBatches
 from raylab.data.groups import Groups, Ragged, Strings
 from raylab.data.tokens import PassageStore, write_store
 from raylab.engine import seed_worker
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
+from raylab.grid import Cell
 from raylab.ladders import LADDERS
 from raylab.models.backbone import add_lora
 from raylab.models.hub import load_base, load_tokenizer

@@ -12,8 +12,9 @@ from __future__ import annotations
 import dataclasses
 
 from raylab.budget import DEVICES, Rows, Shape, adaptation_flops, encode_flops
-from raylab.config import Cell, Execution, Grid
+from raylab.config import Execution
 from raylab.durations import Durations, Pace
+from raylab.grid import Cell, Grid
 from raylab.ladders import LLAMA3
 from raylab.memory import adaptation_load
 from raylab.plan import AdaptationPlan, EvaluationPlan, GridPlan, Lengths, plan_cell

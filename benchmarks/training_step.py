@@ -25,9 +25,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from raylab.budget import DEVICES, Rows, Shape, encode_flops, train_flops
-from raylab.config import HEADS, Backbone, Cell, FineTuning, HeadKind, Lora
+from raylab.config import HEADS, Backbone, FineTuning, HeadKind, Lora
 from raylab.data.batches import Batch, Draw
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
+from raylab.grid import Cell
 from raylab.models.backbone import (
     add_lora,
     attention_for,

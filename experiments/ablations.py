@@ -6,7 +6,7 @@ The FLOPS weights trade quality against sparsity: the report shows both. Another
 python experiments/ablations.py --storage lab-ablations
 """
 
-from raylab.config import Grid
+from raylab.grid import Grid
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO
 from raylab.variants import ablation_variants

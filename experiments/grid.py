@@ -4,7 +4,7 @@ python experiments/grid.py                     the embedded default, on a laptop
 python experiments/grid.py --ladder llama3 --collection DIR --gpu --workers 8 --storage s3://...
 """
 
-from raylab.config import Grid
+from raylab.grid import Grid
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO
 

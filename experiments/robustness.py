@@ -5,7 +5,7 @@ The paper's claim (2502.15526) is that sparse retrievers stand it better than de
 python experiments/robustness.py --storage lab-robustness --seeds 2
 """
 
-from raylab.config import Grid
+from raylab.grid import Grid
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO
 from raylab.variants import corruption_variants

@@ -32,7 +32,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylab.config import Adaptation, Cell, ConfigError, FineTuning, HeadKind, Lora, check
+from raylab.config import Adaptation, ConfigError, FineTuning, HeadKind, Lora, check
+from raylab.grid import Cell
 
 # Of the vocabulary, active in a text of an untrained model (performance.md); training without Top-K
 # lowers it to below 1 %. What it stands for costs a third of one token's logits, or two thirds.

@@ -48,7 +48,7 @@ def report(storage: str = "lab") -> None:
 )
 def plan(context: typer.Context) -> None:
     """What the paper's grid would take, under the options of experiments/grid.py; nothing is run."""
-    from raylab.config import Grid
+    from raylab.grid import Grid
     from raylab.jobs.command import run_experiment
     from raylab.ladders import PICO
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raylab.budget import budget_flops_of_hours, planned_steps
-from raylab.config import Cell, ConfigError
+from raylab.config import ConfigError
+from raylab.grid import Cell
 from raylab.plan import named_device
 
 _LOOKED_AT = (

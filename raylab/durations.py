@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raylab.budget import Device
-from raylab.config import Cell, Execution, Grid
+from raylab.config import Execution
 from raylab.families import families, start_of
+from raylab.grid import Cell, Grid
 from raylab.plan import CellPlan, GridPlan
 from raylab.scheduling import Item, Simulated, simulate
 

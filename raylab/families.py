@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raylab.config import Adaptation, Backbone, Cell
+from raylab.config import Adaptation, Backbone
+from raylab.grid import Cell
 
 Start = tuple[Backbone, Adaptation]
 """What a cell's fine-tuning starts from: a backbone, and the MNTP it went through."""

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from raylab.budget import Rows, Shape, fine_tuning_flops
-from raylab.config import Cell, HeadKind
+from raylab.config import HeadKind
 from raylab.data.batches import Batch, TrainingBatches
 from raylab.distributed import gather_with_gradient, rank_and_world
 from raylab.engine import random_state, restore_random_state
+from raylab.grid import Cell
 from raylab.losses import (
     flops_regularizer,
     flops_weight,

@@ -35,11 +35,10 @@ from raylab.config import (
     Encoding,
     FineTuning,
     HeadKind,
-    Ladder,
     Lora,
     ObjectiveName,
-    Recipe,
 )
+from raylab.grid import Ladder, Recipe
 
 D = TypeVar("D")
 

@@ -32,7 +32,8 @@ from raylab.budget import (
     passages_per_query,
     selected_tokens,
 )
-from raylab.config import Adaptation, Cell, ConfigError, HeadKind, Lora
+from raylab.config import Adaptation, ConfigError, HeadKind, Lora
+from raylab.grid import Cell
 
 USABLE = 0.9  # of a device's memory
 # DeepSpeed's defaults, which raylab leaves as they are: elements of a reduction bucket at most, and

@@ -24,10 +24,11 @@ from raylab.budget import (
     planned_steps,
     sparse_search_flops,
 )
-from raylab.config import Adaptation, Cell, ConfigError, Execution, Grid, quarantined_kinds
+from raylab.config import Adaptation, ConfigError, Execution, quarantined_kinds
 from raylab.data.collections import TRAIN, read_passages, read_queries, read_topics
 from raylab.data.faults import Fault, OnFault, refuse
 from raylab.data.sources import Source
+from raylab.grid import Cell, Grid
 from raylab.memory import Fitting, Load, adaptation_load, cell_load, check_memory, fit
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer

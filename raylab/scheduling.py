@@ -109,7 +109,6 @@ class Queue:
                 if not left:
                     self._make_ready(other)
 
-
     def drop(self, name: str) -> None:
         """The item failed: whatever waits for it will not run."""
         del self.running[name]

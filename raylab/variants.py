@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raylab.config import Variant
+from raylab.grid import Variant
 
 # The shared stable phase of WSD: what else depends on a run's length is said in steps (2405.18392). Small
 # batches, so that a step of the largest size is below 2 % of the smallest budget.

@@ -40,9 +40,10 @@ from raylab.budget import (
     sparse_search_flops,
     train_flops,
 )
-from raylab.config import LORA_TARGETS, Adaptation, Backbone, Cell, ConfigError, FineTuning, Lora
+from raylab.config import LORA_TARGETS, Adaptation, Backbone, ConfigError, FineTuning, Lora
 from raylab.evaluation.efficiency import TermCounts, retrieval_flops
 from raylab.fine_tuning import FineTuningModule
+from raylab.grid import Cell
 from raylab.mntp import next_token_losses
 from raylab.models import sparse_head
 from raylab.models.backbone import add_lora, hidden_states, output_weight

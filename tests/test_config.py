@@ -9,18 +9,14 @@ import pytest
 from raylab.config import (
     Adaptation,
     Backbone,
-    Cell,
     ConfigError,
     Encoding,
     Execution,
     FineTuning,
-    Grid,
-    Ladder,
     Lora,
-    Recipe,
-    Variant,
     identity,
 )
+from raylab.grid import Cell, Grid, Ladder, Recipe, Variant
 from raylab.ladders import PICO
 
 BACKBONE = Backbone("1b", "somewhere/1b")

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylab.budget import DEVICES
-from raylab.config import Adaptation, Backbone, Cell, ConfigError, FineTuning
+from raylab.config import Adaptation, Backbone, ConfigError, FineTuning
 from raylab.contract import Budget, parse_budget, parse_budgets, steps_of
+from raylab.grid import Cell
 
 H100 = DEVICES["h100"]
 

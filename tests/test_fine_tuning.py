@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.config import ConfigError, Execution, Grid
+from raylab.config import ConfigError, Execution
 from raylab.distributed import ensure_process_group
 from raylab.engine import make_engine, random_state, seed_worker
 from raylab.fine_tuning import micro_batches
+from raylab.grid import Grid
 from raylab.jobs.command import chosen, parser
 from raylab.ladders import PICO
 from raylab.plan import Lengths, plan_cell

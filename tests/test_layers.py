@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A room may import from rooms before it in this list, and from itself.
 ROOMS = [
     "raylab.config",
+    "raylab.grid",
     "raylab.artifacts",
     "raylab.budget",
     "raylab.memory",

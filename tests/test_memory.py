@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from raylab.budget import ACTIVE_SHARE, Rows, Shape
-from raylab.config import Adaptation, Backbone, Cell, ConfigError, FineTuning, Lora
+from raylab.config import Adaptation, Backbone, ConfigError, FineTuning, Lora
 from raylab.data.batches import Batch
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
+from raylab.grid import Cell
 from raylab.memory import (
     USABLE,
     Load,

@@ -10,10 +10,11 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from raylab.budget import Device, Rows, Shape, encode_flops
-from raylab.config import ConfigError, Execution, Grid, Lora
+from raylab.config import ConfigError, Execution, Lora
 from raylab.data.collections import is_validation, read_topics
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
+from raylab.grid import Grid
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO, find_ladder
 from raylab.memory import USABLE, Load

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from raylab.budget import Shape, passages_per_query
-from raylab.config import Backbone, Cell, FineTuning, Lora
+from raylab.config import Backbone, FineTuning, Lora
 from raylab.data.batches import TrainingBatches
 from raylab.data.groups import Groups, Ragged
 from raylab.data.tokens import PassageStore, write_store
 from raylab.engine import Optimization, seed_worker
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
+from raylab.grid import Cell
 from raylab.models.backbone import add_lora
 from raylab.models.hub import load_base
 from raylab.training import run

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 
 from raylab.artifacts import Artifact, Store
 from raylab.budget import Shape
-from raylab.config import Backbone, Cell, Execution
+from raylab.config import Backbone, Execution
 from raylab.evaluation.entropy import MEASURE as ENTROPY_MEASURE
 from raylab.evaluation.intervals import mean_interval
+from raylab.grid import Cell
 from raylab.jobs.encode import Subject
 from raylab.jobs.profile import ENTROPY
 from raylab.models.backbone import load_config, resolve_source

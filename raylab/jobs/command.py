@@ -14,11 +14,12 @@ from rich.table import Table
 
 from raylab.artifacts import StorageError, Store
 from raylab.budget import DEVICES
-from raylab.config import CHARGES, PRECISIONS, ConfigError, Execution, Grid
+from raylab.config import PRECISIONS, ConfigError, Execution
 from raylab.contract import Budget, parse_budget, parse_budgets
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.durations import Durations, Pace
+from raylab.grid import CHARGES, Grid
 from raylab.ladders import LADDERS, find_ladder
 from raylab.models.teachers import check_teacher
 from raylab.plan import named_device, plan_grid, plan_rows

@@ -19,8 +19,9 @@ import pandas as pd
 from raylab import report
 from raylab.artifacts import DamagedArtifact, Store
 from raylab.budget import DEVICES
-from raylab.config import ConfigError, Execution, Grid
+from raylab.config import ConfigError, Execution
 from raylab.data.sources import Source, open_collection
+from raylab.grid import Grid
 from raylab.jobs.collect import collect
 from raylab.jobs.driver import sole_driver
 from raylab.jobs.monitor import Monitor

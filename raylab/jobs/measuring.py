@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from raylab.artifacts import Address, Artifact, DamagedArtifact, Store
-from raylab.config import Cell, Execution, Recipe
+from raylab.config import Execution
 from raylab.data.collections import TRAIN
 from raylab.encoding import shards
+from raylab.grid import Cell, Recipe
 from raylab.jobs.collect import BM25
 from raylab.jobs.encode import EncodeTask, Subject, encode_all, passage_task, query_task
 from raylab.jobs.ingest import PASSAGES

@@ -17,15 +17,8 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raylab.artifacts import Address, Artifact, Store
-from raylab.config import (
-    COST_MODEL,
-    Adaptation,
-    Backbone,
-    Cell,
-    Encoding,
-    Execution,
-    identity,
-)
+from raylab.config import COST_MODEL, Adaptation, Backbone, Encoding, Execution, identity
+from raylab.grid import Cell
 from raylab.jobs.cluster import arrow_filesystem, root_cause
 from raylab.jobs.pool import room
 

@@ -7,11 +7,12 @@ import functools
 from collections.abc import Iterator
 
 from raylab.artifacts import Address, Artifact, Store
-from raylab.config import Backbone, Cell, Execution, Grid, HeadKind
+from raylab.config import Backbone, Execution, HeadKind
 from raylab.data.ingest import collection_address
 from raylab.data.sources import EMBEDDED, Source
 from raylab.durations import Durations
 from raylab.families import Start, families, start_of
+from raylab.grid import Cell, Grid
 from raylab.jobs.arrays import make_arrays
 from raylab.jobs.cluster import connect, device_bytes
 from raylab.jobs.collect import Walked

@@ -18,7 +18,7 @@ import torch
 
 from raylab.artifacts import Address
 from raylab.budget import Shape, adaptation_flops, passages_per_query
-from raylab.config import Cell, Execution, identity
+from raylab.config import Execution, identity
 from raylab.contract import steps_of
 from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.groups import open_groups
@@ -28,6 +28,7 @@ from raylab.distributed import barrier, rank_and_world, summed
 from raylab.energy import Meter
 from raylab.engine import Optimization, gathered, learning_rate, seed_worker
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
+from raylab.grid import Cell
 from raylab.jobs.ingest import PASSAGES
 from raylab.jobs.journal import Journal
 from raylab.jobs.monitor import Beat

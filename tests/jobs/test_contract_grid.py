@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from raylab.budget import Shape, adaptation_flops
-from raylab.config import Grid
+from raylab.grid import Grid
 from raylab.ladders import find_ladder
 from raylab.models.backbone import load_config
 from tests.jobs.commands import command, run
