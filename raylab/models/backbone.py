@@ -154,15 +154,15 @@ def load_backbone(
         )
     model.eval()
     model.to(device)  # type: ignore[arg-type]
-    probe(model)
+    probe(model, backbone.bidirectional)
     return model
 
 
 @torch.no_grad()
-def probe(model: Any) -> None:
+def probe(model: Any, bidirectional: bool = True) -> None:
     """Prove on random tokens that attention looks both ways, padding leaks nothing, logits are h E^T.
 
-    A decoder whose configuration says causal must be so.
+    With `bidirectional` False it must look back alone.
 
     Raises:
         ConfigError: one of them is not so; patches of other libraries fail silently there (stack.md).
@@ -177,11 +177,11 @@ def probe(model: Any) -> None:
     states_LD = hidden_states(model, ids, mask)[0]
     first = states_LD[0]
     is_causal = torch.equal(first, hidden_states(model, changed, mask)[0, 0])
-    if is_causal and not model.config.is_causal:
+    if is_causal and bidirectional:
         raise ConfigError(
             f"{type(model).__name__} stays causal: its last token does not reach its first state"
         )
-    if model.config.is_causal and not is_causal:
+    if not is_causal and not bidirectional:
         raise ConfigError(f"{type(model).__name__} looks both ways, and was to stay causal")
     padding = torch.randint(vocabulary, (1, 5), generator=generator).to(device)
     padded = hidden_states(

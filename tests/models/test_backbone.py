@@ -52,6 +52,15 @@ def test_a_causal_model_is_refused(backbone, model_folder):
         probe(model)
 
 
+def test_a_causal_backbone_is_one_and_stays_one(model_folder):
+    """The ablation: no token reaches a state before it; and a model that looks both ways is refused for it."""
+    model = load_backbone(Backbone("t", "x", bidirectional=False), str(model_folder))
+    assert torch.equal(states(model, [5, 6, 7])[0, :2], states(model, [5, 6, 8])[0, :2])
+    model.config.is_causal = False
+    with pytest.raises(ConfigError, match="looks both ways, and was to stay causal"):
+        probe(model, bidirectional=False)
+
+
 def test_layers_are_cut_and_too_many_refused(model_folder):
     assert len(load_backbone(Backbone("t", "x", layers=1), str(model_folder)).model.layers) == 1
     with pytest.raises(ConfigError, match="layers = 9, and the model has 2"):
