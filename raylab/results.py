@@ -117,6 +117,7 @@ LEDGER_SCHEMA = pa.schema(
     ]
 )
 RESULTS, PER_QUERY, LEDGER = "results.parquet", "per_query.parquet", "ledger.parquet"
+COMMAND = "command.txt"  # what made them
 
 
 def write_table(

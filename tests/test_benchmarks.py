@@ -21,6 +21,7 @@ SEISMIC = importlib.util.find_spec("seismic") is not None  # optional: its rows 
         (["encoding.py", "--smoke"], "| dense | actor through Ray |"),
         (["sparse_search.py", "--smoke"], "| 100 | seismic |" if SEISMIC else "pass: answers"),
         (["dense_search.py", "--smoke"], "pass: answers"),
+        (["scheduling.py"], "| the paper's epochs | 64 |"),
     ],
     ids=[
         "sparse_head",
@@ -30,6 +31,7 @@ SEISMIC = importlib.util.find_spec("seismic") is not None  # optional: its rows 
         "encoding",
         "sparse_search",
         "dense_search",
+        "scheduling",
     ],
 )
 def test_the_command_prints_its_table(command, told):

@@ -23,6 +23,7 @@ from raylab.plan import (
     CellPlan,
     EvaluationPlan,
     GridPlan,
+    check_plan,
     named_device,
     plan_grid,
     plan_rows,
@@ -410,3 +411,15 @@ def test_a_model_that_is_not_there_is_one_line(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: size '3b': no model at 'meta-llama/Llama-3.2-3B'")
+
+
+def test_a_grid_that_does_not_fit_is_refused_with_what_would(grid, source):
+    """Before a run: cells and MNTP alike, by the device's memory."""
+    plan = plan_grid(grid, source, Execution(), evaluation=False)
+    check_plan(plan, 2**30)
+    needed = min(own.memory_bytes for own in plan.cells)
+    with pytest.raises(ConfigError, match=r"needs .* GiB a worker.*(--micro-batch|no micro-batch)"):
+        check_plan(plan, needed * 0.9)
+    mntp = dataclasses.replace(plan, cells=())
+    with pytest.raises(ConfigError, match="mntp-tiny needs"):
+        check_plan(mntp, 1_000.0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -260,6 +262,13 @@ def show_plan(
     )
 
 
+def typed(arguments: Sequence[str] | None) -> str:
+    """The command line, as one would type it from the project's root."""
+    script = Path(sys.argv[0])
+    own = sys.argv[1:] if arguments is None else arguments
+    return shlex.join(["python", f"{script.parent.name}/{script.name}", *own])
+
+
 def run_experiment(description: str, grid: Grid, arguments: Sequence[str] | None = None) -> int:
     """Parse the command line, run, and end with the table, the plot and where everything is.
 
@@ -279,7 +288,7 @@ def run_experiment(description: str, grid: Grid, arguments: Sequence[str] | None
             check_teacher(grid.teacher, execution.models_dir)
         from raylab.jobs.grid import run_grid  # here, since Ray takes seconds to import
 
-        outcome = run_grid(grid, execution, options.plain)
+        outcome = run_grid(grid, execution, options.plain, typed(arguments))
     except (ConfigError, CollectionError) as error:
         # The libraries' own explanations run over several lines.
         print("error:", " ".join(str(error).split()), file=sys.stderr)

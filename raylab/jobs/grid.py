@@ -28,7 +28,7 @@ from raylab.jobs.monitor import Monitor
 from raylab.jobs.teach import SHIPPED
 from raylab.jobs.walk import Walk
 from raylab.plan import check_plan, plan_grid
-from raylab.results import PER_QUERY, read_table
+from raylab.results import COMMAND, PER_QUERY, read_table
 
 log = logging.getLogger("raylab")
 _DAMAGE_ROUNDS = 3
@@ -44,8 +44,13 @@ class Outcome:
     untrained_cells: tuple[str, ...]  # selected cells that the total budget left out
 
 
-def run_grid(grid: Grid, execution: Execution, plain: bool | None = None) -> Outcome:
+def run_grid(
+    grid: Grid, execution: Execution, plain: bool | None = None, command: str | None = None
+) -> Outcome:
     """Run (or go on with) a grid.
+
+    Args:
+        command: what a user typed: kept in the storage, and told by the report.
 
     Raises:
         ConfigError, CollectionError: bad input, before anything is trained.
@@ -69,7 +74,9 @@ def run_grid(grid: Grid, execution: Execution, plain: bool | None = None) -> Out
                     store.discard(damage.path)
                     continue
             left_out = tuple(c.run_name for c in grid.cells() if c not in walked.trained)
-            pages = report.write(store, results, ledger, read_table(store, PER_QUERY))
+            if command is not None:
+                store.put_text(COMMAND, command + "\n")
+            pages = report.write(store, results, ledger, read_table(store, PER_QUERY), command)
             return Outcome(results, pages, not walk.worked, left_out)
         raise RuntimeError(
             f"{store.uri}: artifacts were damaged again and again; check the storage"

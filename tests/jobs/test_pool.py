@@ -1,6 +1,7 @@
 """The pool of actors: every task once, whatever dies, and no task waits for a machine that never comes."""
 
 import os
+import threading
 import time
 
 import pytest
@@ -8,7 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from raylab.config import ConfigError
-from raylab.jobs.pool import run_on_actors
+from raylab.jobs.pool import Feed, run_on_actors
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,32 @@ def test_a_task_that_actors_keep_dying_of_ends_it_and_an_error_is_the_tasks_own(
     with pytest.raises(ConfigError, match=r"^wrong = 1: it must be right$"):
         run(["wrong"], lambda: 1, tmp_path)
     assert run([], lambda: 1, tmp_path) == []
+
+
+def test_a_feed_is_served_as_it_comes_on_what_is_free_until_it_is_closed(cluster, tmp_path):
+    """As encoding beside training: nothing is begun while no device is free, and what waits is let go."""
+    feed, free, early = Feed(), [1], threading.Event()
+
+    def finished(task, result):
+        if task == "b":
+            free[0] = 0
+            feed.add(["waits"])
+            early.set()
+
+    def work():
+        done.extend(run(feed, lambda: free[0], tmp_path, finished))
+
+    done: list = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    feed.add(["a", "b"])
+    assert early.wait(60)
+    time.sleep(1.5)
+    assert thread.is_alive()
+    assert not (tmp_path / "waits").exists()
+    feed.close()
+    thread.join(30)
+    assert [task for task, _ in done] == ["a", "b"]
 
 
 def test_it_grows_and_shrinks_with_the_cluster(cluster, tmp_path):
