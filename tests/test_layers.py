@@ -34,6 +34,7 @@ ROOMS = [
     "raylab.variants",
     "raylab.families",
     "raylab.plan",
+    "raylab.plan_table",
     "raylab.contract",
     "raylab.scheduling",
     "raylab.durations",

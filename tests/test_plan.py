@@ -26,8 +26,8 @@ from raylab.plan import (
     check_plan,
     named_device,
     plan_grid,
-    plan_rows,
 )
+from raylab.plan_table import plan_rows
 from raylab.pretraining import Rung
 
 BUDGET = 1e10  # of the `ladder_file` fixture

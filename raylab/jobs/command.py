@@ -24,7 +24,8 @@ from raylab.durations import Durations, Pace
 from raylab.grid import CHARGES, Grid
 from raylab.ladders import LADDERS, find_ladder
 from raylab.models.teachers import check_teacher
-from raylab.plan import named_device, plan_grid, plan_rows
+from raylab.plan import named_device, plan_grid
+from raylab.plan_table import plan_rows
 from raylab.results import RESULTS
 from raylab.variants import budget_variants
 

@@ -153,9 +153,9 @@ class Walk:
             for cell in self.cells
         }
         chosen = self._chosen(cells)
-        wanted = dict.fromkeys(map(start_of, chosen or self.cells))
+        wanted = dict.fromkeys(start_of(cell) for cell in self.cells if cell in chosen)
         missing = [start for start in wanted if self.store.find(starts[start]) is None]
-        if chosen or missing:
+        if chosen:
             self.ray()
             self._check_memory()
             self.monitor.enter("train", len(missing) + len(self.cells), len(self.monitor.spent))
@@ -172,13 +172,12 @@ class Walk:
                 own = [cell for _, cell in job.cells]
                 items.append(self.durations.training(job.run_name, own, after))
             self._run(jobs, items, collection, tokens)
-        adapted = {
-            start: self.store.committed(address)
-            for start, address in starts.items()
-            if start in wanted
-        }
+        adapted = {start: self.store.find(address) for start, address in starts.items()}
         trained = {cell: self.store.find(address) for cell, address in cells.items()}
-        return adapted, {cell: a for cell, a in trained.items() if a is not None}
+        return (
+            {start: a for start, a in adapted.items() if a is not None},
+            {cell: a for cell, a in trained.items() if a is not None},
+        )
 
     def _check_memory(self) -> None:
         """Refuse, before anything is trained, what does not fit; say so where nobody knows."""
@@ -245,8 +244,6 @@ class Walk:
         groups: Artifact,
     ) -> Iterator[FineTuningJob]:
         """One job a family that has cells to make."""
-        if not chosen:
-            return
         part = training_part(collection)
         arrays = make_arrays(self.store, collection, groups, next(iter(tokens.values())), part)
         for family in families(self.cells):
