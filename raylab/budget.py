@@ -366,7 +366,8 @@ class Device:
 
 
 # Dense bf16 peaks (not those with sparsity) and memory from NVIDIA's data sheets (SXM forms where there are
-# several; the L40S with its ECC on); the CPU figure was measured on one thread (docs/log.md).
+# several; the L40S with its ECC on); the CPU's is a bare fp32 product on one thread
+# (benchmarks/README.md), its efficiency that of experiments/isoflop.py (docs/log.md).
 DEVICES = {
     device.name: device
     for device in (
@@ -376,7 +377,7 @@ DEVICES = {
         Device("h200", 989e12, 141 * 2**30),
         Device("l40s", 362e12, 45 * 2**30),
         Device("b200", 2250e12, 180 * 2**30),
-        Device("cpu-core", 30e9, 4 * 2**30, weight_bytes=4),
+        Device("cpu-core", 76e9, 4 * 2**30, 0.45, weight_bytes=4),
     )
 }
 
