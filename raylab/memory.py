@@ -209,7 +209,8 @@ def _moments(load: Load) -> Iterator[tuple[float, float]]:
     # Of the regulariser (its mean's, the signs, their product), which goes before the scores' own.
     gradients = (3.0 if sparse else 1.0) * everyone
     if load.in_parts:
-        yield 0.0, 2 * local + gathered + gradients  # as encoded, and put together
+        yield 0.0, 2 * local  # as encoded, and put together
+        yield 0.0, local + gathered + gradients
         cached, gradient = 2 * local, 4.0 * encoded * width  # put together, and their gradients
     else:
         yield kept, state + gathered + gradients
