@@ -1,30 +1,44 @@
-"""The report: the grid tables, the scaling plot and a static page, from the results tables alone.
+"""The report: tables, charts, laws and a static page, from the results tables alone.
 
-results, values per query, ledger -> rows -> grid tables -> table.md, table.csv, scaling.png, scaling.svg, index.html
+results, values per query, ledger -> rows -> grid tables -> table.md, table.tex, table.csv
+                                                         -> charts as SVG, PNG and JSON
+                                  -> laws -> laws.csv    -> index.html
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pandas as pd
 from rich.console import Console
 
 from raylab.artifacts import Store
-from raylab.report.figures import scaling_plot
+from raylab.report import corruption, figures, isoflops
+from raylab.report.chart import to_json
+from raylab.report.drawing import render as draw
 from raylab.report.formats import to_csv, to_markdown, to_rich
-from raylab.report.heads import compare_heads
-from raylab.report.page import render
+from raylab.report.heads import compare_heads, mark
+from raylab.report.law_blocks import to_csv as laws_to_csv
+from raylab.report.laws import DRAWS, study
+from raylab.report.layout import layout, published_markdown, to_latex
+from raylab.report.layout import to_markdown as layout_to_markdown
+from raylab.report.page import Contents, render
 from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import GridTable, grid_table
 from raylab.results import LEDGER, PER_QUERY, RESULTS, read_table
 
 FOLDER = "report"
-# The page comes last: it links to the others.
+COMMAND = "command.txt"  # at the root of the storage: what made its tables
+_OURS = re.compile(
+    r"laws\.csv|(flops|sparsity|index-bytes|corruption[a-z-]*|isoflop-[a-z]+)\.(png|svg|json)"
+)
+# Files that every report has; a chart adds NAME.png, NAME.svg and NAME.json, fitted laws laws.csv.
 FILES = {
     "png": "scaling.png",
     "svg": "scaling.svg",
     "markdown": "table.md",
+    "latex": "table.tex",
     "csv": "table.csv",
     "html": "index.html",
 }
@@ -32,7 +46,10 @@ FILES = {
 
 @dataclass(frozen=True)
 class Report:
-    """A written report: full path or URI of each file by its label in `FILES`, and its tables."""
+    """A written report: full path or URI of each file by its label, and its tables.
+
+    Labels: those of `FILES`, and names of files for what not every report has.
+    """
 
     paths: dict[str, str]
     tables: tuple[GridTable, ...]
@@ -49,34 +66,61 @@ def write(
     results: pd.DataFrame,
     ledger: pd.DataFrame,
     per_query: pd.DataFrame | None = None,
+    command: str | None = None,
+    draws: int = DRAWS,
 ) -> Report:
     """Render a results table and a ledger under `report/` of the storage.
 
     The same tables give the same bytes. Every file appears whole or not at all.
 
     Args:
-        per_query: the values behind the means; without them no significance is tested.
+        per_query: the values behind the means; without them no significance is tested and no law fitted.
+        command: that made the tables, shown beside every figure, and kept in the storage.
+        draws: of the bootstrap behind the laws' intervals.
 
     Raises:
         ValueError: the results have no rows, lack a column or contradict themselves.
     """
     rows = read_rows(results)
-    tables = tuple(grid_table(rows, benchmark) for benchmark in benchmarks(rows))
-    plot = scaling_plot(tables)
     tests = [] if per_query is None else compare_heads(rows, per_query)
-    contents = {
-        "png": plot["png"],
-        "svg": plot["svg"],
-        "markdown": to_markdown(tables).encode(),
-        "csv": to_csv(rows).encode(),
-        "html": render(rows, tables, ledger, plot["svg"], tests).encode(),
-    }
-    for label, name in FILES.items():
-        store.put_bytes(f"{FOLDER}/{name}", contents[label])
-    return Report({label: f"{store.uri}/{FOLDER}/{name}" for label, name in FILES.items()}, tables)
+    tables = tuple(mark(grid_table(rows, benchmark), tests) for benchmark in benchmarks(rows))
+    laws = None if per_query is None else study(rows, results, per_query, draws)
+    charts = figures.charts(tables)
+    charts += corruption.charts(figures.drawn(tables), per_query)
+    charts += isoflops.charts(laws) if laws else []
+    drawn = {chart.name: draw(chart) for chart in charts}
+    in_layout = layout(tables)
+    markdown = (layout_to_markdown(in_layout), published_markdown(), to_markdown(tables))
+    contents = {f"{name}.{kind}": data for name, own in drawn.items() for kind, data in own.items()}
+    contents |= {f"{chart.name}.json": to_json(chart) for chart in charts}
+    contents["table.md"] = "\n".join(part for part in markdown if part).encode()
+    contents["table.tex"] = to_latex(in_layout).encode()
+    contents["table.csv"] = to_csv(rows).encode()
+    if laws and any(True for _ in laws.made()):
+        contents["laws.csv"] = laws_to_csv(laws).encode()
+    svgs = {name: own["svg"] for name, own in drawn.items()}
+    page = Contents(rows, results, ledger, tables, in_layout, charts, svgs, tests, laws, command)
+    contents["index.html"] = render(page).encode()  # the last: it links to the others
+    if command is not None:
+        store.put_text(COMMAND, command + "\n")
+    for name, data in contents.items():
+        store.put_bytes(f"{FOLDER}/{name}", data)
+    _forget(store, set(contents))
+    more = {name: name for name in contents if name not in FILES.values()}
+    paths = {label: f"{store.uri}/{FOLDER}/{name}" for label, name in (FILES | more).items()}
+    return Report(paths, tables)
 
 
-def rebuild(storage_uri: str) -> Report:
+def _forget(store: Store, written: set[str]) -> None:
+    """Remove charts and laws of a report before this one that it no longer has."""
+    folder = f"{store.root}/{FOLDER}"
+    for path in store.fs.ls(folder, detail=False):
+        name = path.rpartition("/")[2]
+        if name not in written and _OURS.fullmatch(name):
+            store.fs.rm_file(f"{folder}/{name}")
+
+
+def rebuild(storage_uri: str, draws: int = DRAWS) -> Report:
     """Write the report again from the tables in a storage.
 
     Raises:
@@ -88,4 +132,12 @@ def rebuild(storage_uri: str) -> Report:
         per_query = read_table(store, PER_QUERY)
     except FileNotFoundError:  # the results alone were copied here
         per_query = None
-    return write(store, results, ledger, per_query)
+    return write(store, results, ledger, per_query, _command(store), draws)
+
+
+def _command(store: Store) -> str | None:
+    try:
+        with store.fs.open(f"{store.root}/{COMMAND}", "rb") as file:
+            return file.read().decode().strip() or None
+    except FileNotFoundError:
+        return None

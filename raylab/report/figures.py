@@ -1,182 +1,275 @@
-"""The scaling plot: effectiveness against the number of non-embedding parameters.
-
-Hue and line style say the head, marker and shade the objective, so that it can be read in black and
-white and by the colour-blind (hues of Okabe and Ito). The bytes are a function of the tables.
-"""
+"""The charts of the grid tables: quality against size, FLOPs, sparsity and bytes of the index."""
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 
-import matplotlib.style
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
-
+from raylab.report.chart import (
+    UNTRAINED_LOOKS,
+    Axis,
+    Chart,
+    Key,
+    Look,
+    Panel,
+    Rule,
+    Series,
+    looks,
+)
 from raylab.report.formats import objective_label, quantity
-from raylab.report.rows import BASELINE, HEADS, OBJECTIVES, TRAINED, UNTRAINED, rank
+from raylab.report.rows import (
+    BASELINE,
+    HEADS,
+    OBJECTIVES,
+    TRAINED,
+    UNTRAINED,
+    corrupted,
+    rank,
+    variant_rank,
+)
 from raylab.report.tables import GridTable, Line
+from raylab.scaling.points import is_budget
 
 MOST_PANELS = 3
-_PANEL_INCHES, _LEGEND_INCHES, _HEIGHT_INCHES = (6.2, 4.6, 4.0), 1.9, 4.3
-_DPI = 150
-# The share of the smallest gap between two sizes over which the series of a size are spread.
-_DODGE_OF_GAP = 0.4
-_SINGLE_GAP = math.log(2)
-
-_SHADES = {
-    "sparse": ("#0B3C5D", "#0072B2", "#4FA8DC"),
-    "dense": ("#8A3300", "#D55E00", "#E69F00"),
-}
-_OTHER_SHADES = ("#333333", "#666666", "#999999")
-_DASHES = {"sparse": "-", "dense": (0, (5, 2))}
-_MARKERS = {"cl": "o", "kd": "s", "cl+kd": "^"}
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "raylab",
-    "svg.fonttype": "path",
-}
-_NO_METADATA = {
-    "png": {"Software": None},
-    "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
-}
-
+_MOST_SERIES = 12  # that a panel shows; more are split by objective
 _BARS_OF_QUERIES = "bars: 95 % bootstrap\ninterval over queries"
 _BARS_OF_SEEDS = "bars: lowest to highest\nseed (one seed: 95 %\ninterval over queries)"
+_LOG_FROM = 3.0  # a wider range than this is drawn on a logarithmic axis
 
-_Series = tuple[str, str | None, str | None]  # kind, head, objective
+Number = Callable[[Line], float | None]
+Part = Callable[[Line], str]
+
+
+def charts(tables: Sequence[GridTable]) -> list[Chart]:
+    """The charts of the held-out tables; all but the first are left out where they have no data."""
+    shown = drawn(tables)
+    made = [scaling(shown), flops(shown), sparsity(shown), index_bytes(shown)]
+    return made[:1] + [chart for chart in made[1:] if not chart.empty]
 
 
 def drawn(tables: Sequence[GridTable]) -> list[GridTable]:
-    """The tables that the plot shows: the first held-out ones, a panel each."""
+    """The tables that charts show: the first held-out ones, a panel each."""
     return [table for table in tables if table.benchmark.held_out][:MOST_PANELS]
 
 
-def scaling_plot(tables: Sequence[GridTable]) -> dict[str, bytes]:
-    """The scaling plot as `{"png": ..., "svg": ...}`, both of the same figure."""
-    with matplotlib.style.context(["default", _STYLE]):
-        figure = _figure(drawn(tables))
-        return {kind: _saved(figure, kind) for kind in ("png", "svg")}
+def plain(lines: Sequence[Line]) -> list[Line]:
+    """Trained lines of the plain recipe and of budgets; without any, those with nothing corrupted; else all."""
+    trained = [line for line in lines if line.kind == TRAINED]
+    for keep in (
+        lambda name: not name or is_budget(name),
+        lambda name: (corrupted(name) or ("", 1.0))[1] == 0,
+    ):
+        kept = [line for line in trained if keep(line.variant)]
+        if kept:
+            return kept
+    return trained
 
 
-def _saved(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=_DPI, metadata=_NO_METADATA[kind])
-    return buffer.getvalue()
-
-
-def _figure(tables: Sequence[GridTable]) -> Figure:
-    panels = max(1, len(tables))
-    width = panels * _PANEL_INCHES[panels - 1] + _LEGEND_INCHES
-    figure = Figure(figsize=(width, _HEIGHT_INCHES), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    for axes, table in zip(figure.subplots(1, panels, squeeze=False)[0], tables, strict=True):
-        _panel(axes, table)
-    _legend(figure, tables)
-    return figure
-
-
-def _legend(figure: Figure, tables: Sequence[GridTable]) -> None:
-    handles = {
-        label: handle
-        for axes in figure.axes
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    baselines = {line.system for table in tables for line in table.of(BASELINE)}
-    labels = sorted(handles, key=lambda label: label in baselines)
-    several = any(table.seeds > 1 for table in tables)
-    figure.legend(
-        [handles[label] for label in labels],
-        labels,
-        loc="outside right center",
-        title=_BARS_OF_SEEDS if several else _BARS_OF_QUERIES,
-        title_fontsize=8,
-        alignment="left",
+def scaling(tables: Sequence[GridTable]) -> Chart:
+    """Quality against the number of non-embedding parameters."""
+    return _chart(
+        "scaling",
+        "Quality against size",
+        tables,
+        lambda line: line.parameters,
+        lambda line: line.variant,
+        "non-embedding parameters",
+        note="Points of one size are set apart sideways, so that their bars can be told from each "
+        "other. Hollow: untrained.",
+        sizes=True,
+        untrained=True,
     )
 
 
-def _panel(axes: Axes, table: GridTable) -> None:
-    plotted = [line for line in table.lines if line.parameters]
-    series = sorted({_series(line) for line in plotted}, key=_series_order)
-    axes.set_xscale("log")
-    sizes = {line.parameters: line.size or "" for line in plotted if line.parameters}
-    gaps = [math.log(b / a) for a, b in pairwise(sorted(sizes))]
-    spread = _DODGE_OF_GAP * min(gaps, default=_SINGLE_GAP)
-    for i, one in enumerate(series):
-        shift = math.exp(spread * (i / (len(series) - 1) - 0.5)) if len(series) > 1 else 1.0
-        _draw(axes, one, [line for line in plotted if _series(line) == one], shift)
-    for line in table.of(BASELINE):
-        axes.axhline(
-            line.estimate.value,
-            color="#444444",
-            linestyle=(0, (3, 3)),
-            linewidth=1.1,
-            label=line.system,
+def flops(tables: Sequence[GridTable]) -> Chart:
+    """Quality against the FLOPs that fine-tuning was measured to take."""
+    lines = [line for table in tables for line in plain(table.lines)]
+    budgets = len({line.variant for line in lines}) > 1
+    return _chart(
+        "flops",
+        "Quality against measured compute",
+        tables,
+        lambda line: line.spent_flops,
+        (lambda line: line.size or "") if budgets else (lambda line: line.variant),
+        "FLOPs of fine-tuning, measured",
+        note="A line joins the budgets of one size." if budgets else "A line joins the sizes.",
+    )
+
+
+def sparsity(tables: Sequence[GridTable]) -> Chart:
+    """Quality of sparse cells against terms a passage, and against terms that scores multiply."""
+    sparse = [
+        GridTable(
+            t.benchmark, tuple(x for x in t.lines if x.head == "sparse" and x.kind == TRAINED)
         )
-    _label(axes, table, sizes, spread)
+        for t in tables
+    ]
+    varied = any(table.varied for table in sparse)
+    parts = [
+        _chart(
+            "sparsity",
+            "Quality against sparsity",
+            sparse,
+            number,
+            (lambda line: line.size or "") if varied else (lambda line: ""),
+            label,
+            note="Sparse cells, as indexed (Top-K pruning included). "
+            + ("A line joins the variants of one size." if varied else "A line joins the sizes."),
+            every=True,
+            where="head == 'sparse' and kind == 'trained'",
+        )
+        for number, label in (
+            (lambda line: line.passage_postings, "terms a passage, mean"),
+            (lambda line: line.retrieval_flops, "terms that a query and a passage share, mean"),
+        )
+    ]
+    panels = tuple(
+        panel
+        for both in zip(*(part.panels for part in parts), strict=False)
+        for panel in both
+        if panel.series
+    )
+    return Chart(**(vars(parts[0]) | {"panels": panels, "columns": 2}))
 
 
-def _series(line: Line) -> _Series:
-    return line.kind, line.head, line.objective
-
-
-def _series_order(series: _Series) -> tuple:
-    kind, head, objective = series
-    return rank(HEADS, head), kind == UNTRAINED, rank(OBJECTIVES, objective)
-
-
-def _draw(axes: Axes, series: _Series, lines: Sequence[Line], shift: float) -> None:
-    kind, head, objective = series
-    shades = _SHADES.get(head or "", _OTHER_SHADES)
-    trained = kind == TRAINED
-    shade = shades[rank(OBJECTIVES, objective)[0] % len(shades)] if trained else shades[1]
-    label = objective_label(objective) if trained else kind
-    axes.errorbar(
-        [line.parameters * shift for line in lines if line.parameters],
-        [line.estimate.value for line in lines],
-        yerr=_error_bars(lines),
-        color=shade,
-        linestyle=_DASHES.get(head or "", "-.") if trained else "none",
-        linewidth=1.6,
-        marker=_MARKERS.get(objective or "", "v") if trained else "D",
-        markersize=5.5 if trained else 5,
-        markerfacecolor=shade if trained else "white",
-        elinewidth=0.9,
-        capsize=2,
-        label=f"{head or ''} {label}".strip(),
+def index_bytes(tables: Sequence[GridTable]) -> Chart:
+    """Quality against the size of the index that the run was made with."""
+    return _chart(
+        "index-bytes",
+        "Quality against bytes of the index",
+        tables,
+        lambda line: line.index_bytes,
+        lambda line: line.variant,
+        "bytes of the index",
+        note="A line joins the sizes, smallest first.",
     )
 
 
-def _error_bars(lines: Sequence[Line]) -> list[list[float]]:
-    """Distances below and above; a bootstrap interval need not hold the value, a bar must."""
+# ---------------------------------------------------------------------------------- how they are made
+
+
+def _chart(
+    name: str,
+    title: str,
+    tables: Sequence[GridTable],
+    number: Number,
+    part: Part,
+    label: str,
+    note: str,
+    *,
+    sizes: bool = False,
+    untrained: bool = False,
+    every: bool = False,
+    where: str = "",
+) -> Chart:
+    """A panel a table, a series a (head, objective, `part`), points where `number` is known."""
+    used = [(t, [x for x in _of(t, every) if number(x) is not None]) for t in tables]
+    others = list(dict.fromkeys(part(x) for _, own in used for x in own))  # in order of the lines
+    keys = sorted({_key(x, part) for _, own in used for x in own}, key=lambda k: _order(k, others))
+    look = looks(keys)
+    objectives = list(dict.fromkeys(key[1] for key in keys))
+    if len(keys) <= _MOST_SERIES:
+        split = [(table, own, table.benchmark.name) for table, own in used]
+    else:
+        split = [
+            (t, [x for x in own if x.objective == o], f"{t.benchmark.name}, {objective_label(o)}")
+            for t, own in used
+            for o in objectives
+        ]
+    xs = [x for _, own in used for line in own if (x := number(line)) is not None]
+    if untrained:
+        xs += [x for t in tables for line in t.of(UNTRAINED) if (x := number(line)) is not None]
+    axis = Axis(label, sizes or (bool(xs) and min(xs) > 0 and max(xs) / min(xs) > _LOG_FROM))
+    panels = tuple(
+        _panel(table, own, panel, axis, look, number, part, sizes, untrained)
+        for table, own, panel in split
+    )
+    several = any(table.seeds > 1 for table in tables)
+    return Chart(
+        name,
+        title,
+        panels,
+        _BARS_OF_SEEDS if several else _BARS_OF_QUERIES,
+        note,
+        tuple(_filter(table, own, where, untrained) for table, own in used),
+        columns=len(objectives) if len(keys) > _MOST_SERIES else MOST_PANELS,
+    )
+
+
+def _of(table: GridTable, every: bool) -> list[Line]:
+    return list(table.of(TRAINED)) if every else plain(table.lines)
+
+
+def _filter(table: GridTable, used: Sequence[Line], where: str, untrained: bool) -> str:
+    """The rows that are drawn, those of baselines included."""
+    parts = [table.benchmark.primary_filter, *([where] if where else [])]
+    kinds = [] if untrained else [UNTRAINED]
+    if kinds and not where:
+        parts.append(f"kind != {UNTRAINED!r}")
+    left_out = {line.variant for line in table.of(TRAINED)} - {line.variant for line in used}
+    if left_out:
+        parts.append(f"variant not in {sorted(left_out, key=variant_rank)!r}")
+    return " and ".join(parts)
+
+
+def _panel(
+    table: GridTable,
+    lines: Sequence[Line],
+    title: str,
+    axis: Axis,
+    look: dict[Key, Look],
+    number: Number,
+    part: Part,
+    sizes: bool,
+    untrained: bool,
+) -> Panel:
+    found = ((key, [line for line in lines if _key(line, part) == key]) for key in look)
+    series = [points(own, number, series_label(key), look[key]) for key, own in found if own]
+    if untrained:
+        for head in sorted({x.head for x in table.of(UNTRAINED)}, key=lambda h: rank(HEADS, h)):
+            own = [x for x in table.of(UNTRAINED) if x.head == head and number(x) is not None]
+            label = f"{head or ''} {UNTRAINED}".strip()
+            known = UNTRAINED_LOOKS.get(head or "", Look("v", "none", hollow=True))
+            series += [points(own, number, label, known, UNTRAINED)] if own else []
+    if sizes:
+        known_sizes = {
+            x.parameters: x.size or ""
+            for x in (*lines, *table.of(UNTRAINED))
+            if x.parameters is not None
+        }
+        ticks = tuple((float(n), f"{quantity(n)}\n{known_sizes[n]}") for n in sorted(known_sizes))
+        axis = Axis(axis.label, axis.log, ticks)
+    rules = tuple(Rule(line.system, line.estimate.value) for line in table.of(BASELINE))
+    return Panel(title, axis, Axis(table.benchmark.primary), tuple(series), rules, sizes)
+
+
+def points(
+    lines: Sequence[Line], number: Number, label: str, look: Look, role: str = "measured"
+) -> Series:
+    """Lines of a grid table as a series, in their order."""
     estimates = [line.estimate for line in lines]
-    low = [0.0 if e.low is None else max(0.0, e.value - e.low) for e in estimates]
-    high = [0.0 if e.high is None else max(0.0, e.high - e.value) for e in estimates]
-    return [low, high]
+    return Series(
+        label,
+        tuple(float(number(line) or 0) for line in lines),
+        tuple(e.value for e in estimates),
+        tuple(e.low for e in estimates),
+        tuple(e.high for e in estimates),
+        look,
+        role,  # pyright: ignore[reportArgumentType]
+        names=tuple(line.system for line in lines),
+    )
 
 
-def _label(axes: Axes, table: GridTable, sizes: dict[int, str], spread: float) -> None:
-    axes.set_title(table.benchmark.name, loc="left", fontsize=10, fontweight="bold")
-    axes.set_ylabel(table.benchmark.primary)
-    axes.set_xlabel("non-embedding parameters (log scale)")
-    ordered = sorted(sizes)
-    axes.set_xticks(ordered, [f"{quantity(n)}\n{sizes[n]}" for n in ordered])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    if ordered:
-        margin = math.exp(spread if len(ordered) > 1 else 4 * spread)
-        axes.set_xlim(ordered[0] / margin, ordered[-1] * margin)
+def series_label(key: Key) -> str:
+    """`sparse CL 1.60 TFLOPs`."""
+    head, objective, other = key
+    named = quantity(float(other), "FLOPs") if is_budget(other) else other
+    return " ".join(part for part in (head or "", objective_label(objective), named) if part)
+
+
+def _key(line: Line, part: Part) -> Key:
+    return line.head, line.objective, part(line)
+
+
+def _order(key: Key, others: Sequence[str]) -> tuple:
+    head, objective, other = key
+    return rank(HEADS, head), rank(OBJECTIVES, objective), others.index(other)

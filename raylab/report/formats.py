@@ -12,12 +12,19 @@ from rich.text import Text
 
 from raylab.report.rows import TRAINED, UNTRAINED, Result, benchmarks
 from raylab.report.tables import GridTable, Line
+from raylab.scaling.points import is_budget
 
 NOTHING = "-"
 BEST_NOTE = "*: the best trained cell of its head on this split."
 BELOW = "below untrained"
 _LABELS = {"cl": "CL", "kd": "KD", "cl+kd": "CL+KD"}
-_TEXT_COLUMNS = 3  # size, head, objective; the columns after them are numbers
+BEATS, BEATS_NOTE = (
+    "\u2020",
+    "\u2020: better than its twin of the other head, otherwise alike (paired t-test over queries, Holm "
+    "over all such pairs of the report, p \u2264 0.05).",
+)
+_TEXT = ("size", "head", "objective", "variant", "budget")
+_GAIN = "vs untrained"
 _UNTRAINED_WIDTH = len("untrained")  # a column that breaks between words, not within one
 EFFICIENCY = ("passage_postings", "query_postings", "retrieval_flops", "index_bytes", "query_ms")
 _FACTS = (
@@ -37,6 +44,12 @@ _FACTS = (
     "seconds",
     *EFFICIENCY,
     "fingerprint",
+    "variant",
+    "tokens",
+    "examples",
+    "head_parameters",
+    "epochs",
+    "charged_flops",
 )
 
 
@@ -45,9 +58,9 @@ def quantity(value: float | None, unit: str = "") -> str:
     if value is None:
         return NOTHING
     for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if 10**power <= abs(value) < 1e15:
+        if 0.9995 * 10**power <= abs(value) < 0.9995e15:  # what rounds to 1000 is 1.00 of the next
             return f"{_three_digits(value / 10**power)} {prefix}{unit}"
-    if abs(value) >= 1e15:
+    if abs(value) >= 0.9995e15:
         return f"{value:.2e} {unit}".rstrip()
     return f"{value:.0f} {unit}".rstrip()
 
@@ -66,22 +79,31 @@ def objective_label(objective: str | None) -> str:
     return "" if objective is None else _LABELS.get(objective, objective)
 
 
+def variant_label(variant: str) -> str:
+    """A budget as FLOPs (`1.60 T`), another variant by its name."""
+    return quantity(float(variant)) if is_budget(variant) else variant or NOTHING
+
+
 def header(table: GridTable) -> tuple[str, ...]:
-    """The names of the columns of a grid table."""
-    return ("size", "head", "objective", table.benchmark.primary, "vs untrained", "steps", "FLOPs")
+    """The names of the columns of a grid table; one of variants only where cells have any."""
+    varied = (table.varied,) if table.varied else ()
+    measured = (table.benchmark.primary, _GAIN, "steps", "FLOPs")
+    return ("size", "head", "objective", *varied, *measured)
 
 
-def cells(line: Line) -> tuple[str, ...]:
-    """The strings of a line, as many as `header` names."""
+def cells(line: Line, varied: str = "") -> tuple[str, ...]:
+    """The strings of a line, as many as `header` names; `varied` is that of its table."""
+    blank = ("",) if varied else ()
     if line.kind not in (TRAINED, UNTRAINED):
-        return (line.system, "", "", str(line.estimate), "", "", "")
+        return (line.system, "", "", *blank, str(line.estimate), "", "", "")
     identity = (line.size or NOTHING, line.head or NOTHING)
     if line.kind == UNTRAINED:
-        return (*identity, UNTRAINED, str(line.estimate), "", "", "")
+        return (*identity, UNTRAINED, *blank, str(line.estimate), "", "", "")
     return (
         *identity,
         objective_label(line.objective) or NOTHING,
-        f"{'* ' if line.best else ''}{line.estimate}",
+        *((variant_label(line.variant),) if varied else ()),
+        f"{'* ' if line.best else ''}{line.estimate}{f' {BEATS}' if line.beats_twin else ''}",
         gain_text(line),
         count(line.steps),
         quantity(line.spent_flops),
@@ -112,7 +134,10 @@ def note(table: GridTable) -> str:
             f"Mean over up to {table.seeds} seeds (lowest..highest seed); where there is one seed, "
             f"mean over queries [{over_queries}]."
         )
-    return f"{values} {BEST_NOTE}" if table.of(TRAINED) else values
+    marks = [BEST_NOTE] if table.of(TRAINED) else []
+    if any(line.beats_twin for line in table.lines):
+        marks.append(BEATS_NOTE)
+    return " ".join((values, *marks))
 
 
 def title(table: GridTable) -> str:
@@ -134,18 +159,17 @@ def to_rich(table: GridTable) -> Table:
         show_edge=False,
         padding=0,
     )
-    for i, name in enumerate(header(table)):
-        is_value = i == _TEXT_COLUMNS
+    for name in header(table):
         grid.add_column(
             Text(name),
-            justify="left" if i < _TEXT_COLUMNS else "right",
-            no_wrap=is_value,
+            justify="left" if name in _TEXT else "right",
+            no_wrap=name == table.benchmark.primary,
             overflow="fold",
-            min_width=_UNTRAINED_WIDTH if i == _TEXT_COLUMNS + 1 else None,
+            min_width=_UNTRAINED_WIDTH if name == _GAIN else None,
         )
     for line in table.lines:
         style = "bold" if line.best else "red" if line.below_untrained else None
-        grid.add_row(*map(Text, cells(line)), style=style)
+        grid.add_row(*map(Text, cells(line, table.varied)), style=style)
     return grid
 
 
@@ -156,19 +180,27 @@ def to_markdown(tables: Sequence[GridTable]) -> str:
 
 def _markdown(table: GridTable) -> str:
     names = header(table)
-    rule = [":--" if i < _TEXT_COLUMNS else "--:" for i in range(len(names))]
-    lines = [names, rule, *(_markdown_cells(line) for line in table.lines)]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    body = [_markdown_cells(line, table.varied) for line in table.lines]
     heading = "###" if table.benchmark.held_out else "####"
-    return f"{heading} {title(table)}\n\n{body}\n\n{_escaped(note(table))}\n"
+    lined = markdown_table(names, [name in _TEXT for name in names], body)
+    return f"{heading} {title(table)}\n\n{lined}\n\n{escaped(note(table))}\n"
 
 
-def _markdown_cells(line: Line) -> list[str]:
-    texts = [_escaped(text) for text in cells(line)]
+def markdown_table(
+    names: Sequence[str], is_text: Sequence[bool], body: Sequence[Sequence[str]]
+) -> str:
+    """A Markdown table, of cells that are escaped already; numbers to the right."""
+    rule = [":--" if text else "--:" for text in is_text]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (names, rule, *body))
+
+
+def _markdown_cells(line: Line, varied: str) -> list[str]:
+    texts = [escaped(text) for text in cells(line, varied)]
     return [f"**{text}**" if line.best and text else text for text in texts]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text as Markdown shows it, in a cell or outside."""
     return text.replace("|", "\\|").replace("*", "\\*")
 
 

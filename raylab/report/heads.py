@@ -1,61 +1,91 @@
-"""Sparse against dense at equal size and objective: paired tests on the values of single queries."""
+"""Sparse against dense at equal size, objective and variant: paired tests on the values of single queries."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from raylab.evaluation.significance import Comparison, PerQuery, compare
-from raylab.report.rows import OBJECTIVES, TRAINED, Benchmark, Result, benchmarks, rank
+from raylab.report.rows import (
+    OBJECTIVES,
+    TRAINED,
+    Benchmark,
+    Result,
+    benchmarks,
+    rank,
+    variant_rank,
+)
+from raylab.report.tables import GridTable
+
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class HeadsCompared:
-    """The sparse cell against the dense cell of one size and objective on one benchmark."""
+    """The sparse cell against the dense cell of one size, objective and variant on one benchmark."""
 
     benchmark: Benchmark
     size: str
     objective: str
+    variant: str
     comparison: Comparison
+
+    @property
+    def winner(self) -> str | None:
+        """The system that is better, None where Holm's correction of the t-test leaves it open."""
+        test = self.comparison
+        if not test.p_t_holm <= LEVEL:
+            return None
+        return test.b if test.difference > 0 else test.a
 
 
 def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[HeadsCompared]:
     """Every sparse cell with its dense twin on the primary measure of every benchmark, as one family.
 
     A cell with several seeds has, for each query, their mean. Ordered as `benchmarks`, then by size
-    and objective; empty where no cell has a twin, or a benchmark fewer than 2 queries.
+    objective and variant; empty where no cell has a twin, or a benchmark fewer than 2 queries.
 
     Args:
         per_query: as `raylab.results` describes it.
     """
-    trained = [row for row in rows if row.kind == TRAINED]
-    sizes = list(dict.fromkeys(row.size for row in trained if row.size))  # by parameters
-    named = {(row.size, row.objective, row.head): row.system for row in trained}
+    named: dict[tuple[str, str, str], dict[str | None, str]] = {}  # in the order of the rows
+    for row in rows:
+        if row.kind == TRAINED and row.size and row.objective:
+            key = row.size, row.objective, row.variant
+            named.setdefault(key, {})[row.head] = row.system
+    sizes = list(dict.fromkeys(row.size for row in rows))  # by parameters
     twins = [
-        (size, objective, named[size, objective, "dense"], named[size, objective, "sparse"])
-        for size in sizes
-        for objective in sorted({o for s, o, _ in named if s == size and o}, key=_by_objective)
-        if {(size, objective, "dense"), (size, objective, "sparse")} <= named.keys()
+        (*key, own["dense"], own["sparse"])
+        for key, own in sorted(named.items(), key=lambda item: _order(sizes, *item[0]))
+        if {"dense", "sparse"} <= own.keys()
     ]
     values: dict[tuple[str, str], PerQuery] = {}
-    about: list[tuple[Benchmark, str, str]] = []
+    about: list[tuple[Benchmark, str, str, str]] = []
     for benchmark in benchmarks(rows):
         systems = _values(per_query, benchmark)
-        for size, objective, *names in twins:
+        for size, objective, variant, *names in twins:
             pair = {name: systems.get(name, {}) for name in names}
             if all(len(own) > 1 for own in pair.values()):
-                values[f"{benchmark.name} {size} {objective}", benchmark.primary] = pair
-                about.append((benchmark, size, objective))
+                where = " ".join((benchmark.name, size, objective, variant)).strip()
+                values[where, benchmark.primary] = pair
+                about.append((benchmark, size, objective, variant))
     if not values:
         return []
     # One pair a key, dense first, in the order of the keys.
     return [HeadsCompared(*a, one) for a, one in zip(about, compare(values), strict=True)]
 
 
-def _by_objective(objective: str) -> tuple[int, str]:
-    return rank(OBJECTIVES, objective)
+def mark(table: GridTable, tests: Sequence[HeadsCompared]) -> GridTable:
+    """The table with a mark on every cell that a test found better than its twin."""
+    winners = {test.winner for test in tests if test.benchmark == table.benchmark} - {None}
+    lines = tuple(replace(line, beats_twin=line.system in winners) for line in table.lines)
+    return replace(table, lines=lines)
+
+
+def _order(sizes: Sequence[str | None], size: str, objective: str, variant: str) -> tuple:
+    return sizes.index(size), rank(OBJECTIVES, objective), variant_rank(variant)
 
 
 def _values(per_query: pd.DataFrame, benchmark: Benchmark) -> PerQuery:

@@ -20,8 +20,12 @@ _ENTROPY_NOTE = (
 )
 
 
-def notes(rows: Sequence[Result]) -> list[str]:
-    """One paragraph a subject: intervals, contrastive entropy, seeds, selection, budget, scaling law, ledger."""
+def notes(rows: Sequence[Result], fitted: bool = False) -> list[str]:
+    """One paragraph a subject: intervals, contrastive entropy, seeds, selection, budget, scaling law, ledger.
+
+    Args:
+        fitted: the page has laws, so it need not say why it has none.
+    """
     entropy = any(row.measure == ENTROPY for row in rows)
     return [
         _intervals(rows),
@@ -31,10 +35,9 @@ def notes(rows: Sequence[Result]) -> list[str]:
         "value is biased upward. Overlapping or separate intervals are no significance test: "
         "raylab compare SYSTEM SYSTEM --storage STORAGE makes one of any systems.",
         "Budget: the FLOPs of fine-tuning a cell, counted by the laboratory's cost model "
-        "(backbone, vocabulary projection, LoRA backward, recomputation, padding). The adaptation "
-        "by MNTP, shared by the cells of a size, is not charged to it; the ledger has it. "
+        f"(backbone, vocabulary projection, LoRA backward, recomputation, padding). {_charged(rows)} "
         "Untrained rows are the backbone as it came, neither adapted nor fine-tuned.",
-        _law(rows),
+        *([] if fitted else [_law(rows)]),
         "Ledger: the seconds of artifacts that were made at the same time overlap, so their sum is "
         "not the time that passed.",
     ]
@@ -80,6 +83,18 @@ def _seeds(rows: Sequence[Result]) -> str:
         "the highest seed, in the table and as error bars; this range is not a confidence "
         "interval. The full table has every seed with its own interval over queries."
     )
+
+
+def _charged(rows: Sequence[Result]) -> str:
+    trained = [row for row in rows if row.kind == TRAINED]
+    charged = [row for row in trained if row.charged_flops]
+    if not charged:
+        return (
+            "The adaptation by MNTP, shared by the cells of a size, is not charged to it; the ledger "
+            "has it."
+        )
+    some = "" if len(charged) == len(trained) else "some "
+    return f"The adaptation by MNTP is charged to {some}cells, in full, as if each stood alone."
 
 
 def _law(rows: Sequence[Result]) -> str:

@@ -7,6 +7,7 @@ which the rows of the table were written.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from raylab.data.registry import protocol
+from raylab.scaling.points import is_budget
 
 TRAINED, UNTRAINED, BASELINE = "trained", "untrained", "baseline"
 KINDS = (BASELINE, UNTRAINED, TRAINED)
@@ -23,11 +25,12 @@ OBJECTIVES = ("cl", "kd", "cl+kd")
 # Splits that choices may have been made on; what is measured there is not held out.
 VALIDATION_SPLITS = frozenset({"valid", "dev"})
 _KEY = ("kind", "system", "seed", "collection", "split", "measure")
+_CORRUPTED = re.compile(r"(wrong(?:-[a-z]+)?)-?(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row of the results table (`raylab.results`), nulls as None."""
+    """A row of the results table (`raylab.results`), nulls as None; no variant is the empty name."""
 
     kind: Literal["trained", "untrained", "baseline"]
     system: str
@@ -54,12 +57,20 @@ class Result:
     retrieval_flops: float | None = None
     index_bytes: int | None = None
     query_ms: float | None = None
+    variant: str = ""
+    tokens: float | None = None
+    examples: float | None = None
+    head_parameters: int | None = None
+    epochs: float | None = None
+    charged_flops: float | None = None
 
 
 _FIELDS = dataclasses.fields(Result)
 # Tables written before a column was there lack those that have a default.
 _REQUIRED = tuple(field.name for field in _FIELDS if field.default is dataclasses.MISSING)
-_WHOLE = frozenset({"seed", "queries", "parameters", "steps", "without_relevant", "index_bytes"})
+_WHOLE = frozenset(
+    {"seed", "queries", "parameters", "steps", "without_relevant", "index_bytes", "head_parameters"}
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ def read_rows(results: pd.DataFrame) -> list[Result]:
 def _row(cells: dict[str, Any]) -> Result:
     values: dict[str, Any] = {n: None if pd.isna(cell) else cell for n, cell in cells.items()}
     values |= {name: int(values[name]) for name in _WHOLE if values.get(name) is not None}
+    values["variant"] = values.get("variant") or ""
     return Result(**values)
 
 
@@ -136,6 +148,7 @@ def _order(row: Result) -> tuple:
         rank(HEADS, row.head),
         row.kind == TRAINED,
         rank(OBJECTIVES, row.objective),
+        variant_rank(row.variant),
         row.system,
         -1 if row.seed is None else row.seed,
         row.collection,
@@ -147,6 +160,24 @@ def _order(row: Result) -> tuple:
 def rank(known: Sequence[str], name: str | None) -> tuple[int, str]:
     """A sort key: the known names in their order, then others by name."""
     return (known.index(name) if name in known else len(known), name or "")
+
+
+def variant_rank(variant: str) -> tuple:
+    """A sort key: the plain recipe, budgets by FLOPs, shares of corruption, then others by name."""
+    if not variant:
+        return 0, "", 0.0
+    if is_budget(variant):
+        return 1, "", float(variant)
+    kind, share = corrupted(variant) or ("", 0.0)
+    return (2, kind, share) if kind else (3, variant, 0.0)
+
+
+def corrupted(variant: str) -> tuple[str, float] | None:
+    """What a variant corrupts and the share of it (`raylab.variants`): `wrong0.1` is ("wrong", 0.1)."""
+    found = _CORRUPTED.fullmatch(variant)
+    if found is None or not 0 <= float(found[2]) <= 1:
+        return None
+    return found[1], float(found[2])
 
 
 def benchmarks(rows: Sequence[Result]) -> list[Benchmark]:

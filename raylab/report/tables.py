@@ -14,6 +14,7 @@ from itertools import groupby
 from statistics import fmean
 
 from raylab.report.rows import TRAINED, UNTRAINED, Benchmark, Result
+from raylab.scaling.points import is_budget
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Line:
     """A line of the grid table; steps and FLOPs are means over seeds.
 
     `gain` is against the untrained line of the same size and head; `seeds_below` counts the seeds
-    that end below it. `best` is the best trained cell of its head on this benchmark.
+    that end below it. `best` is the best trained cell of its head on this benchmark. `beats_twin`: it
+    is better than the cell of the other head that is otherwise alike (`heads.mark`).
     """
 
     kind: str
@@ -54,6 +56,13 @@ class Line:
     steps: float | None = None
     budget_flops: float | None = None
     spent_flops: float | None = None
+    variant: str = ""
+    beats_twin: bool = False
+    passage_postings: float | None = None
+    retrieval_flops: float | None = None
+    index_bytes: float | None = None
+    seeds: tuple[int, ...] = ()
+    fingerprints: tuple[str, ...] = ()
 
     @property
     def below_untrained(self) -> bool:
@@ -72,13 +81,25 @@ class GridTable:
         """The most seeds any line has."""
         return max((line.estimate.seeds for line in self.lines), default=0)
 
+    @property
+    def varied(self) -> str:
+        """What the variants of its cells are: `budget`, `variant`, or nothing where there are none."""
+        names = {line.variant for line in self.of(TRAINED)} - {""}
+        return "" if not names else "budget" if all(map(is_budget, names)) else "variant"
+
     def of(self, kind: str) -> tuple[Line, ...]:
         return tuple(line for line in self.lines if line.kind == kind)
 
 
-def grid_table(rows: Sequence[Result], benchmark: Benchmark) -> GridTable:
-    """The grid table of a benchmark from `rows.read_rows`; rows without a value are left out."""
-    where = (benchmark.collection, benchmark.split, benchmark.primary)
+def grid_table(
+    rows: Sequence[Result], benchmark: Benchmark, measure: str | None = None
+) -> GridTable:
+    """The grid table of a benchmark from `rows.read_rows`; rows without a value are left out.
+
+    Args:
+        measure: of the benchmark, default its primary one.
+    """
+    where = (benchmark.collection, benchmark.split, measure or benchmark.primary)
     own = [
         row
         for row in rows
@@ -94,7 +115,7 @@ def grid_table(rows: Sequence[Result], benchmark: Benchmark) -> GridTable:
 
 
 def _cell(row: Result) -> tuple:
-    return row.kind, row.system, row.size, row.head, row.objective
+    return row.kind, row.system, row.size, row.head, row.objective, row.variant
 
 
 def _values(cell: Iterable[Result]) -> list[float]:
@@ -120,6 +141,12 @@ def _line(cell: Sequence[Result], untrained: float | None, best: dict[str | None
         objective=first.objective,
         parameters=first.parameters,
         estimate=estimate,
+        variant=first.variant,
+        passage_postings=_mean(row.passage_postings for row in cell),
+        retrieval_flops=_mean(row.retrieval_flops for row in cell),
+        index_bytes=_mean(row.index_bytes for row in cell),
+        seeds=tuple(row.seed for row in cell if row.seed is not None),
+        fingerprints=tuple(row.fingerprint for row in cell if row.fingerprint is not None),
     )
     if first.kind != TRAINED:
         return line

@@ -128,3 +128,29 @@ ODD_GRIDS: dict[str, dict[str, Any]] = {
 def odd_results(request: pytest.FixtureRequest) -> pd.DataFrame:
     """Grids that are not the default one."""
     return synthetic(**ODD_GRIDS[request.param])
+
+
+def budgeted(results: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
+    """The grid under each budget, as isoFLOP runs are named; a larger one is a little better."""
+    rest, trained = (results[results["kind"] == "trained"], results[results["kind"] != "trained"])[
+        ::-1
+    ]
+    parts = [rest]
+    for place, budget in enumerate(sorted(budgets)):
+        own = trained.assign(variant=f"{budget:g}", budget_flops=budget, spent_flops=budget * 1.004)
+        own["system"] += f"-{budget:g}"
+        own["fingerprint"] = [
+            sha256(f"{f}{budget:g}".encode()).hexdigest() for f in own["fingerprint"]
+        ]
+        own[["value", "ci_low", "ci_high"]] += 0.01 * place
+        parts.append(own)
+    return pd.concat(parts, ignore_index=True)
+
+
+def chart_looks(panel) -> list[tuple]:
+    """Marker, fill and dash of what a panel shows of cells, optima aside."""
+    return [
+        (one.look.marker, one.look.hollow, one.look.dash)
+        for one in panel.series
+        if one.role in ("measured", "untrained")
+    ]

@@ -73,13 +73,8 @@ def table_headed(page, *names):
 def test_everything_is_written_through_the_store(tmp_path, results, ledger):
     store = Store(str(tmp_path / "lab"))
     written = report.write(store, results, ledger)
-    assert set(files_of(store)) == {
-        "index.html",
-        "scaling.png",
-        "scaling.svg",
-        "table.md",
-        "table.csv",
-    }
+    charts = {f"{name}.{kind}" for name in ("scaling", "flops") for kind in ("png", "svg", "json")}
+    assert set(files_of(store)) == {"index.html", "table.md", "table.tex", "table.csv"} | charts
     assert all(Path(path).is_file() for path in written.paths.values())
     assert written.paths["png"] == f"{store.uri}/report/scaling.png"
     console = Console(width=100, file=io.StringIO())
@@ -132,7 +127,7 @@ def test_results_that_cannot_be_reported_leave_nothing_behind(tmp_path, results,
 def test_the_page_needs_nothing_from_elsewhere(tmp_path, results, ledger):
     text, page = page_of(tmp_path, results, ledger)
     outside = [link for link in page.links if not link.startswith("#")]
-    assert set(outside) == {"scaling.png", "scaling.svg", "table.csv"}
+    assert set(outside) == set(files_of(Store(str(tmp_path / "lab")))) - {"index.html"}
     assert not {"script", "link", "iframe", "img"} & page.tags
     assert not re.search(r"@import|@font-face|url\((?!#)", text)
     assert "svg" in page.tags
@@ -157,13 +152,56 @@ def test_the_page_holds_the_grid_and_every_measure(tmp_path, results, ledger):
 
 
 def test_the_ledger_is_summed_by_stage(tmp_path, results, ledger):
+    made = ledger["stage"] == "retriever"
+    ledger.loc[made, "planned_flops"], ledger.loc[made, "spent_flops"] = 4e12, 3.9e12
+    ledger.loc[made, "device_seconds"], ledger.loc[made, "lost_flops"] = 84.0, 0.0
+    ledger.loc[made, "retries"], ledger.loc[made, "lost_seconds"] = [1, 2], [4.5, 0.0]
     table = table_headed(page_of(tmp_path, results, ledger)[1], "stage")
     assert table == [
-        ["stage", "artifacts", "seconds", "FLOPs", "tokens", "bytes"],
-        ["collection", "1", "3.5", "-", "-", "1.00 k"],
-        ["tokens", "1", "1.5", "-", "1.50 M", "2.00 k"],
-        ["retriever", "2", "84.0", "7.70 T", "5.00 M", "7.00 k"],
-        ["all", "4", "89.0", "7.70 T", "6.50 M", "10.0 k"],
+        [
+            "stage",
+            "artifacts",
+            "planned FLOPs",
+            "spent FLOPs",
+            "measured FLOPs",
+            "seconds",
+            "device-seconds",
+            "tokens",
+            "retries",
+            "lost FLOPs",
+            "lost seconds",
+            "bytes",
+        ],
+        ["collection", "1", "-", "-", "-", "3.5", "-", "-", "-", "-", "-", "1.00 k"],
+        ["tokens", "1", "-", "-", "-", "1.5", "-", "1.50 M", "-", "-", "-", "2.00 k"],
+        [
+            "retriever",
+            "2",
+            "8.00 T",
+            "7.80 T",
+            "7.70 T",
+            "84.0",
+            "168.0",
+            "5.00 M",
+            "3",
+            "0",
+            "4.5",
+            "7.00 k",
+        ],
+        [
+            "all",
+            "4",
+            "8.00 T",
+            "7.80 T",
+            "7.70 T",
+            "89.0",
+            "168.0",
+            "6.50 M",
+            "3",
+            "0",
+            "4.5",
+            "10.0 k",
+        ],
     ]
 
 
@@ -212,7 +250,7 @@ def test_a_name_is_shown_and_never_run(tmp_path, make_results, ledger):
 def test_odd_grids_and_an_empty_ledger_give_a_page(tmp_path, odd_results, ledger):
     _, page = page_of(tmp_path, odd_results, ledger.iloc[:0])
     assert page.open == []
-    assert table_headed(page, "stage")[1:] == [["all", "0", "-", "-", "-", "-"]]
+    assert table_headed(page, "stage")[1:] == [["all", "0", *["-"] * 10]]
 
 
 def test_bm25_is_a_row_of_every_table_of_values(tmp_path, results, ledger):

@@ -1,0 +1,271 @@
+"""The grid in the paper's layout: a row a size and head, a group of columns an objective, in Markdown and LaTeX.
+
+Values are shares of 1 times 100, as in the paper; marks as in the grid tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from raylab.report import published
+from raylab.report.formats import (
+    BEATS_NOTE,
+    BEST_NOTE,
+    NOTHING,
+    escaped,
+    markdown_table,
+    objective_label,
+    variant_label,
+)
+from raylab.report.published import PUBLISHED, Published
+from raylab.report.rows import BASELINE, OBJECTIVES, TRAINED, rank
+from raylab.report.tables import GridTable, Line
+
+_TEXT = ("size", "head", "budget", "variant")
+_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\u2020": r"\dag{}",
+    "\u2264": r"$\leq$",
+}
+_NOTE = "Values x 100. [low, high]: 95 % bootstrap interval over queries; (low..high): lowest to highest seed."
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A value of the layout: `18.3`, its interval or range, and its marks."""
+
+    value: float
+    spread: str = ""
+    best: bool = False
+    beats_twin: bool = False
+
+    @property
+    def marked(self) -> str:
+        marks = f"{'*' if self.best else ''}{chr(0x2020) if self.beats_twin else ''}"
+        return f"{100 * self.value:.1f}{marks}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows under `names` (size, head and, if any, budget or variant), entries under `groups` x `columns`."""
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    columns: tuple[str, ...]
+    measures: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[Entry | None, ...]], ...]
+    references: tuple[tuple[str, tuple[Entry | None, ...]], ...]
+    note: str
+
+    @property
+    def empty(self) -> bool:
+        return not self.rows
+
+
+def layout(tables: Sequence[GridTable]) -> Layout:
+    """The trained cells of every held-out table, and of MS MARCO dev, side by side.
+
+    Of the 13 sets of BEIR, where all are there, the mean is a column too.
+    """
+    shown = [t for t in tables if t.benchmark.held_out or _published(t) is not None]
+    trained = [line for table in shown for line in table.of(TRAINED)]
+    varied = next((table.varied for table in shown if table.varied), "")
+    if any(table.varied == "variant" for table in shown):
+        varied = "variant"
+    objectives = sorted({line.objective for line in trained}, key=lambda o: rank(OBJECTIVES, o))
+    cells = list(dict.fromkeys(_cell(line) for line in trained))
+    by_cell = [{(_cell(x), x.objective): x for x in table.of(TRAINED)} for table in shown]
+    beir = [i for i, t in enumerate(shown) if published.is_beir(*_where(t))]
+    whole = len(beir) == len(published.BEIR_SETS)
+    rows = []
+    for cell in cells:
+        entries: list[Entry | None] = []
+        for objective in objectives:
+            lines = [own.get((cell, objective)) for own in by_cell]
+            entries += [_entry(line) for line in lines]
+            if whole:
+                entries.append(_mean([lines[i] for i in beir]))
+        size, head, variant = cell
+        names = (size, head, *((variant_label(variant),) if varied else ()))
+        rows.append((names, tuple(entries)))
+    baselines = {x.system: None for table in shown for x in table.of(BASELINE)}
+    columns = [table.benchmark.name for table in shown] + ([published.BEIR] if whole else [])
+    references = [
+        (name, _baseline(name, shown, beir if whole else [], len(objectives))) for name in baselines
+    ]
+    same = [_published(table) for table in shown] + ([published.BEIR] if whole else [])
+    if any(same):
+        references += [
+            (f"{one.system} ({one.source})", _reference(one, same, len(objectives)))
+            for one in PUBLISHED
+        ]
+    return Layout(
+        ("size", "head", *((varied,) if varied else ())),
+        tuple(objective_label(o) or NOTHING for o in objectives),
+        tuple(columns),
+        tuple(t.benchmark.primary for t in shown) + (("nDCG@10",) if whole else ()),
+        tuple(rows),
+        tuple(references),
+        _notes(trained, any(same)),
+    )
+
+
+def _where(table: GridTable) -> tuple[str, str]:
+    return table.benchmark.collection, table.benchmark.split
+
+
+def _published(table: GridTable) -> str | None:
+    """The published column of the same benchmark and measure."""
+    found = published.same_benchmark(*_where(table))
+    return found if found and published.MEASURES[found] == table.benchmark.primary else None
+
+
+def _cell(line: Line) -> tuple[str, str, str]:
+    return line.size or NOTHING, line.head or NOTHING, line.variant
+
+
+def _entry(line: Line | None) -> Entry | None:
+    if line is None:
+        return None
+    e, spread = line.estimate, ""
+    if e.low is not None and e.high is not None:
+        low, high = f"{100 * e.low:.1f}", f"{100 * e.high:.1f}"
+        spread = f"({low}..{high})" if e.seeds > 1 else f"[{low}, {high}]"
+    return Entry(e.value, spread, line.best, line.beats_twin)
+
+
+def _mean(lines: Sequence[Line | None]) -> Entry | None:
+    values = [line.estimate.value for line in lines if line is not None]
+    return Entry(fmean(values)) if len(values) == len(lines) else None
+
+
+def _baseline(
+    name: str, shown: Sequence[GridTable], beir: Sequence[int], groups: int
+) -> tuple[Entry | None, ...]:
+    """A system without an objective stands in the first group."""
+    lines = [next((x for x in t.of(BASELINE) if x.system == name), None) for t in shown]
+    own = [_entry(line) for line in lines] + ([_mean([lines[i] for i in beir])] if beir else [])
+    return tuple(own + [None] * (len(own) * (groups - 1)))
+
+
+def _reference(one: Published, same: Sequence[str | None], groups: int) -> tuple[Entry | None, ...]:
+    values = [one.values.get(name) if name else None for name in same]
+    own = [None if value is None else Entry(value) for value in values]
+    return tuple(own + [None] * (len(own) * (groups - 1)))
+
+
+def _notes(trained: Sequence[Line], references: bool) -> str:
+    parts = [_NOTE, *([BEST_NOTE] if trained else [])]
+    if any(line.beats_twin for line in trained):
+        parts.append(BEATS_NOTE)
+    if references:
+        parts.append("Rows below the grid have no objective of it; they stand in the first group.")
+    return " ".join(parts)
+
+
+# ----------------------------------------------------------------------------------------- as text
+
+
+def to_markdown(made: Layout) -> str:
+    """The layout as a section of Markdown; empty without cells."""
+    if made.empty:
+        return ""
+    names = [*made.names, *(f"{g} {c}" for g in made.groups for c in made.columns)]
+    body = [[*map(escaped, own), *map(_markdown, entries)] for own, entries in made.rows]
+    pad = [""] * (len(made.names) - 1)
+    body += [[escaped(name), *pad, *map(_markdown, entries)] for name, entries in made.references]
+    table = markdown_table(names, [name in _TEXT for name in names], body)
+    return f"### The grid\n\n{table}\n\n{escaped(made.note)}\n"
+
+
+def _markdown(entry: Entry | None) -> str:
+    if entry is None:
+        return NOTHING
+    text = escaped(f"{entry.marked} {entry.spread}".strip())
+    return f"**{text}**" if entry.best else text
+
+
+def published_markdown() -> str:
+    """What others published, as a section of Markdown."""
+    names = ("system", *published.COLUMNS, "source")
+    body = [
+        [
+            f"{one.system} ({one.about})",
+            *(f"{100 * v:.1f}" if (v := one.values.get(c)) else NOTHING for c in published.COLUMNS),
+            one.source,
+        ]
+        for one in PUBLISHED
+    ]
+    table = markdown_table(names, [name in ("system", "source") for name in names], body)
+    measures = "MS MARCO dev: MRR@10, others nDCG@10; values x 100."
+    return f"### Published, not measured here\n\n{table}\n\n{measures}\n"
+
+
+def latex(text: str) -> str:
+    """A text as LaTeX sets it."""
+    return re.sub(r"[&%$#_{}\\~^\u2020\u2264]", lambda found: _SPECIAL[found[0]], text)
+
+
+def to_latex(made: Layout) -> str:
+    """A table (booktabs) to be set with `\\input`; each row's intervals stand small below its values."""
+    if made.empty:
+        return "% No cell is trained in these results.\n"
+    lead, width = len(made.names), len(made.columns)
+    groups = [
+        rf"\multicolumn{{{width}}}{{c}}{{{latex(group)}}}" if width > 1 else latex(group)
+        for group in made.groups
+    ]
+    rules = [
+        rf"\cmidrule(lr){{{lead + 1 + i * width}-{lead + (i + 1) * width}}}"
+        for i in range(len(groups))
+    ]
+    heads = [latex(f"{c} {m}") for c, m in zip(made.columns, made.measures, strict=True)]
+    lines = [
+        "% Made by raylab report; needs \\usepackage{booktabs}.",
+        r"\begin{table}",
+        r"\centering",
+        rf"\begin{{tabular}}{{{'l' * lead}{'r' * (width * len(groups))}}}",
+        r"\toprule",
+        _row([""] * lead + groups),
+        " ".join(rules),
+        _row([*map(latex, made.names), *heads * len(groups)]),
+        r"\midrule",
+    ]
+    before = ""
+    for names, entries in made.rows:
+        if before and names[0] != before:
+            lines.append(r"\addlinespace")
+        before = names[0]
+        lines += _latex_rows([latex(name) for name in names], entries)
+    if made.references:
+        lines.append(r"\midrule")
+    for name, entries in made.references:
+        lines += _latex_rows([latex(name), *[""] * (lead - 1)], entries)
+    lines += [
+        r"\bottomrule",
+        r"\end{tabular}",
+        rf"\caption{{{latex(made.note)}}}",
+        r"\end{table}",
+    ]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _latex_rows(names: Sequence[str], entries: Sequence[Entry | None]) -> list[str]:
+    values = ["--" if entry is None else _latex(entry) for entry in entries]
+    spreads = [rf"{{\scriptsize {e.spread}}}" if e and e.spread else "" for e in entries]
+    rows = [_row([*names, *values])]
+    return rows + ([_row([*[""] * len(names), *spreads])] if any(spreads) else [])
+
+
+def _latex(entry: Entry) -> str:
+    text = latex(entry.marked.replace("*", ""))
+    return rf"\textbf{{{text}}}\textsuperscript{{*}}" if entry.best else text
+
+
+def _row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
