@@ -32,7 +32,7 @@ _SECONDS = ("seconds", "device_seconds", "lost_seconds")
 def ledger(table: pd.DataFrame) -> Block:
     """The ledger summed by stage, in its own order, which is that of the chain."""
     known = [name for name in _AMOUNTS if name in table.columns]
-    told = "energy_j" in known and table["energy_j"].notna().any()
+    told = "energy_j" in known and any(not pd.isna(own) for own in table["energy_j"])
     names = [name for name in known if name != "energy_j" or told]
     by_stage: dict[str, list[tuple]] = {}
     for stage, *amounts in zip(table["stage"], *(table[a] for a in names), strict=True):

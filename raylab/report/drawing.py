@@ -98,7 +98,7 @@ def _legend(drawn: Figure, chart: Chart) -> None:
     labels = sorted(handles, key=lambda x: order.index(x) if x in order else len(order))
     drawn.legend(
         # Points and the line fitted through them share a label, and an entry.
-        [handles[x][0] if x in optima else tuple(handles[x]) for x in labels],
+        [handles[x][0] if x in optima else tuple(handles[x]) for x in labels],  # pyright: ignore
         labels,
         loc="outside right center",
         title=chart.legend,

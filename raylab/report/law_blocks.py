@@ -1,25 +1,31 @@
-"""Tables of the scaling section: fits, forecasts, optima, claims, and what was refused."""
+"""Tables of the scaling section: fits, forecasts and optima; claims are `raylab.report.findings`."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from raylab.report.blocks import Block, columns
-from raylab.report.formats import NOTHING, objective_label, quantity, variant_label
+from raylab.report.findings import claims_block, negative, refusals
+from raylab.report.formats import NOTHING, quantity
+from raylab.report.law_texts import (
+    BOUND,
+    N_LABELS,
+    OF,
+    held_out_text,
+    interval_text,
+    of_series,
+)
 from raylab.report.laws import Study
-from raylab.scaling import COLUMNS, LAWS, Claim, Fit, Forecast, Interval, Optimum
+from raylab.scaling import COLUMNS, LAWS, Fit, Forecast, Interval, Optimum
 from raylab.scaling import rows as flat
 from raylab.scaling.points import Facts
 
-_OF = ("head", "objective", "split", "measure")
-_N = {"parameters": "without head", "with_head": "with head"}
 _SERIES = ("head", "objective", "collection", "split", "measure", "where")
-_BOUND, _WITHIN = "at its bound", "within"
-_HUGE = 1e6  # beyond this, and below its inverse, powers of ten
+_WITHIN = "within"
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,13 @@ def section(study: Study) -> Section:
         _forecasts(study.forecasts),
         _designs(study.forecasts),
         _optima(study),
-        _claims(study.claims),
+        claims_block(study.claims),
         f"{held} of {len(designs)} designs held out lie within their 95 % prediction intervals."
         if designs
         else "",
-        tuple(_refused(study)),
+        tuple(refusals(study)),
         tuple(dict.fromkeys(line for one in study.made() for line in one.excluded)),
-        tuple(_negative(study)),
+        tuple(negative(study)),
         study.draws,
     )
 
@@ -71,10 +77,10 @@ def _fits(fits: Sequence[Fit]) -> Block:
     names = [p for p in ("E", "d", "A", "a", "B", "b") if any(p in one.parameters for one in fits)]
     body = [
         (
-            *_of(one),
+            *of_series(one),
             one.where or "all",
             one.law,
-            _N[one.n],
+            N_LABELS[one.n],
             *(_parameter(one, name) for name in names),
             f"{one.r_squared:.3f}",
             str(one.degrees_of_freedom),
@@ -89,33 +95,19 @@ def _fits(fits: Sequence[Fit]) -> Block:
     facts = ("R\u00b2", "df", "runs / designs / seeds", "queries", "window", "excluded")
     return Block(
         "Fits",
-        columns((*_OF, "part", "law", "N", *names, *facts)),
+        columns((*OF, "part", "law", "N", *names, *facts)),
         tuple(body),
         note="; ".join(f"{law}: L = {LAWS[law].formula}" for law in laws)
         + ". Losses: contrastive entropy as it is, of nDCG@10 what lacks to 1; N: non-embedding parameters "
-        f"without or with the vocabulary head; D: real tokens. {_BOUND.capitalize()}: the data do not "
+        f"without or with the vocabulary head; D: real tokens. {BOUND.capitalize()}: the data do not "
         "hold the parameter; what it says beyond the window is not to be relied on.",
     )
-
-
-def _of(one: Facts) -> tuple[str, ...]:
-    return one.head, objective_label(one.objective), f"{one.collection} {one.split}", one.measure
 
 
 def _parameter(one: Fit, name: str) -> str:
     if name not in one.parameters:
         return ""
-    return f"{_interval(one.parameters[name])}{f' {_BOUND}' if name in one.at_bounds else ''}"
-
-
-def _interval(one: Interval) -> str:
-    return f"{_number(one.value)} [{_number(one.low)}, {_number(one.high)}]"
-
-
-def _number(value: float) -> str:
-    if value and not 1 / _HUGE <= abs(value) < _HUGE:
-        return f"{value:.0e}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{interval_text(one.parameters[name])}{f' {BOUND}' if name in one.at_bounds else ''}"
 
 
 def _window(one: Facts) -> str:
@@ -131,10 +123,10 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Block:
     """A line a forecast: how many designs it held, and how far off it was."""
     body = [
         (
-            *_of(one),
+            *of_series(one),
             one.where or "all",
             one.law,
-            f"largest {one.hold_out}: {_held_out(one)}",
+            f"largest {one.hold_out}: {held_out_text(one)}",
             str(len(one.predictions)),
             str(sum(own.held for own in one.predictions)),
             f"{fmean(abs(own.relative_error) for own in one.predictions):.1%}",
@@ -146,7 +138,7 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Block:
     errors = ("designs", "held", "mean |error|", "worst error", "df")
     return Block(
         "Forecasts",
-        columns((*_OF, "part", "law", "held out", *errors)),
+        columns((*OF, "part", "law", "held out", *errors)),
         tuple(body),
         tuple("" if all(p.held for p in one.predictions) else "below" for one in forecasts),
         note="Fitted without the largest size or budget (N without head), which is then predicted. Held: the "
@@ -154,21 +146,16 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Block:
     )
 
 
-def _held_out(one: Forecast) -> str:
-    first = one.predictions[0]
-    return first.size if one.hold_out == "size" else quantity(first.budget_flops, "FLOPs")
-
-
 def _designs(forecasts: Sequence[Forecast]) -> Block:
     every = [(one, own) for one in forecasts for own in one.predictions]
     body = [
         (
-            *_of(one),
+            *of_series(one),
             one.law,
             one.hold_out,
             own.size,
             quantity(own.budget_flops, "FLOPs") if own.budget_flops else NOTHING,
-            _interval(own.predicted),
+            interval_text(own.predicted),
             f"{own.measured:.3f}",
             f"{own.relative_error:+.1%}",
             "yes" if own.held else "no",
@@ -178,7 +165,7 @@ def _designs(forecasts: Sequence[Forecast]) -> Block:
     return Block(
         "Every design that was held out",
         columns(
-            (*_OF, "law", "held out", "size", "budget", "predicted", "measured", "error", "held")
+            (*OF, "law", "held out", "size", "budget", "predicted", "measured", "error", "held")
         ),
         tuple(body),
         tuple("" if own.held else "below" for _, own in every),
@@ -189,13 +176,13 @@ def _optima(study: Study) -> Block:
     """Of Chinchilla's surface and the parabolas; those of the joint law are in the CSV."""
     body = [
         (
-            *_of(one),
-            _N[one.n],
+            *of_series(one),
+            N_LABELS[one.n],
             quantity(one.budget_flops, "FLOPs"),
             one.method,
             _quantities(one.optimal_n),
             _quantities(one.optimal_d),
-            NOTHING if one.exponent is None else _interval(one.exponent),
+            NOTHING if one.exponent is None else interval_text(one.exponent),
             _place(one, study.fits),
         )
         for one in study.optima
@@ -203,7 +190,7 @@ def _optima(study: Study) -> Block:
     ]
     return Block(
         "IsoFLOP optima",
-        columns((*_OF, "N", "budget", "method", "N*", "D*", "exponent of N in C", "place")),
+        columns((*OF, "N", "budget", "method", "N*", "D*", "exponent of N in C", "place")),
         tuple(body),
         tuple("untrained" if row[-1] != _WITHIN else "" for row in body),
         note="Of the Chinchilla surface along C = k N D, and of parabolas in log N (an illustration, biased "
@@ -222,7 +209,7 @@ def _place(one: Optimum, fits: Sequence[Fit]) -> str:
     if one.optimal_n.low < one.tried[0] or one.optimal_n.high > one.tried[1]:
         parts.append("open")
     if own.at_bounds and one.method == "surface":
-        parts.append(f"{' and '.join(own.at_bounds)} {_BOUND}")
+        parts.append(f"{' and '.join(own.at_bounds)} {BOUND}")
     return ", ".join(parts)
 
 
@@ -232,129 +219,3 @@ def _quantities(one: Interval) -> str:
 
 def _amount(value: float) -> str:
     return "< 1" if value < 1 else quantity(value)
-
-
-def _claims(claims: Sequence[Claim]) -> Block:
-    """The slopes, a line each; sparse against dense, a line an objective: the tests are tabled elsewhere."""
-    body = [
-        (
-            one.claim,
-            *_of(one),
-            NOTHING if one.reason else _interval(one.estimate),
-            one.verdict,
-            _reason(one),
-            str(one.degrees_of_freedom),
-            f"{one.n_runs} / {one.points} / {len(one.seeds)}",
-        )
-        for one in claims
-        if not one.size
-    ]
-    pairs: dict[tuple, list[Claim]] = {}
-    for one in claims:
-        if one.size:
-            pairs.setdefault((one.claim, *_of(one)), []).append(one)
-    for key, own in pairs.items():
-        claim, _, *where = key
-        body.append(
-            (
-                claim,
-                "both",
-                *where,
-                NOTHING,
-                _majority(own),
-                _counted(own),
-                NOTHING,
-                f"{len(own)} pairs",
-            )
-        )
-    names = ("slope per decade of N", "verdict", "about", "df", "runs / designs / seeds")
-    return Block(
-        "The paper's three claims",
-        columns(("claim", *_OF, *names)),
-        tuple(body),
-        note="Improves with size: of CL, the 95 % interval of the slope excludes 0, in the direction that is "
-        "better. Flat in size: of KD, its 90 % interval lies within the margin (equivalence). Both "
-        "within budgets. Sparse beats dense: paired t-tests, Holm over all pairs of the line's "
-        "claim and measure.",
-    )
-
-
-def _reason(one: Claim) -> str:
-    if one.reason:
-        return one.reason.rpartition("; ")[2]
-    return f"margin {one.margin:g}" if one.margin == one.margin else ""
-
-
-def _majority(own: Iterable[Claim]) -> str:
-    verdicts = {one.verdict for one in own}
-    if verdicts == {"sparse"}:
-        return "sparse beats dense"
-    if {"sparse", "dense"} <= verdicts:
-        return "mixed"
-    return "in part" if "sparse" in verdicts else "dense" if "dense" in verdicts else "undecided"
-
-
-def _counted(own: Sequence[Claim]) -> str:
-    """Which cells which head won, by budget where there are any."""
-    parts = []
-    for verdict, said in (("sparse", "sparse better"), ("dense", "dense better")):
-        sizes: dict[str, list[str]] = {}
-        for one in own:
-            if one.verdict == verdict:
-                sizes.setdefault(one.size, []).append(one.where)
-        if sizes:
-            named = ", ".join(
-                size + (f" ({', '.join(map(variant_label, at))})" if any(at) else "")
-                for size, at in sizes.items()
-            )
-            parts.append(f"{said} in {sum(map(len, sizes.values()))}: {named}")
-    open_ = sum(one.verdict not in ("sparse", "dense") for one in own)
-    return "; ".join([*parts, *([f"undecided in {open_}"] if open_ else [])])
-
-
-_AGAINST = {"worsens": "worsens with size", "not flat": "is not flat in size", "dense": "loses"}
-
-
-def _negative(study: Study) -> list[str]:
-    """Claims that came out against the paper, forecasts that missed, and fits that the data do not hold."""
-    said = [
-        f"{' '.join(_of(one))}: {_AGAINST[one.verdict]}, {_interval(one.estimate)} per decade of N"
-        for one in study.claims
-        if one.verdict in _AGAINST and not one.size
-    ]
-    losses = [one for one in study.claims if one.verdict == "dense"]
-    for of in dict.fromkeys(_of(one)[1:] for one in losses):
-        own = [one for one in study.claims if one.size and _of(one)[1:] == of]
-        lost = sum(one.verdict == "dense" for one in own)
-        said.append(f"{' '.join(of)}: dense beats sparse in {lost} of {len(own)} pairs")
-    for one in study.forecasts:
-        missed = [f"{p.size} ({p.relative_error:+.0%})" for p in one.predictions if not p.held]
-        if missed:
-            of = f"{' '.join(_of(one))}, {one.law} without the largest {one.hold_out}"
-            said.append(f"{of}: missed {', '.join(missed)} at {_held_out(one)}")
-    bound = [
-        f"{' '.join(_of(f))} {f.law} ({_N[f.n]}: {', '.join(f.at_bounds)})"
-        for f in study.fits
-        if f.at_bounds
-    ]
-    if bound:
-        said.append(
-            f"{len(bound)} of {len(study.fits)} fits have a parameter {_BOUND}: {'; '.join(bound)}"
-        )
-    edge = sum(one.place == "edge" for one in study.optima)
-    if edge:
-        said.append(
-            f"{edge} of {len(study.optima)} isoFLOP optima lie at the edge of the sizes tried"
-        )
-    return said
-
-
-def _refused(study: Study) -> list[str]:
-    """Reasons, each with the series that it is of: a line a reason."""
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for one in study.refused:
-        of = one.series
-        name = f"{of.head} {objective_label(of.objective)} {of.collection} {of.split} {of.measure}"
-        where = f" {of.where}" if of.where else ""
-        by_reason.setdefault((one.law, one.reason), []).append(name + where)
-    return [f"{law}: {reason} ({', '.join(of)})." for (law, reason), of in by_reason.items()]

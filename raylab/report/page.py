@@ -19,7 +19,7 @@ from raylab.report.law_blocks import section
 from raylab.report.laws import Study
 from raylab.report.layout import Layout
 from raylab.report.notes import notes
-from raylab.report.rows import TRAINED, Benchmark, Result, benchmarks
+from raylab.report.rows import TRAINED, Benchmark, Result, benchmarks, read_rows
 from raylab.report.tables import GridTable, Line, below_untrained
 
 
@@ -89,13 +89,16 @@ def render(contents: Contents) -> str:
 
 def _figure(chart: Chart, contents: Contents) -> Figure:
     own = pd.concat([contents.results.query(rows) for rows in chart.rows_filter])
-    own = own.drop_duplicates()
-    trained = own[own["kind"] == TRAINED]
-    seeds = sorted({int(seed) for seed in trained["seed"].dropna()})
-    queries = sorted({int(n) for n in own["queries"].dropna()})
+    own = read_rows(own.drop_duplicates())
+    trained = [row for row in own if row.kind == TRAINED]
+    seeds = sorted({row.seed for row in trained if row.seed is not None})
+    queries = sorted({row.queries for row in own if row.queries is not None})
     facts = (
         ("Seeds", ", ".join(map(str, seeds)) or "none"),
-        ("Rows", f"{count(len(own))}, of {count(trained['fingerprint'].nunique())} trained cells"),
+        (
+            "Rows",
+            f"{count(len(own))}, of {count(len({row.fingerprint for row in trained}))} checkpoints",
+        ),
         ("Queries", " and ".join(map(count, queries)) or "unknown"),
         ("Degrees of freedom", chart.freedom),
     )
@@ -106,7 +109,7 @@ def _figure(chart: Chart, contents: Contents) -> Figure:
         + "; ".join(f"{p.y.label} against {p.x.label}, {p.title}" for p in chart.panels)
         + f". Its values: {chart.name}.json.",
         facts,
-        own["fingerprint"].nunique(),
+        len({row.fingerprint for row in own}),
     )
 
 

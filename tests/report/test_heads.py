@@ -7,8 +7,10 @@ from scipy import stats
 
 from raylab import report
 from raylab.artifacts import Store
-from raylab.report.heads import compare_heads
+from raylab.report.formats import cells, header, note
+from raylab.report.heads import compare_heads, mark
 from raylab.report.rows import read_rows
+from raylab.report.tables import grid_table
 from raylab.results import (
     LEDGER,
     LEDGER_SCHEMA,
@@ -18,6 +20,7 @@ from raylab.results import (
     RESULTS_SCHEMA,
     write_table,
 )
+from tests.report.conftest import budgeted
 from tests.report.test_page import Page, files_of, table_headed
 
 
@@ -58,6 +61,26 @@ def test_twins_are_tested_per_split_on_the_primary_measure_over_the_mean_of_seed
         expected = stats.ttest_rel(means[test.b], means[test.a])
         assert test.p_t == pytest.approx(expected.pvalue)
         assert test.difference == pytest.approx((means[test.b] - means[test.a]).mean())
+
+
+def test_twins_of_each_variant_are_tested_and_the_better_cell_is_marked(make_results):
+    results = budgeted(make_results(objectives=["cl"], splits=[("scifact", "test")]), (1e13, 2e12))
+    results.loc[results["system"] == "sparse-pico-2x128-cl-2e+12", "value"] += 0.3
+    rows, per_query = read_rows(results), per_query_of(results)
+    found = compare_heads(rows, per_query)
+    assert [one.variant for one in found] == ["2e+12", "1e+13"] * 3
+    assert {one.comparison.family for one in found} == {6}
+    (one,) = [one for one in found if (one.size, one.variant) == ("pico-2x128", "2e+12")]
+    assert one.winner == one.comparison.b == "sparse-pico-2x128-cl-2e+12"
+    table = mark(grid_table(rows, one.benchmark), found)
+    assert {line.system for line in table.lines if line.beats_twin} == {
+        test.winner for test in found if test.comparison.p_t_holm <= 0.05
+    }
+    (line,) = [line for line in table.lines if line.system == one.winner]
+    assert "budget" in header(table)
+    assert cells(line, table.varied)[3] == "2.00 T"
+    assert cells(line, table.varied)[4].endswith(" \u2020")
+    assert "\u2020: better than its twin" in note(table)
 
 
 def test_the_page_shows_them_and_is_the_same_when_made_again(tmp_path, results, ledger):

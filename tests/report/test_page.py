@@ -1,6 +1,8 @@
 """The page and the written report: self-contained, complete, and the same when made again."""
 
+import html
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -130,10 +132,73 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path, results, ledger):
     assert set(outside) == set(files_of(Store(str(tmp_path / "lab")))) - {"index.html"}
     assert not {"script", "link", "iframe", "img"} & page.tags
     assert not re.search(r"@import|@font-face|url\((?!#)", text)
+    assert not re.search(r"(?:src|href)=.https?:", text)
     assert "svg" in page.tags
     assert page.open == []
     assert text.lstrip().startswith("<!doctype html>")
     assert "prefers-color-scheme: dark" in text
+
+
+def test_every_figure_tells_its_rows_command_seeds_fingerprints_and_freedom(
+    tmp_path, results, ledger
+):
+    store = Store(str(tmp_path / "lab"))
+    report.write(store, results, ledger, command="python experiments/grid.py --seeds 1 <x>")
+    written = files_of(store)
+    text = written["index.html"].decode()
+    figures = re.findall(r"<figure>.*?</figure>", text, re.S)
+    charts = [name.removesuffix(".json") for name in written if name.endswith(".json")]
+    assert len(figures) == len(charts) == 2
+    for figure in figures:
+        (name,) = [name for name in charts if f'href="{name}.json"' in figure]
+        for rows in json.loads(written[f"{name}.json"])["rows_filter"]:
+            assert len(results.query(rows))
+            assert html.escape(rows, quote=True).replace("&#x27;", "&#39;") in figure
+        assert "python experiments/grid.py --seeds 1 &lt;x&gt;" in figure
+        for fact in ("Seeds</dt><dd>0", "Degrees of freedom</dt>", 'href="#fingerprints"'):
+            assert fact in figure
+    # The command is kept, and read when the report is made again.
+    assert (tmp_path / "lab" / report.COMMAND).read_text().startswith("python experiments")
+    for path, frame, schema in (
+        (RESULTS, results, RESULTS_SCHEMA),
+        (LEDGER, ledger, LEDGER_SCHEMA),
+    ):
+        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        write_table(store, path, records, schema)
+    report.rebuild(store.uri)
+    assert files_of(store) == written
+
+
+def test_published_figures_are_always_there(tmp_path, results, ledger):
+    _, page = page_of(tmp_path, results, ledger)
+    table = table_headed(page, "system", "about", "MS MARCO dev")
+    assert ["Lion-SP-8B", "sparse, CL+KD", "41.7", "-", "-", "75.8", "55.2"] in [
+        row[:7] for row in table
+    ]
+    assert len(table) == 1 + 5
+    assert {row[-1] for row in table[1:]} == {
+        "arXiv 2502.15526",
+        "arXiv 2403.06789",
+        "arXiv 2603.13277",
+    }
+
+
+def test_the_contract_has_a_verdict(tmp_path, make_results, ledger):
+    results = make_results()
+    results["spent_flops"] = results["budget_flops"] * 1.004
+    text, page = page_of(tmp_path / "kept", results, ledger)
+    assert (
+        "All 18 cells spent within 2 % of what was planned: the largest deviation is 0.40 %" in text
+    )
+    assert "Cells of one budget spent within 1 % of each other" in text
+    off = results["system"] == "dense-pico-2x128-kd"
+    results.loc[off, "spent_flops"] = 4e12 * 1.03
+    text, page = page_of(tmp_path / "off", results, ledger)
+    assert "NOT all 18 cells spent within 2 % of what was planned" in text
+    assert "3.00 % (dense-pico-2x128-kd seed 0)" in text
+    assert "Cells of one budget spent NOT within 1 % of each other" in text
+    (_, line) = table_headed(page, "budget", "cells")
+    assert line == ["4.00 TFLOPs", "18", "3.00 %", "dense-pico-2x128-kd seed 0", "2.59 %"]
 
 
 def test_no_path_of_the_machine_is_in_the_report(tmp_path, results, ledger):

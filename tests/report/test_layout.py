@@ -1,0 +1,126 @@
+"""The paper's layout: a row a size and head, a group an objective; LaTeX that balances; published rows."""
+
+import re
+
+import pytest
+
+from raylab.data.registry import BEIR_SETS
+from raylab.report import published
+from raylab.report.heads import compare_heads, mark
+from raylab.report.layout import latex, layout, published_markdown, to_latex, to_markdown
+from raylab.report.rows import benchmarks, read_rows
+from raylab.report.tables import grid_table
+from tests.report.conftest import budgeted
+from tests.report.test_heads import per_query_of
+
+MARCO = [("msmarco", split) for split in ("dev", "dl19", "dl20")]
+
+
+def layout_of(results, per_query=None):
+    rows = read_rows(results)
+    tests = [] if per_query is None else compare_heads(rows, per_query)
+    return layout([mark(grid_table(rows, benchmark), tests) for benchmark in benchmarks(rows)])
+
+
+def test_a_row_a_size_and_head_with_the_values_of_each_objective(results):
+    made = layout_of(results)
+    assert made.groups == ("CL", "KD", "CL+KD")
+    assert made.columns == ("scifact test",)  # what choices were made on is not of the layout
+    assert [names for names, _ in made.rows[:3]] == [
+        ("pico-1x64", "sparse"),
+        ("pico-1x64", "dense"),
+        ("pico-2x128", "sparse"),
+    ]
+    own = results.query("split == 'test' and measure == 'nDCG@10'").set_index("system")["value"]
+    for (size, head), entries in made.rows:
+        for objective, entry in zip(("cl", "kd", "cl+kd"), entries, strict=True):
+            assert entry.value == own[f"{head}-{size}-{objective}"]
+    assert made.references[0][0] == "BM25"
+
+
+def test_budgets_are_a_column_in_numeric_order(make_results):
+    made = layout_of(budgeted(make_results(objectives=["cl"]), (2e12, 1e13, 1e12)))
+    assert made.names == ("size", "head", "budget")
+    assert [names[2] for names, _ in made.rows[:3]] == ["1.00 T", "2.00 T", "10.0 T"]
+
+
+def test_published_rows_stand_beside_the_same_benchmark_and_no_other(make_results):
+    made = layout_of(make_results(splits=MARCO))
+    assert made.columns == ("msmarco dl19", "msmarco dl20", "msmarco dev")
+    rows = {name.partition(" (")[0]: entries for name, entries in made.references}
+    assert [e and e.value for e in rows["SPLADE-v3"][:3]] == [0.723, 0.754, 0.402]
+    assert [e and e.value for e in rows["Lion-SP-8B"][:3]] == [None, None, 0.417]
+    sliced = layout_of(make_results(splits=[("msmarco-slice", s) for _, s in MARCO]))
+    assert [name for name, _ in sliced.references] == ["BM25"]
+
+
+def test_beir_is_a_mean_only_where_all_13_sets_are_there(make_results):
+    sets = [(name, "test") for name in BEIR_SETS]
+    made = layout_of(make_results(sizes=["pico-1x64"], objectives=["cl"], splits=sets))
+    assert made.columns[-1] == "BEIR-13"
+    for _, entries in made.rows:
+        assert entries[-1].value == pytest.approx(sum(e.value for e in entries[:13]) / 13)
+    rows = {name.partition(" (")[0]: entries for name, entries in made.references}
+    assert rows["Lion-DS-8B"][-1].value == 0.501
+    fewer = layout_of(make_results(sizes=["pico-1x64"], objectives=["cl"], splits=sets[:12]))
+    assert "BEIR-13" not in fewer.columns
+
+
+def test_marks_are_those_of_the_tests(make_results):
+    results = make_results(objectives=["cl"], splits=[("scifact", "test")])
+    results.loc[results["system"] == "sparse-pico-1x64-cl", "value"] += 0.2
+    results.loc[results["system"] == "dense-pico-4x256-cl", "value"] += 0.3
+    per_query = per_query_of(results)
+    tests = compare_heads(read_rows(results), per_query)
+    winners = {one.winner for one in tests} - {None}
+    assert {"sparse-pico-1x64-cl", "dense-pico-4x256-cl"} <= winners
+    made = layout_of(results, per_query)
+    marked = {
+        f"{head}-{size}-cl" for (size, head), (entry,) in made.rows if "\u2020" in entry.marked
+    }
+    assert marked == winners
+
+
+def test_latex_balances_and_every_row_has_every_column(make_results):
+    for results in (
+        make_results(splits=MARCO),
+        budgeted(make_results(objectives=["cl"]), (1e12, 2e12)),
+        make_results(seeds=[0, 1]),
+        make_results(splits=[("odd_name & 100%", "test")]),
+    ):
+        made = layout_of(results)
+        text = to_latex(made)
+        plain = re.sub(r"\\[{}]", "", text)
+        assert plain.count("{") == plain.count("}")
+        begun, ended = (re.findall(rf"\\{w}{{(\w+)}}", text) for w in ("begin", "end"))
+        assert begun == ended[::-1] == ["table", "tabular"]
+        (columns,) = re.findall(r"\\begin{tabular}{([lr]+)}", text)
+        assert len(columns) == len(made.names) + len(made.groups) * len(made.columns)
+        for line in text.splitlines():
+            if line.endswith(r"\\"):
+                spans = [int(n) for n in re.findall(r"\\multicolumn{(\d+)}", line)]
+                cells = len(re.findall(r"(?<!\\)&", line)) + 1
+                assert cells - len(spans) + sum(spans) == len(columns), line
+        assert not re.search(r"(?<!\\)[%#_]", text.split("\n", 1)[1])
+        assert text.isascii()
+
+
+def test_special_characters_are_set_as_they_are():
+    assert latex("a_b & 50% {x} ~^\\") == (
+        r"a\_b \& 50\% \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
+
+
+def test_nothing_trained_gives_no_layout(make_results):
+    made = layout_of(make_results(objectives=[]))
+    assert made.empty
+    assert to_markdown(made) == ""
+    assert to_latex(made).startswith("%")
+
+
+def test_what_is_published_says_where():
+    text = published_markdown()
+    for one in published.PUBLISHED:
+        assert one.system in text
+        assert re.fullmatch(r"arXiv \d{4}\.\d{5}", one.source)
+        assert set(one.values) <= set(published.COLUMNS)
