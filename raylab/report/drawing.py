@@ -25,6 +25,7 @@ _DPI = 150
 # The share of the smallest gap between two places over which the series of a place are spread.
 _DODGE_OF_GAP = 0.4
 _SINGLE_GAP = math.log(2)
+_ONE_PLACE, _APART = 0.05, 0.15  # of a linear axis: shares of x
 _MOST_TICKS = 7
 _DARK_LIGHT = {
     "sparse": ("#0B3C5D", "#5DB4E5"),
@@ -156,6 +157,8 @@ def _spread(panel: Panel) -> float:
     places = sorted({x for one in panel.series for x in one.x})
     if panel.x.log:
         places = [math.log(x) for x in places]
+    elif places and places[-1] - places[0] < _ONE_PLACE * abs(places[-1]):
+        return _APART * abs(places[-1])
     gaps = [b - a for a, b in pairwise(places)]
     return _DODGE_OF_GAP * min(gaps, default=_SINGLE_GAP if panel.x.log else 1.0)
 
@@ -211,10 +214,10 @@ def _limits(axes: Axes, panel: Panel, spread: float) -> None:
         margin = math.exp(spread if low < high else 4 * spread)
         margin = max(margin, (high / low) ** 0.04)
         axes.set_xlim(low / margin, high * margin)
-    elif low == high:
-        axes.set_xlim(low - 0.1 * abs(low or 1), high + 0.1 * abs(high or 1))
     elif panel.apart:
         axes.set_xlim(low - spread, high + spread)
+    elif low == high:
+        axes.set_xlim(low - 0.1 * abs(low or 1), high + 0.1 * abs(high or 1))
 
 
 def _clip_bands(axes: Axes, panel: Panel) -> None:

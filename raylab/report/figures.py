@@ -33,6 +33,7 @@ MOST_PANELS = 3
 _MOST_SERIES = 12  # that a panel shows; more are split by objective
 _BARS_OF_QUERIES = "bars: 95 % bootstrap\ninterval over queries"
 _BARS_OF_SEEDS = "bars: lowest to highest\nseed (one seed: 95 %\ninterval over queries)"
+_NARROW = 1.05  # a range within this is one place, where series are set apart
 _LOG_FROM = 3.0  # a wider range than this is drawn on a logarithmic axis
 
 Number = Callable[[Line], float | None]
@@ -165,9 +166,13 @@ def _chart(
     used = [(t, [x for x in _of(t, every) if number(x) is not None]) for t in tables]
     others = list(dict.fromkeys(part(x) for _, own in used for x in own))  # in order of the lines
     keys = sorted({_key(x, part) for _, own in used for x in own}, key=lambda k: _order(k, others))
-    look = looks(keys)
     objectives = list(dict.fromkeys(key[1] for key in keys))
-    if len(keys) <= _MOST_SERIES:
+    together = len(keys) <= _MOST_SERIES
+    # A panel an objective needs no look an objective: the legend is as short as a panel's.
+    own_keys = {key: key if together else (key[0], None, key[2]) for key in keys}
+    shared = looks(list(dict.fromkeys(own_keys.values())))
+    look = {key: (series_label(own), shared[own]) for key, own in own_keys.items()}
+    if together:
         split = [(table, own, table.benchmark.name) for table, own in used]
     else:
         split = [
@@ -179,8 +184,14 @@ def _chart(
     if untrained:
         xs += [x for t in tables for line in t.of(UNTRAINED) if (x := number(line)) is not None]
     axis = Axis(label, sizes or (bool(xs) and min(xs) > 0 and max(xs) / min(xs) > _LOG_FROM))
+    # Cells of one budget spent the same, nearly: set apart, or they cover each other.
+    narrow = bool(xs) and max(xs) < _NARROW * min(xs)
+    if narrow and not sizes:
+        middle = sorted(xs)[len(xs) // 2]
+        axis = Axis(label, False, ((middle, quantity(middle)),))
+        note += f" All lie within {100 * (max(xs) / min(xs) - 1):.1f} % and are set apart sideways."
     panels = tuple(
-        _panel(table, own, panel, axis, look, number, part, sizes, untrained)
+        _panel(table, own, panel, axis, look, number, part, sizes, untrained, sizes or narrow)
         for table, own, panel in split
     )
     several = any(table.seeds > 1 for table in tables)
@@ -191,7 +202,7 @@ def _chart(
         _BARS_OF_SEEDS if several else _BARS_OF_QUERIES,
         note,
         tuple(_filter(table, own, where, untrained) for table, own in used),
-        columns=len(objectives) if len(keys) > _MOST_SERIES else MOST_PANELS,
+        columns=MOST_PANELS if together else len(objectives),
     )
 
 
@@ -216,14 +227,15 @@ def _panel(
     lines: Sequence[Line],
     title: str,
     axis: Axis,
-    look: dict[Key, Look],
+    look: dict[Key, tuple[str, Look]],
     number: Number,
     part: Part,
     sizes: bool,
     untrained: bool,
+    apart: bool,
 ) -> Panel:
     found = ((key, [line for line in lines if _key(line, part) == key]) for key in look)
-    series = [points(own, number, series_label(key), look[key]) for key, own in found if own]
+    series = [points(own, number, *look[key]) for key, own in found if own]
     if untrained:
         for head in sorted({x.head for x in table.of(UNTRAINED)}, key=lambda h: rank(HEADS, h)):
             own = [x for x in table.of(UNTRAINED) if x.head == head and number(x) is not None]
@@ -239,7 +251,7 @@ def _panel(
         ticks = tuple((float(n), f"{quantity(n)}\n{known_sizes[n]}") for n in sorted(known_sizes))
         axis = Axis(axis.label, axis.log, ticks)
     rules = tuple(Rule(line.system, line.estimate.value) for line in table.of(BASELINE))
-    return Panel(title, axis, Axis(table.benchmark.primary), tuple(series), rules, sizes)
+    return Panel(title, axis, Axis(table.benchmark.primary), tuple(series), rules, apart)
 
 
 def points(

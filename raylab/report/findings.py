@@ -8,7 +8,7 @@ from raylab.report.blocks import Block, columns
 from raylab.report.formats import NOTHING, objective_label, variant_label
 from raylab.report.law_texts import BOUND, N_LABELS, OF, held_out_text, interval_text, of_series
 from raylab.report.laws import Study
-from raylab.scaling import Claim
+from raylab.scaling import Claim, Series
 
 
 def claims_block(tests: Sequence[Claim]) -> Block:
@@ -128,10 +128,18 @@ def negative(study: Study) -> list[str]:
 
 def refusals(study: Study) -> list[str]:
     """Reasons, each with the series that it is of: a line a reason."""
-    by_reason: dict[tuple[str, str], list[str]] = {}
+    by_reason: dict[tuple[str, str], list[Series]] = {}
     for one in study.refused:
-        of = one.series
-        name = f"{of.head} {objective_label(of.objective)} {of.collection} {of.split} {of.measure}"
-        where = f" {of.where}" if of.where else ""
-        by_reason.setdefault((one.law, one.reason), []).append(name + where)
-    return [f"{law}: {reason} ({', '.join(of)})." for (law, reason), of in by_reason.items()]
+        by_reason.setdefault((one.law, one.reason), []).append(one.series)
+    return [f"{law}: {reason} ({_all(of)})." for (law, reason), of in by_reason.items()]
+
+
+def _all(of: Sequence[Series]) -> str:
+    """`sparse CL, dense CL; scifact test; CE@256`."""
+    parts = (
+        [f"{one.head} {objective_label(one.objective)}" for one in of],
+        [f"{one.collection} {one.split}" for one in of],
+        [one.measure for one in of],
+        [one.where for one in of if one.where],
+    )
+    return "; ".join(", ".join(dict.fromkeys(own)) for own in parts if own)

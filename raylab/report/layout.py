@@ -101,8 +101,7 @@ def layout(tables: Sequence[GridTable]) -> Layout:
     same = [_published(table) for table in shown] + ([published.BEIR] if whole else [])
     if any(same):
         references += [
-            (f"{one.system} ({one.source})", _reference(one, same, len(objectives)))
-            for one in PUBLISHED
+            (f"{one.system} ({one.source})", _reference(one, same, objectives)) for one in PUBLISHED
         ]
     return Layout(
         ("size", "head", *((varied,) if varied else ())),
@@ -153,10 +152,15 @@ def _baseline(
     return tuple(own + [None] * (len(own) * (groups - 1)))
 
 
-def _reference(one: Published, same: Sequence[str | None], groups: int) -> tuple[Entry | None, ...]:
+def _reference(
+    one: Published, same: Sequence[str | None], objectives: Sequence[str | None]
+) -> tuple[Entry | None, ...]:
+    """In the group of its objective, where the grid has it, else in the first."""
     values = [one.values.get(name) if name else None for name in same]
     own = [None if value is None else Entry(value) for value in values]
-    return tuple(own + [None] * (len(own) * (groups - 1)))
+    place = objectives.index(one.objective) if one.objective in objectives else 0
+    blank: list[Entry | None] = [None] * len(own)
+    return tuple(e for i in range(len(objectives)) for e in (own if i == place else blank))
 
 
 def _notes(trained: Sequence[Line], references: bool) -> str:
@@ -164,7 +168,9 @@ def _notes(trained: Sequence[Line], references: bool) -> str:
     if any(line.beats_twin for line in trained):
         parts.append(BEATS_NOTE)
     if references:
-        parts.append("Rows below the grid have no objective of it; they stand in the first group.")
+        parts.append(
+            "Rows below the grid were not trained here; those without an objective of it stand in the first group."
+        )
     return " ".join(parts)
 
 
