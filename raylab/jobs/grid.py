@@ -28,7 +28,7 @@ from raylab.jobs.monitor import Monitor
 from raylab.jobs.teach import SHIPPED
 from raylab.jobs.walk import Walk
 from raylab.plan import check_plan, plan_grid
-from raylab.results import COMMAND, PER_QUERY, read_table
+from raylab.results import PER_QUERY, read_table
 
 log = logging.getLogger("raylab")
 _DAMAGE_ROUNDS = 3
@@ -74,9 +74,8 @@ def run_grid(
                     store.discard(damage.path)
                     continue
             left_out = tuple(c.run_name for c in grid.cells() if c not in walked.trained)
-            if command is not None:
-                store.put_text(COMMAND, command + "\n")
-            pages = report.write(store, results, ledger, read_table(store, PER_QUERY), command)
+            per_query = read_table(store, PER_QUERY)
+            pages = report.write(store, results, ledger, per_query, command)
             return Outcome(results, pages, not walk.worked, left_out)
         raise RuntimeError(
             f"{store.uri}: artifacts were damaged again and again; check the storage"

@@ -26,10 +26,9 @@ from raylab.report.layout import to_markdown as layout_to_markdown
 from raylab.report.page import Contents, render
 from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import GridTable, grid_table
-from raylab.results import LEDGER, PER_QUERY, RESULTS, read_table
+from raylab.results import COMMAND, LEDGER, PER_QUERY, RESULTS, read_table
 
 FOLDER = "report"
-COMMAND = "command.txt"  # at the root of the storage: what made its tables
 _OURS = re.compile(
     r"laws\.csv|(flops|sparsity|index-bytes|corruption[a-z-]*|isoflop-[a-z]+)\.(png|svg|json)"
 )
