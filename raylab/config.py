@@ -210,7 +210,7 @@ class FineTuning:
     both and `schedule="wsd"` a run is the beginning of every longer one until its decay begins.
 
     `corrupted_positives` is the share of training queries whose positive is another query's, and
-    `corrupted_scores` the share whose teacher scores are another query's (`raylab.data.corruption`).
+    `corrupted_scores` the share whose teacher scores are put to the wrong passages (`raylab.data.corruption`).
     """
 
     batch_queries: int = 112

@@ -24,6 +24,8 @@
     head_parameters                    of the vocabulary projection (sparse); 0 (dense)
     epochs                             where the budget was given in them
     charged_flops                      of spent_flops, those of MNTP that the budget paid
+    corrupted_positives                share of the training queries whose positive was made wrong
+    corrupted_scores                   share of them whose teacher scores were
 
 `per_query.parquet`: fingerprint of the run, system, seed, collection, split, measure, query_id, value.
 `ledger.parquet`, a row an artifact, nulls where a figure means nothing:
@@ -83,6 +85,8 @@ RESULTS_SCHEMA = pa.schema(
         ("head_parameters", pa.int64()),
         ("epochs", pa.float64()),
         ("charged_flops", pa.float64()),
+        ("corrupted_positives", pa.float64()),
+        ("corrupted_scores", pa.float64()),
     ]
 )
 PER_QUERY_SCHEMA = pa.schema(

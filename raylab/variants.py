@@ -30,12 +30,14 @@ def budget_variants(
 
 
 def corruption_variants(shares: Sequence[float]) -> tuple[Variant, ...]:
-    """A share of the training positives, and of the queries' teacher scores, is wrong."""
+    """A share of the training positives, and of the queries' teacher scores, is wrong; 0 is the plain recipe."""
     return tuple(
         Variant(
             f"wrong{share:g}",
             fine_tuning={"corrupted_positives": share, "corrupted_scores": share},
         )
+        if share
+        else Variant()
         for share in shares
     )
 

@@ -140,6 +140,8 @@ def _facts(
         "seconds": meta["train_seconds"],
         "fingerprint": trained[cell].fingerprint,
         "variant": cell.variant,
+        "corrupted_positives": cell.fine_tuning.corrupted_positives,
+        "corrupted_scores": cell.fine_tuning.corrupted_scores,
         **{name: meta[name] for name in _TOLD},
     }
 

@@ -12,11 +12,15 @@ import pandas as pd
 
 from raylab.report.chart import Axis, Chart, Key, Look, Panel, Rule, Series, looks
 from raylab.report.figures import points, series_label
-from raylab.report.rows import BASELINE, TRAINED, corrupted
+from raylab.report.rows import BASELINE, TRAINED
 from raylab.report.tables import GridTable, Line
 
-_NAMES = {"wrong": "corruption", "wrong-scores": "corruption-scores"}
-_WHAT = {"wrong": "positives and teacher scores", "wrong-scores": "teacher scores"}
+_BOTH, _POSITIVES, _SCORES = "positives and teacher scores", "positives", "teacher scores"
+_NAMES = {
+    _BOTH: "corruption",
+    _POSITIVES: "corruption-positives",
+    _SCORES: "corruption-scores",
+}
 _DRAWS = 1000
 
 
@@ -27,11 +31,20 @@ def charts(tables: Sequence[GridTable], per_query: pd.DataFrame | None = None) -
             found[0]
             for table in tables
             for line in table.of(TRAINED)
-            if (found := corrupted(line.variant))
+            if (found := corrupted(line))
         }
     )
     made = [_chart(kind, tables, per_query) for kind in kinds]
     return [chart for chart in made if not chart.empty]
+
+
+def corrupted(line: Line) -> tuple[str, float] | None:
+    """What was corrupted, and the share of it; of two shares the larger one. None: nothing was."""
+    positives, scores = line.corrupted_positives, line.corrupted_scores
+    if not positives and not scores:
+        return None
+    kind = _BOTH if positives and scores else _POSITIVES if positives else _SCORES
+    return kind, max(positives, scores)
 
 
 def _chart(kind: str, tables: Sequence[GridTable], per_query: pd.DataFrame | None) -> Chart:
@@ -40,17 +53,14 @@ def _chart(kind: str, tables: Sequence[GridTable], per_query: pd.DataFrame | Non
     sizes = {key[2] for key in found}
     look = looks(found)
     label = {key: series_label(key if len(sizes) > 1 else (*key[:2], "")) for key in found}
-    what = _WHAT.get(kind, kind)
     shares = sorted({share for own in cells.values() for cell in own.values() for share, _ in cell})
     ticks = tuple((share, f"{share:.0%}") for share in shares)
-    axis = Axis(f"share of the training {what} that is wrong", ticks=ticks)
+    axis = Axis(f"share of the training {kind} that is wrong", ticks=ticks)
     panels = []
     for table in tables:
         own = cells[table.benchmark.name]
         series = tuple(
-            points(
-                [line for _, line in cell], lambda line: _share(line, kind), label[key], look[key]
-            )
+            points([line for _, line in cell], _share, label[key], look[key])
             for key, cell in own.items()
         )
         rules = tuple(Rule(line.system, line.estimate.value) for line in table.of(BASELINE))
@@ -71,8 +81,8 @@ def _chart(kind: str, tables: Sequence[GridTable], per_query: pd.DataFrame | Non
     shown = sorted({line.variant for own in cells.values() for c in own.values() for _, line in c})
     keep = f"(kind == 'baseline' or (kind == 'trained' and variant in {shown!r}))"
     return Chart(
-        _NAMES.get(kind, kind),
-        f"Quality against wrong {what}",
+        _NAMES[kind],
+        f"Quality against wrong {kind}",
         tuple(panels),
         "bars: 95 % bootstrap\ninterval over queries",
         "Kept: the mean over that of the same cell with nothing wrong; its bars draw queries, the same "
@@ -82,24 +92,20 @@ def _chart(kind: str, tables: Sequence[GridTable], per_query: pd.DataFrame | Non
     )
 
 
-def _share(line: Line, kind: str) -> float:
-    found = corrupted(line.variant)
-    return found[1] if found and found[0] == kind else 0.0
+def _share(line: Line) -> float:
+    return (corrupted(line) or (None, 0.0))[1]
 
 
 def _cells(table: GridTable, kind: str) -> dict[Key, list[tuple[float, Line]]]:
-    """Lines by share, of each (head, objective, size) that has any corrupted in this way.
-
-    The plain recipe is the share 0 where no variant is.
-    """
+    """Lines by share, of each (head, objective, size) that has any corrupted in this way; the plain recipe is 0."""
     found: dict[Key, dict[float, Line]] = {}
     for line in table.of(TRAINED):
-        own = corrupted(line.variant)
+        own = corrupted(line)
         key = (line.head, line.objective, line.size or "")
         if own is not None and own[0] == kind:
             found.setdefault(key, {})[own[1]] = line
         elif not line.variant:
-            found.setdefault(key, {}).setdefault(0.0, line)
+            found.setdefault(key, {})[0.0] = line
     return {key: sorted(own.items()) for key, own in found.items() if any(own)}
 
 

@@ -22,7 +22,6 @@ from raylab.report.rows import (
     OBJECTIVES,
     TRAINED,
     UNTRAINED,
-    corrupted,
     rank,
     variant_rank,
 )
@@ -53,16 +52,9 @@ def drawn(tables: Sequence[GridTable]) -> list[GridTable]:
 
 
 def plain(lines: Sequence[Line]) -> list[Line]:
-    """Trained lines of the plain recipe and of budgets; without any, those with nothing corrupted; else all."""
+    """Trained lines of the plain recipe and of budgets; all where there are none."""
     trained = [line for line in lines if line.kind == TRAINED]
-    for keep in (
-        lambda name: not name or is_budget(name),
-        lambda name: (corrupted(name) or ("", 1.0))[1] == 0,
-    ):
-        kept = [line for line in trained if keep(line.variant)]
-        if kept:
-            return kept
-    return trained
+    return [line for line in trained if not line.variant or is_budget(line.variant)] or trained
 
 
 def scaling(tables: Sequence[GridTable]) -> Chart:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from raylab.config import ConfigError
 from raylab.evaluation.entropy import MEASURE as ENTROPY
-from raylab.report.rows import TRAINED, Result, benchmarks, corrupted, variant_rank
+from raylab.report.rows import TRAINED, Result, benchmarks
 from raylab.scaling import (
     LAWS,
     Claim,
@@ -25,7 +25,6 @@ from raylab.scaling import (
     series,
     slices,
 )
-from raylab.scaling.points import is_budget
 
 GAIN = "nDCG@10"
 TARGETS = (ENTROPY, GAIN)
@@ -62,15 +61,13 @@ def study(
 ) -> Study:
     """Fit what the runs allow: laws of N and D where budgets vary, else of the one that varies.
 
-    Validation splits are left out. Runs are those of the plain recipe and of budgets, or where there are
-    none, those with nothing corrupted.
+    Validation splits are left out, and runs of other variants than the plain recipe and budgets.
     """
     made = Study(draws)
     if not any(row.kind == TRAINED for row in rows):
         return made
-    variant = _variant(rows)
     for benchmark in benchmarks(rows):
-        where = {"collection": benchmark.collection, "split": benchmark.split, "variant": variant}
+        where = {"collection": benchmark.collection, "split": benchmark.split}
         if not benchmark.held_out:
             continue
         for one in series(results, per_query, TARGETS, **where):
@@ -81,14 +78,6 @@ def study(
                 # Entropies of two heads have two temperatures: which head is better they do not tell.
                 made.claims += [one for one in tests if measure != ENTROPY or not one.size]
     return made
-
-
-def _variant(rows: Sequence[Result]) -> str | None:
-    names = {row.variant for row in rows if row.kind == TRAINED}
-    if any(not name or is_budget(name) for name in names):
-        return None
-    clean = [name for name in names if (corrupted(name) or ("", 1.0))[1] == 0]
-    return min(clean, key=variant_rank) if clean else None
 
 
 def _fit(made: Study, whole: Series) -> None:

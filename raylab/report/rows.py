@@ -7,7 +7,6 @@ which the rows of the table were written.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +24,6 @@ OBJECTIVES = ("cl", "kd", "cl+kd")
 # Splits that choices may have been made on; what is measured there is not held out.
 VALIDATION_SPLITS = frozenset({"valid", "dev"})
 _KEY = ("kind", "system", "seed", "collection", "split", "measure")
-_CORRUPTED = re.compile(r"(wrong(?:-[a-z]+)?)-?(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,8 @@ class Result:
     head_parameters: int | None = None
     epochs: float | None = None
     charged_flops: float | None = None
+    corrupted_positives: float | None = None
+    corrupted_scores: float | None = None
 
 
 _FIELDS = dataclasses.fields(Result)
@@ -163,21 +163,10 @@ def rank(known: Sequence[str], name: str | None) -> tuple[int, str]:
 
 
 def variant_rank(variant: str) -> tuple:
-    """A sort key: the plain recipe, budgets by FLOPs, shares of corruption, then others by name."""
+    """A sort key: the plain recipe, budgets by FLOPs, then others by name."""
     if not variant:
         return 0, "", 0.0
-    if is_budget(variant):
-        return 1, "", float(variant)
-    kind, share = corrupted(variant) or ("", 0.0)
-    return (2, kind, share) if kind else (3, variant, 0.0)
-
-
-def corrupted(variant: str) -> tuple[str, float] | None:
-    """What a variant corrupts and the share of it (`raylab.variants`): `wrong0.1` is ("wrong", 0.1)."""
-    found = _CORRUPTED.fullmatch(variant)
-    if found is None or not 0 <= float(found[2]) <= 1:
-        return None
-    return found[1], float(found[2])
+    return (1, "", float(variant)) if is_budget(variant) else (2, variant, 0.0)
 
 
 def benchmarks(rows: Sequence[Result]) -> list[Benchmark]:

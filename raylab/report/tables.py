@@ -57,6 +57,8 @@ class Line:
     budget_flops: float | None = None
     spent_flops: float | None = None
     variant: str = ""
+    corrupted_positives: float = 0.0
+    corrupted_scores: float = 0.0
     beats_twin: bool = False
     passage_postings: float | None = None
     retrieval_flops: float | None = None
@@ -142,6 +144,8 @@ def _line(cell: Sequence[Result], untrained: float | None, best: dict[str | None
         parameters=first.parameters,
         estimate=estimate,
         variant=first.variant,
+        corrupted_positives=first.corrupted_positives or 0.0,
+        corrupted_scores=first.corrupted_scores or 0.0,
         passage_postings=_mean(row.passage_postings for row in cell),
         retrieval_flops=_mean(row.retrieval_flops for row in cell),
         index_bytes=_mean(row.index_bytes for row in cell),
