@@ -17,7 +17,7 @@ GRID = Grid(
     collection="scifact",
     sizes=tuple(backbone.name for backbone in PICO.backbones),
     objectives=("cl",),
-    variants=budget_variants((1e12, 1.6e12, 2.5e12, 4e12)),
+    variants=budget_variants((1.2e12, 1.6e12, 2.5e12, 4e12)),
 )
 
 if __name__ == "__main__":

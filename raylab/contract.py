@@ -16,8 +16,11 @@ from typing import Literal
 
 from raylab.budget import budget_flops_of_hours, planned_steps
 from raylab.config import ConfigError
-from raylab.grid import Cell
-from raylab.plan import named_device
+from raylab.grid import Cell, Grid
+from raylab.plan import GridPlan, named_device
+
+KEPT = 0.02  # what a cell spends is within this share of what was planned
+ALIKE = 0.01  # and cells of one budget are, of each other
 
 _LOOKED_AT = (
     256  # steps whose real batches are costed before a run; longer runs go on at their mean
@@ -107,3 +110,19 @@ def steps_of(
             return step
         spent += flops
     return _LOOKED_AT + round((budget - spent) * _LOOKED_AT / spent)
+
+
+def rounding(grid: Grid, plan: GridPlan) -> str | None:
+    """A sentence where whole steps are too large a part of a budget for its cells to be alike; else None."""
+    shares = [
+        (own.step_flops / own.flops, own.cell)
+        for cell, own in zip(grid.cells(), plan.cells, strict=True)
+        if cell.epochs is None
+    ]
+    share, worst = max(shares, default=(0.0, ""))
+    if len(shares) < 2 or share <= ALIKE:
+        return None
+    return (
+        f"a step of {worst} is {share:.1%} of its budget: cells of that budget may differ by as much, "
+        f"beyond the {ALIKE:.0%} that makes them alike; a larger budget or a smaller batch brings them nearer"
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from raylab.grid import Variant
 
 # The shared stable phase of WSD: what else depends on a run's length is said in steps (2405.18392). Small
-# batches, so that a step of the largest size is below 2 % of the smallest budget.
+# batches, so that whole steps of the largest size come near the smallest budget.
 STABLE: dict[str, Any] = {
     "batch_queries": 8,
     "learning_rate": 1e-3,

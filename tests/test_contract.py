@@ -1,15 +1,20 @@
 """Budgets as they are typed, and the steps that spend them."""
 
+import dataclasses
 import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylab.budget import DEVICES
+from raylab.budget import DEVICES, Shape
 from raylab.config import Adaptation, Backbone, ConfigError, FineTuning
-from raylab.contract import Budget, parse_budget, parse_budgets, steps_of
-from raylab.grid import Cell
+from raylab.contract import Budget, parse_budget, parse_budgets, rounding, steps_of
+from raylab.grid import Cell, Grid, Variant
+from raylab.ladders import PICO
+from raylab.models.backbone import load_config, resolve_source
+from raylab.plan import GridPlan, Lengths, plan_cell
+from raylab.variants import budget_variants
 
 H100 = DEVICES["h100"]
 
@@ -96,3 +101,24 @@ def test_a_budget_below_half_a_step_is_refused():
     ):
         steps_of(cell(4.9), lambda _: 10.0, 0, 0.0)
     assert steps_of(cell(5.1), lambda _: 10.0, 0, 0.0) == 1
+
+
+def test_what_whole_steps_cannot_make_alike_is_said():
+    shape = Shape.of(load_config(PICO.backbones[2], resolve_source(PICO.backbones[2], None)))
+    budgets = (1e11, 4e11)
+    grid = Grid(
+        PICO, "scifact", heads=("dense",), objectives=("cl",), variants=budget_variants(budgets)
+    )
+    lengths = Lengths(query=32, passage=128, real_query=20, real_passage=100)
+
+    def said(**more) -> str | None:
+        own = dataclasses.replace(grid, **more)
+        plan = GridPlan(tuple(plan_cell(c, shape, lengths, None, 100) for c in own.cells()))
+        return rounding(own, plan)
+
+    found = said()
+    assert found is not None
+    assert "cl-1e+11-seed0 is" in found
+    assert said(variants=budget_variants((1e12, 4e12))) is None
+    assert said(variants=budget_variants((1e11,)), sizes=("pico-1x96",)) is None, "alone"
+    assert said(variants=(Variant(),), epochs=1.0) is None

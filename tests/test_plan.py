@@ -382,7 +382,7 @@ def test_llama3_is_planned_from_local_folders(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert dry_run(collection_folder, models_dir, "--budget", "1e12", "--gpu-hour-rate", "3") == 0
     output = capsys.readouterr().out
-    planned = [line for line in output.splitlines() if "-seed0" in line]
+    planned = [line for line in output.splitlines() if "-seed0 " in line and "│" in line]
     assert len(planned) == 18
     for size in ("1b", "3b", "8b"):
         assert sum(f"-{size}-" in line for line in planned) == 6
@@ -394,6 +394,7 @@ def test_llama3_is_planned_from_local_folders(
         for size in ("3b", "8b")
     ]  # fmt: skip
     assert steps[0] > steps[1] >= 1
+    assert "of its budget: cells of that budget may differ by as much" in " ".join(output.split())
     assert "a100-80gb" in output
     assert "3.0 an hour" in output
     assert not list(tmp_path.iterdir())

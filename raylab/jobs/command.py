@@ -17,7 +17,7 @@ from rich.table import Table
 from raylab.artifacts import StorageError, Store
 from raylab.budget import DEVICES
 from raylab.config import PRECISIONS, ConfigError, Execution
-from raylab.contract import Budget, parse_budget, parse_budgets
+from raylab.contract import Budget, parse_budget, parse_budgets, rounding
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.durations import Durations, Pace
@@ -254,6 +254,8 @@ def show_plan(
         f"in all {plan.flops:.3g} FLOPs, {hours:.3g} device hours, {hours * options.gpu_hour_rate:,.2f} "
         f"at {options.gpu_hour_rate} an hour"
     )
+    if (coarse := rounding(grid, plan)) is not None:
+        console.print(coarse)
     devices = options.devices or (execution.concurrent_trials or 1) * execution.workers
     pace = None if name == "cpu-core" and options.efficiency is None else Pace.of(device)
     found = Durations(plan, execution, pace).simulated(grid, devices)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from raylab.contract import ALIKE, KEPT
 from raylab.report.blocks import Block, columns
 from raylab.report.formats import NOTHING, count, quantity
 from raylab.report.rows import TRAINED, Result
 
-KEPT, ALIKE = 0.02, 0.01  # a cell's spending of its budget; cells of one budget among each other
 # Amounts of the ledger by heading; ledgers of before a column was there lack it.
 _AMOUNTS = {
     "planned_flops": "planned FLOPs",

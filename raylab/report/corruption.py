@@ -27,12 +27,7 @@ _DRAWS = 1000
 def charts(tables: Sequence[GridTable], per_query: pd.DataFrame | None = None) -> list[Chart]:
     """A chart a kind of corruption: each held-out table's values, and shares of the uncorrupted cell's."""
     kinds = sorted(
-        {
-            found[0]
-            for table in tables
-            for line in table.of(TRAINED)
-            if (found := corrupted(line))
-        }
+        {found[0] for table in tables for line in table.of(TRAINED) if (found := corrupted(line))}
     )
     made = [_chart(kind, tables, per_query) for kind in kinds]
     return [chart for chart in made if not chart.empty]

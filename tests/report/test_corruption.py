@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from raylab.report import corruption
-from raylab.report.rows import benchmarks, corrupted, read_rows
+from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import grid_table
 from tests.report.conftest import chart_looks
 from tests.report.test_heads import per_query_of
@@ -13,13 +13,20 @@ from tests.report.test_heads import per_query_of
 SHARES = (0, 0.1, 0.25, 0.5)
 
 
-def corrupted_results(make_results, kind="wrong", shares=SHARES):
+BOTH = ("corrupted_positives", "corrupted_scores")
+
+
+def corrupted_results(make_results, columns=BOTH, shares=SHARES):
+    """Cells of two objectives and heads whose `columns` say each of the shares; 0 is the plain recipe."""
     base = make_results(sizes=["pico-2x128"], objectives=["cl", "kd"], splits=[("scifact", "test")])
     trained = base[base["kind"] == "trained"]
     parts = [base[base["kind"] != "trained"]]
     for share in shares:
-        name = f"{kind}{share:g}"
-        own = trained.assign(variant=name, system=trained["system"] + f"-{name}")
+        own = trained.assign(variant="", **dict.fromkeys(BOTH, 0.0))
+        own = own.assign(**dict.fromkeys(columns, share))
+        if share:
+            name = f"changed{share:g}"
+            own = own.assign(variant=name, system=trained["system"] + f"-{name}")
         own[["value", "ci_low", "ci_high"]] *= 1 - 0.5 * share
         parts.append(own)
     return pd.concat(parts, ignore_index=True)
@@ -51,8 +58,8 @@ def test_a_point_a_share_and_the_part_that_is_kept(make_results):
 def test_the_interval_of_what_is_kept_draws_the_same_queries_for_both(make_results):
     results = corrupted_results(make_results)
     per_query = per_query_of(results)
-    clean = per_query["system"] == "sparse-pico-2x128-cl-wrong0"
-    half = per_query["system"] == "sparse-pico-2x128-cl-wrong0.5"
+    clean = per_query["system"] == "sparse-pico-2x128-cl"
+    half = per_query["system"] == "sparse-pico-2x128-cl-changed0.5"
     per_query.loc[half, "value"] = per_query.loc[clean, "value"].to_numpy() * 0.75
     (chart,) = charts_of(results, per_query)
     (one,) = [s for s in chart.panels[1].series if s.label == "sparse CL"]
@@ -66,32 +73,23 @@ def test_without_values_per_query_there_are_no_bars_and_no_share_0_no_panel(make
     assert len(chart.panels) == 1
 
 
-def test_the_plain_recipe_is_the_share_0_of_what_else_is_corrupted(make_results):
-    results = corrupted_results(make_results, "wrong-scores-", (0.25, 0.5))
-    plain = make_results(
-        sizes=["pico-2x128"], objectives=["cl", "kd"], splits=[("scifact", "test")]
-    )
-    both = pd.concat([results, plain[plain["kind"] == "trained"]], ignore_index=True)
-    (chart,) = charts_of(both)
-    assert chart.name == "corruption-scores"
-    assert chart.panels[0].series[0].x == (0, 0.25, 0.5)
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        (BOTH, "corruption"),
+        (("corrupted_positives",), "corruption-positives"),
+        (("corrupted_scores",), "corruption-scores"),
+    ],
+)
+def test_a_chart_of_each_kind_of_corruption_starts_at_the_plain_recipe(make_results, columns, name):
+    results = corrupted_results(make_results, columns)
+    other = results[results["variant"] == ""].assign(variant="causal")
+    other["system"] += "-causal"
+    (chart,) = charts_of(pd.concat([results, other], ignore_index=True))
+    assert chart.name == name
+    assert {one.x for one in chart.panels[0].series} == {SHARES}
+    assert not any("causal" in system for one in chart.panels[0].series for system in one.names)
 
 
 def test_nothing_corrupted_nothing_drawn(results):
     assert charts_of(results) == []
-
-
-@pytest.mark.parametrize(
-    ("variant", "found"),
-    [
-        ("wrong0.1", ("wrong", 0.1)),
-        ("wrong0", ("wrong", 0.0)),
-        ("wrong-scores-0.25", ("wrong-scores", 0.25)),
-        ("wrong2", None),
-        ("1e+12", None),
-        ("flops-0.1", None),
-        ("", None),
-    ],
-)
-def test_a_variant_tells_what_share_of_what_is_wrong(variant, found):
-    assert corrupted(variant) == found
