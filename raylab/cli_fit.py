@@ -21,13 +21,11 @@ from raylab.config import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raylab.scaling import Claim, Facts, Fit, Forecast, Optimum, Series
+    from raylab.scaling import Claim, Facts, Fit, Forecast, Optimum, Series, Study
 
 console = Console(width=None if sys.stdout.isatty() else 200)
 _LAWS = ("size", "data", "joint", "chinchilla")
 _SEARCH_LAWS = ("retrieval_flops", "index_bytes")  # of sparse retrievers
-_HELD_OUT = {"data": ("budget",), "joint": ("size", "budget"), "chinchilla": ("size", "budget")}
-_SURFACES = ("joint", "chinchilla")
 
 
 def fit(
@@ -61,7 +59,7 @@ def fit(
     """
     from raylab.evaluation.runs import atomic_writer
     from raylab.results import PER_QUERY, RESULTS
-    from raylab.scaling import COLUMNS, LAWS, claims, rows, series
+    from raylab.scaling import COLUMNS, LAWS, Study, claims, rows, series
     from raylab.scaling.points import D_CHOICES, MEASURES
 
     try:
@@ -79,13 +77,13 @@ def fit(
             given = {"measure": measure, **chosen}
             said = ", ".join(f"{n} {v}" for n, v in given.items() if v is not None)
             raise ConfigError(f"{storage}: no trained run with values of {said or 'a measure'}")
-        work = _Work(data, draws, seed)
+        study = Study(draws, data, seed)
         for one in found:
             for name in _laws(law, one):
-                work.add(one, name)
-        tests = claims(results, per_query, margin=margin, draws=draws, seed=seed, **chosen)
+                study.add(one, name)
+        study.claims += claims(results, per_query, margin=margin, draws=draws, seed=seed, **chosen)
         if out is not None:
-            every = [row for made in (*work.made(), *tests) for row in rows(made)]
+            every = [row for made in study.made() for row in rows(made)]
             buffer = io.StringIO()
             writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
             writer.writeheader()
@@ -94,7 +92,7 @@ def fit(
                 stream.write(buffer.getvalue().encode())
     except (ValueError, OSError) as error:
         raise fail(error) from None
-    _show(work, tests, draws)
+    _show(study)
 
 
 def _table(storage: str, name: str) -> pd.DataFrame:
@@ -115,69 +113,29 @@ def _laws(law: str, one: Series) -> tuple[str, ...]:
     return _LAWS + (_SEARCH_LAWS if one.head == "sparse" else ())
 
 
-class _Work:
-    """What is fitted, and why what is not is not."""
-
-    def __init__(self, d: str, draws: int, seed: int):
-        self.options: dict[str, Any] = {"d": d, "draws": draws, "seed": seed}
-        self.fits: list[Fit] = []
-        self.forecasts: list[Forecast] = []
-        self.optima: list[Optimum] = []
-        self.refused: list[str] = []
-
-    def made(self) -> Iterator[Fit | Forecast | Optimum]:
-        yield from (*self.fits, *self.forecasts, *self.optima)
-
-    def add(self, whole: Series, law: str) -> None:
-        from raylab.scaling import LAWS, fit, forecast, isoflop, slices
-
-        for part in slices(whole, law):
-            own = len(self.fits)
-            try:
-                self.fits.append(fit(part, law, **self.options))
-                if "N" in LAWS[law].covariates and _has_head(part):
-                    self.fits.append(fit(part, law, "with_head", **self.options))
-            except ConfigError as error:
-                self.refused.append(str(error))
-            for hold_out in _HELD_OUT.get(law, ("size",)) if own < len(self.fits) else ():
-                try:
-                    self.forecasts.append(forecast(part, law, hold_out, **self.options))
-                except ConfigError as error:
-                    self.refused.append(f"forecast without the largest {hold_out}: {error}")
-            for fitted in self.fits[own:] if law in _SURFACES else ():
-                try:
-                    self.optima += isoflop(part, fitted)
-                except ConfigError as error:
-                    self.refused.append(f"isoFLOP: {error}")
-
-
-def _has_head(part: Series) -> bool:
-    """Whether N with the head is another number than N."""
-    return bool((part.numbers["with_head"] > part.numbers["parameters"]).any())
-
-
 # ------------------------------------------------------------------------------- what is printed
 
 
-def _show(work: _Work, tests: Sequence[Claim], draws: int) -> None:
-    if work.fits:
-        _print("fits", ("series", "law", "N", "parameters", "R2", "counts"), map(_fit, work.fits))
-    if work.forecasts:
+def _show(study: Study) -> None:
+    if study.fits:
+        _print("fits", ("series", "law", "N", "parameters", "R2", "counts"), map(_fit, study.fits))
+    if study.forecasts:
         columns = ("series", "law", "held out", "predicted", "measured", "error", "held")
-        _print("forecasts", columns, (row for one in work.forecasts for row in _forecast(one)))
-    if work.optima:
+        _print("forecasts", columns, (row for one in study.forecasts for row in _forecast(one)))
+    if study.optima:
         columns = ("series", "law", "N", "budget", "method", "N*", "D*", "exponent", "place")
-        _print("isoFLOP optima", columns, map(_optimum, work.optima))
-    if tests:
+        _print("isoFLOP optima", columns, map(_optimum, study.optima))
+    if study.claims:
         columns = ("claim", "of", "estimate", "verdict", "counts")
-        _print("claims", columns, map(_claim, tests))
-    for reason in work.refused:
-        print(f"not fitted: {reason}")
-    excluded = dict.fromkeys(line for made in work.fits for line in made.excluded)
+        _print("claims", columns, map(_claim, study.claims))
+    for refused in study.refused:
+        what = "" if refused.what == "fit" else f"{refused.named}: "
+        print(f"not fitted: {refused.series.name}: {what}{refused.reason}")
+    excluded = dict.fromkeys(line for made in study.fits for line in made.excluded)
     for line in excluded:
         print(f"excluded: {line}")
     print(
-        f"Intervals: percentiles of {draws:,} hierarchical bootstrap draws, runs and seeds then queries; 95 %, "
+        f"Intervals: percentiles of {study.draws:,} hierarchical bootstrap draws, runs and seeds then queries; 95 %, "
         "of flatness 90 %. R: runs, P: design points, S: seeds, Q: queries, df: degrees of freedom."
     )
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from raylab.report.blocks import Block, columns
 from raylab.report.formats import NOTHING, objective_label, variant_label
 from raylab.report.law_texts import BOUND, N_LABELS, OF, held_out_text, interval_text, of_series
-from raylab.report.laws import Study
-from raylab.scaling import Claim, Series
+from raylab.scaling import LAWS, Claim, Series, Study
 
 
 def claims_block(tests: Sequence[Claim]) -> Block:
@@ -130,8 +129,26 @@ def refusals(study: Study) -> list[str]:
     """Reasons, each with the series that it is of: a line a reason."""
     by_reason: dict[tuple[str, str], list[Series]] = {}
     for one in study.refused:
-        by_reason.setdefault((one.law, one.reason), []).append(one.series)
+        reason = _too_few(one.series, one.law) if one.what == "fit" else one.reason
+        by_reason.setdefault((one.named, reason), []).append(one.series)
     return [f"{law}: {reason} ({_all(of)})." for (law, reason), of in by_reason.items()]
+
+
+def _too_few(part: Series, law: str) -> str:
+    """Why a law cannot be fitted: `3 sizes, 3 parameters: no degree of freedom`."""
+    sizes, budgets = len(set(part.sizes)), len({design[1:] for design in part.designs})
+    levels = {
+        "size": _several(sizes, "size"),
+        "data": _several(budgets, "budget"),
+    }.get(law, f"{_several(sizes, 'size')} x {_several(budgets, 'budget')}")
+    parameters, points = len(LAWS[law].parameters), len(set(part.designs))
+    left = points - parameters
+    why = "no degree of freedom" if left < 1 else "fewer than 3 levels of N or D"
+    return f"{levels}, {parameters} parameters: {why}"
+
+
+def _several(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def _all(of: Sequence[Series]) -> str:

@@ -11,9 +11,8 @@ import numpy as np
 from raylab.evaluation.entropy import MEASURE as ENTROPY
 from raylab.report.chart import Axis, Chart, Look, Panel, Series, looks
 from raylab.report.formats import objective_label, quantity
-from raylab.report.laws import Study
 from raylab.report.rows import HEADS, OBJECTIVES, rank
-from raylab.scaling import Fit, Optimum
+from raylab.scaling import Fit, Optimum, Study
 
 _LAW = "chinchilla"
 _FEWEST_BUDGETS, _FEWEST_SIZES = 2, 3

@@ -19,8 +19,7 @@ from raylab.report.law_texts import (
     interval_text,
     of_series,
 )
-from raylab.report.laws import Study
-from raylab.scaling import COLUMNS, LAWS, Fit, Forecast, Interval, Optimum
+from raylab.scaling import COLUMNS, LAWS, Fit, Forecast, Interval, Optimum, Study
 from raylab.scaling import rows as flat
 from raylab.scaling.points import Facts
 

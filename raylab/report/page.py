@@ -16,11 +16,11 @@ from raylab.report.figures import MOST_PANELS, drawn
 from raylab.report.formats import count
 from raylab.report.heads import HeadsCompared
 from raylab.report.law_blocks import section
-from raylab.report.laws import Study
 from raylab.report.layout import Layout
 from raylab.report.notes import notes
 from raylab.report.rows import TRAINED, Benchmark, Result, benchmarks, read_rows
 from raylab.report.tables import GridTable, Line, below_untrained
+from raylab.scaling import Study
 
 
 @dataclass(frozen=True)

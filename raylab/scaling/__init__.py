@@ -15,6 +15,7 @@ from raylab.scaling.isoflop import Optimum, isoflop
 from raylab.scaling.laws import LAWS, Law
 from raylab.scaling.points import Facts, Series, series, slices
 from raylab.scaling.rows import COLUMNS, rows
+from raylab.scaling.study import Refusal, Study
 
 __all__ = [
     "COLUMNS",
@@ -27,7 +28,9 @@ __all__ = [
     "Law",
     "Optimum",
     "Predicted",
+    "Refusal",
     "Series",
+    "Study",
     "claims",
     "fit",
     "forecast",

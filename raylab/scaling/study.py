@@ -1,0 +1,94 @@
+"""All that a law gives on a series: its fits, forecasts and optima, and why what is not made is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from raylab.config import ConfigError
+from raylab.scaling.claims import Claim
+from raylab.scaling.fit import Fit, fit
+from raylab.scaling.forecast import Forecast, forecast
+from raylab.scaling.isoflop import Optimum, isoflop
+from raylab.scaling.laws import LAWS
+from raylab.scaling.points import Series, slices
+
+SURFACES = ("joint", "chinchilla")  # laws of N and D
+_HELD_OUT = {"data": ("budget",), "joint": ("size", "budget"), "chinchilla": ("size", "budget")}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What could not be made of a series under a law: `what` is `fit`, `forecast` or `optima`."""
+
+    what: str
+    law: str
+    series: Series
+    reason: str
+    hold_out: str = ""  # of a forecast
+
+    @property
+    def named(self) -> str:
+        """`chinchilla`, `chinchilla without the largest size`, `optima of chinchilla`."""
+        if self.what == "optima":
+            return f"optima of {self.law}"
+        return f"{self.law} without the largest {self.hold_out}" if self.hold_out else self.law
+
+
+@dataclass
+class Study:
+    """What was made, every part in the order in which it was asked for; options as `fit` has them."""
+
+    draws: int = 1000
+    d: str = "tokens"
+    seed: int = 0
+    fits: list[Fit] = field(default_factory=list)
+    forecasts: list[Forecast] = field(default_factory=list)
+    optima: list[Optimum] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+
+    def made(self) -> Iterator[Fit | Forecast | Optimum | Claim]:
+        yield from (*self.fits, *self.forecasts, *self.optima, *self.claims)
+
+    def add(self, whole: Series, law: str) -> None:
+        """Fit a law to each slice of a series that it is about, without the head and with it."""
+        for part in slices(whole, law):
+            self._add(part, law)
+
+    def _add(self, part: Series, law: str) -> None:
+        options: dict[str, Any] = {"d": self.d, "draws": self.draws, "seed": self.seed}
+        own = []
+        try:
+            for n in _sizes(part, law):
+                own.append(fit(part, law, n, **options))
+        except ConfigError as error:
+            self._refuse("fit", law, part, error)
+        self.fits += own
+        for hold_out in _HELD_OUT.get(law, ("size",)) if own else ():
+            try:
+                self.forecasts.append(forecast(part, law, hold_out, **options))
+            except ConfigError as error:
+                self._refuse("forecast", law, part, error, hold_out)
+        for fitted in own if law in SURFACES else ():
+            try:
+                self.optima += isoflop(part, fitted)
+            except ConfigError as error:
+                self._refuse("optima", law, part, error)
+
+    def _refuse(
+        self, what: str, law: str, part: Series, error: ConfigError, hold_out: str = ""
+    ) -> None:
+        reason = str(error).removeprefix(f"{part.name}: ")
+        self.refused.append(Refusal(what, law, part, reason, hold_out))
+
+
+def _sizes(part: Series, law: str) -> tuple[str, ...]:
+    """N without the head, and with it where that is another number."""
+    with_head = (part.numbers["with_head"] > part.numbers["parameters"]).any()
+    return (
+        ("parameters", "with_head")
+        if with_head and "N" in LAWS[law].covariates
+        else ("parameters",)
+    )
