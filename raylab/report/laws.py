@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -27,7 +28,7 @@ def study(
     if not any(row.kind == TRAINED for row in rows):
         return made
     for benchmark in benchmarks(rows):
-        where = {"collection": benchmark.collection, "split": benchmark.split}
+        where: dict[str, Any] = {"collection": benchmark.collection, "split": benchmark.split}
         if not benchmark.held_out:
             continue
         for one in series(results, per_query, TARGETS, **where):
