@@ -38,6 +38,8 @@ from raylab.grid import Cell
 # Of the vocabulary, active in a text of an untrained model (performance.md); training without Top-K
 # lowers it to below 1 %. What it stands for costs a third of one token's logits, or two thirds.
 ACTIVE_SHARE = 0.32
+# What a budget promises: what a cell spends is within this share of its plan, and cells of one budget of each other.
+KEPT, ALIKE = 0.02, 0.01
 # Encoders whose feed-forward has two projections, not a decoder's gated three.
 _PLAIN_ENCODERS = {"bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta", "camembert"}
 

@@ -14,13 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from raylab.budget import budget_flops_of_hours, planned_steps
+from raylab.budget import ALIKE, budget_flops_of_hours, planned_steps
 from raylab.config import ConfigError
 from raylab.grid import Cell, Grid
 from raylab.plan import GridPlan, named_device
-
-KEPT = 0.02  # what a cell spends is within this share of what was planned
-ALIKE = 0.01  # and cells of one budget are, of each other
 
 _LOOKED_AT = (
     256  # steps whose real batches are costed before a run; longer runs go on at their mean

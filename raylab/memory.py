@@ -1,4 +1,4 @@
-"""The memory of a training step on one worker: what it needs, whether it fits, and what would make it fit.
+"""The memory of a training step on one worker.
 
 A step's memory is what is always there (weights, gradients, AdamW's state, as ZeRO shards them) and what
 is there at its fullest moment, one of
@@ -10,7 +10,7 @@ is there at its fullest moment, one of
 
 With micro-batches (GradCache, `raylab.fine_tuning`) the loss is computed without any activations, and the
 other two hold those of one micro-batch, beside this worker's representations and their gradients.
-What the framework itself takes (CUDA context, workspaces, fragmentation) is left room for: `USABLE`.
+What the framework itself takes (CUDA context, workspaces, fragmentation) is left room for (`raylab.fitting`).
 
 Legend: T tokens with padding, D hidden size, I intermediate size, A attention's width, V vocabulary,
 b bytes of a weight.
@@ -19,10 +19,8 @@ b bytes of a weight.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from raylab.budget import (
     ACTIVE_SHARE,
@@ -32,10 +30,9 @@ from raylab.budget import (
     passages_per_query,
     selected_tokens,
 )
-from raylab.config import Adaptation, ConfigError, HeadKind, Lora
+from raylab.config import Adaptation, HeadKind, Lora
 from raylab.grid import Cell
 
-USABLE = 0.9  # of a device's memory
 # DeepSpeed's defaults, which raylab leaves as they are: elements of a reduction bucket at most, and
 # parameters that ZeRO 3 keeps gathered for the sake of their next use.
 _BUCKET = 500_000_000
@@ -44,7 +41,6 @@ _GATHERED = 1_000_000_000
 _ENTRY_BYTES = 90.0
 # Of the sparse head's forward pass on a CPU: a chunk of logits, and as much again to find where maxima are.
 _CHUNKS_BYTES, _CHUNK_TOKENS = 20 * 2**20, 2048
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -281,140 +277,3 @@ def layer_activation_bytes(shape: Shape, lora: Lora | None, weight_bytes: int) -
 def _norm_bytes(shape: Shape, lora: Lora | None, weight_bytes: int) -> float:
     """Bytes a token of one norm: its input in fp32 and, where its weight is trained, the normed input."""
     return shape.hidden * (4.0 + (weight_bytes if lora is None else 0.0))
-
-
-# ---------------------------------------------------------------------------- does it fit
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """Whether a step fits a device, and if not, what would do.
-
-    `proposal` is the cheapest changed load that fits; without one, `workers` is how many under ZeRO 3,
-    with everything else that helps, would (None: no number of them that shares the batch evenly).
-    """
-
-    load: Load
-    needed_bytes: float
-    device_bytes: float
-    proposal: Load | None = None
-    workers: int | None = None
-
-    @property
-    def fits(self) -> bool:
-        return self.needed_bytes <= USABLE * self.device_bytes
-
-    @property
-    def options(self) -> str:
-        """The proposal as what to type, checkpointing as the recipe's field; empty where it fits or nothing does."""
-        if self.fits:
-            return ""
-        if self.proposal is None:
-            return "" if self.workers is None else f"--workers {self.workers} --zero 3"
-        changed = []
-        if self.proposal.micro_batch != self.load.micro_batch:
-            changed.append(f"--micro-batch {self.proposal.micro_batch}")
-        if self.proposal.zero_stage != self.load.zero_stage:
-            changed.append(f"--zero {self.proposal.zero_stage}")
-        if self.proposal.checkpointing != self.load.checkpointing:
-            kind = "adaptation" if self.load.head is None else "fine_tuning"
-            changed.append(f"{kind}.checkpointing = true")
-        return " ".join(changed)
-
-
-def fit(load: Load, device_bytes: float) -> Fitting:
-    """Whether a step fits, or the cheapest change with which it does.
-
-    In this order: smaller micro-batches (one more forward pass; the largest that fit), checkpointing
-    (one more forward pass of the blocks, and another cost of a step in the account), a higher ZeRO
-    stage (more communication), and two or all of them.
-    """
-    limit = USABLE * device_bytes
-    needed = load.memory().total
-    if needed <= limit:
-        return Fitting(load, needed, device_bytes)
-
-    def first(candidates: Iterator[Load]) -> Load | None:
-        return next((c for c in candidates if c.memory().total <= limit), None)
-
-    proposal = first(_changes(load))
-    if proposal is not None:
-        return Fitting(load, needed, device_bytes, proposal)
-    least = dataclasses.replace(
-        load, checkpointing=True, zero_stage=3, micro_batch=0 if load.head is None else 1
-    )
-    shared = int(min(rows.count for rows in load.rows))
-    counts = [w for w in range(load.workers + 1, shared + 1) if shared % w == 0]
-    more = first(dataclasses.replace(least, workers=w) for w in counts)
-    return Fitting(load, needed, device_bytes, None, more.workers if more else None)
-
-
-def _changes(load: Load) -> Iterator[Load]:
-    """What may be changed of how a step is executed, cheapest first."""
-    parts: list[dict[str, Any]] = []
-    if load.head is not None:
-        size = 1 << max(0, int(load.micro_batch or load.texts) - 1).bit_length()
-        while size > 1:
-            size //= 2
-            if size < (load.micro_batch or load.texts):
-                parts.append({"micro_batch": size})
-    checkpoint: list[dict[str, Any]] = [] if load.checkpointing else [{"checkpointing": True}]
-    stages = range(load.zero_stage + 1, 4) if load.workers > 1 else ()
-    zero: list[dict[str, Any]] = [{"zero_stage": stage} for stage in stages]
-    kinds = (parts, checkpoint, zero)
-    for count in (1, 2, 3):
-        for chosen in itertools.combinations(kinds, count):
-            for changes in itertools.product(*chosen[::-1]):
-                merged = {key: value for change in changes for key, value in change.items()}
-                yield dataclasses.replace(load, **merged)
-
-
-def fit_to_memory(
-    cell: Cell,
-    shape: Shape,
-    device_bytes: float,
-    workers: int = 1,
-    zero_stage: int = 1,
-    micro_batch: int = 0,
-    weight_bytes: int = 2,
-    query_tokens: float | None = None,
-    passage_tokens: float | None = None,
-) -> Fitting:
-    """Whether a cell's step fits a device; lengths in padded tokens (None: the recipe's limits)."""
-    tuning = cell.fine_tuning
-    load = cell_load(
-        cell,
-        shape,
-        tuning.query_length if query_tokens is None else query_tokens,
-        tuning.passage_length if passage_tokens is None else passage_tokens,
-        workers,
-        zero_stage,
-        micro_batch,
-        weight_bytes,
-    )
-    return fit(load, device_bytes)
-
-
-def check_memory(name: str, fitting: Fitting) -> None:
-    """Refuse what does not fit.
-
-    Args:
-        name: of the cell, or of what else trains.
-
-    Raises:
-        ConfigError: it needs more than the device has; the message says what would do.
-    """
-    if fitting.fits:
-        return
-    needed, device = fitting.needed_bytes / _GIB, fitting.device_bytes / _GIB
-    if fitting.proposal is not None:
-        then = fitting.proposal.memory().total / _GIB
-        remedy = f"{fitting.options} needs {then:.2f} GiB"
-    elif fitting.workers is not None:
-        remedy = f"it takes {fitting.options}, with micro-batches of 1 and checkpointing"
-    else:
-        remedy = "no micro-batch, ZeRO stage or number of workers makes it fit"
-    raise ConfigError(
-        f"{name} needs {needed:.2f} GiB a worker, and of {device:.2f} GiB of the device "
-        f"{USABLE:.0%} may be planned for: {remedy}"
-    )

@@ -26,8 +26,9 @@ from raylab.config import Adaptation, ConfigError, Execution, quarantined_kinds
 from raylab.data.collections import TRAIN, read_passages, read_queries, read_topics
 from raylab.data.faults import Fault, OnFault, refuse
 from raylab.data.sources import Source
+from raylab.fitting import check_memory, fit
 from raylab.grid import Cell, Grid
-from raylab.memory import Load, adaptation_load, cell_load, check_memory, fit
+from raylab.memory import Load, adaptation_load, cell_load
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer
 

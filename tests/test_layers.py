@@ -13,6 +13,7 @@ ROOMS = [
     "raylab.artifacts",
     "raylab.budget",
     "raylab.memory",
+    "raylab.fitting",
     "raylab.data",
     "raylab.energy",
     "raylab.losses",

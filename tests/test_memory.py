@@ -18,18 +18,15 @@ from raylab.budget import ACTIVE_SHARE, Rows, Shape
 from raylab.config import Adaptation, Backbone, ConfigError, FineTuning, Lora
 from raylab.data.batches import Batch
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
+from raylab.fitting import USABLE, check_memory, fit
 from raylab.grid import Cell
 from raylab.memory import (
-    USABLE,
     Load,
     Memory,
     _moments,
     _states,
     adaptation_load,
     cell_load,
-    check_memory,
-    fit,
-    fit_to_memory,
     layer_activation_bytes,
 )
 from raylab.mntp import MaskedModule
@@ -311,7 +308,9 @@ def test_the_parts_add_up():
 def fitting(device_gib, shape=LLAMA_8B, checkpointing=True, lora: Lora | None = PLAIN, **execution):
     tuning = FineTuning(batch_queries=32, checkpointing=checkpointing, lora=lora)
     cell = Cell(Backbone("8b", "nowhere"), "sparse", "cl", tuning, 1.0)
-    return fit_to_memory(cell, shape, device_gib * GIB, **execution)
+    execution = {"weight_bytes": 2} | execution
+    load = cell_load(cell, shape, tuning.query_length, tuning.passage_length, **execution)
+    return fit(load, device_gib * GIB)
 
 
 def test_what_fits_needs_nothing():

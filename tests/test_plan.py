@@ -14,10 +14,11 @@ from raylab.config import ConfigError, Execution, Lora
 from raylab.data.collections import is_validation, read_topics
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
+from raylab.fitting import USABLE
 from raylab.grid import Grid
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO, find_ladder
-from raylab.memory import USABLE, Load
+from raylab.memory import Load
 from raylab.plan import (
     AdaptationPlan,
     CellPlan,

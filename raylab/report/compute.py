@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from raylab.contract import ALIKE, KEPT
+from raylab.budget import ALIKE, KEPT
 from raylab.report.blocks import Block, columns
 from raylab.report.formats import NOTHING, count, quantity
 from raylab.report.rows import TRAINED, Result
