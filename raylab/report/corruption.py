@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from raylab.report.chart import Axis, Chart, Key, Look, Panel, Rule, Series, looks
-from raylab.report.figures import points, series_label
+from raylab.report.figures import BARS_OF_QUERIES, BARS_OF_SEEDS, points, series_label
 from raylab.report.rows import BASELINE, TRAINED
 from raylab.report.tables import GridTable, Line
 
@@ -73,15 +73,17 @@ def _chart(kind: str, tables: Sequence[GridTable], per_query: pd.DataFrame | Non
             panels.append(
                 Panel(title, axis, Axis(f"share of {measure} kept"), relative, apart=True)
             )
-    shown = sorted({line.variant for own in cells.values() for c in own.values() for _, line in c})
+    lines = [line for own in cells.values() for cell in own.values() for _, line in cell]
+    several = any(line.estimate.seeds > 1 for line in lines)
+    shown = sorted({line.variant for line in lines})
     keep = f"(kind == 'baseline' or (kind == 'trained' and variant in {shown!r}))"
     return Chart(
         _NAMES[kind],
         f"Quality against wrong {kind}",
         tuple(panels),
-        "bars: 95 % bootstrap\ninterval over queries",
-        "Kept: the mean over that of the same cell with nothing wrong; its bars draw queries, the same "
-        "for both.",
+        BARS_OF_SEEDS if several else BARS_OF_QUERIES,
+        "Kept: the mean over that of the same cell with nothing wrong; its bars are 95 % bootstrap intervals "
+        "over queries, the same drawn for both.",
         tuple(f"{table.benchmark.primary_filter} and {keep}" for table in tables),
         columns=2,
     )

@@ -30,8 +30,8 @@ from raylab.scaling.points import is_budget
 
 MOST_PANELS = 3
 _MOST_SERIES = 12  # that a panel shows; more are split by objective
-_BARS_OF_QUERIES = "bars: 95 % bootstrap\ninterval over queries"
-_BARS_OF_SEEDS = "bars: lowest to highest\nseed (one seed: 95 %\ninterval over queries)"
+BARS_OF_QUERIES = "bars: 95 % bootstrap\ninterval over queries"
+BARS_OF_SEEDS = "bars: lowest to highest\nseed (one seed: 95 %\ninterval over queries)"
 _NARROW = 1.05  # a range within this is one place, where series are set apart
 _LOG_FROM = 3.0  # a wider range than this is drawn on a logarithmic axis
 
@@ -191,7 +191,7 @@ def _chart(
         name,
         title,
         panels,
-        _BARS_OF_SEEDS if several else _BARS_OF_QUERIES,
+        BARS_OF_SEEDS if several else BARS_OF_QUERIES,
         note,
         tuple(_filter(table, own, where, untrained) for table, own in used),
         columns=MOST_PANELS if together else len(objectives),
