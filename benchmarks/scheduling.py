@@ -43,13 +43,15 @@ def paper_plan(grid: Grid) -> GridPlan:
     mntp = grid.ladder.recipe.adaptation
     adaptations = [
         AdaptationPlan(
-            size,
+            backbone.name,
             mntp.steps,
             float(mntp.steps * mntp.batch_blocks * mntp.block_length),
             adaptation_flops(shape, mntp),
             adaptation_load(shape, mntp, WORKERS, EXECUTION.zero_stage, 2),
+            (backbone, mntp),
         )
-        for size, shape in SHAPES.items()
+        for backbone in grid.ladder.select(grid.sizes)
+        for shape in [SHAPES[backbone.name]]
     ]
     evaluations = [_evaluation(cell) for cell in grid.cells() if cell.objective == "cl"]
     return GridPlan(tuple(cells), tuple(adaptations), tuple(evaluations))

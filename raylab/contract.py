@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from raylab.budget import ALIKE, budget_flops_of_hours, planned_steps
 from raylab.config import ConfigError
+from raylab.families import Start, start_of
 from raylab.grid import Cell, Grid
 from raylab.plan import GridPlan, named_device
 
@@ -107,6 +108,35 @@ def steps_of(
             return step
         spent += flops
     return _LOOKED_AT + round((budget - spent) * _LOOKED_AT / spent)
+
+
+def within_total(
+    total: float | None,
+    spent: float,
+    missing: Sequence[Cell],
+    flops: Callable[[Cell], float],
+    mntp_flops: Callable[[Start], float],
+    starts: Collection[Start] = (),
+) -> set[Cell]:
+    """The cells that a total budget still holds, in their order; one that does not fit is passed over.
+
+    Args:
+        spent: FLOPs of the cells that are there.
+        flops: of a cell.
+        mntp_flops: of the MNTP behind a start: paid once, with the first cell that starts from it.
+        starts: those of the cells that are there.
+    """
+    paid = set(starts)
+    spent += sum(map(mntp_flops, paid))
+    chosen = set()
+    for cell in missing:
+        start = start_of(cell)
+        cost = flops(cell) + (0.0 if start in paid else mntp_flops(start))
+        if total is None or spent + cost <= total:
+            spent += cost
+            chosen.add(cell)
+            paid.add(start)
+    return chosen
 
 
 def rounding(grid: Grid, plan: GridPlan) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from raylab.budget import Device
 from raylab.config import Execution
-from raylab.families import families, start_of
+from raylab.families import Start, families, start_of
 from raylab.grid import Cell, Grid
 from raylab.plan import CellPlan, GridPlan
 from raylab.scheduling import Item, Simulated, simulate
@@ -61,14 +61,20 @@ class Durations:
     def __init__(self, plan: GridPlan, execution: Execution, pace: Pace | None = None):
         self.plan, self.execution, self.pace = plan, execution, pace or CORE
         self.cells = {own.cell: own for own in plan.cells}
+        self.adaptations = {own.start: own for own in plan.adaptations}
 
     def flops(self, cell: Cell) -> float:
         """What the cell's contract comes to."""
         return self.cells[cell.run_name].flops
 
-    def adaptation(self, name: str, size: str) -> Item:
-        """The item of a size's MNTP."""
-        own = next((own for own in self.plan.adaptations if own.name == size), None)
+    def adaptation_flops(self, start: Start) -> float:
+        """Of the MNTP that makes a start; 0 where it has none."""
+        own = self.adaptations.get(start)
+        return own.flops if own else 0.0
+
+    def adaptation(self, name: str, start: Start) -> Item:
+        """The item of the MNTP that makes a start."""
+        own = self.adaptations.get(start)
         steps, flops = (own.steps, own.flops) if own else (0, 0.0)
         return Item(name, "adapt", self._run_s(steps, flops), self.execution.workers)
 
@@ -108,7 +114,7 @@ class Durations:
         starts = {
             start: f"mntp-{i}-{start[0].name}" for i, start in enumerate(map(start_of, cells))
         }
-        items = [self.adaptation(name, start[0].name) for start, name in starts.items()]
+        items = [self.adaptation(name, start) for start, name in starts.items()]
         for head, size in dict.fromkeys((c.head, c.backbone.name) for c in cells):
             items += self.encoding(f"untrained-{head}-{size}", f"{head}-{size}", ())
         for family in families(cells):

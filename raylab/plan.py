@@ -26,6 +26,7 @@ from raylab.config import Adaptation, ConfigError, Execution, quarantined_kinds
 from raylab.data.collections import TRAIN, read_passages, read_queries, read_topics
 from raylab.data.faults import Fault, OnFault, refuse
 from raylab.data.sources import Source
+from raylab.families import Start
 from raylab.fitting import check_memory, fit
 from raylab.grid import Cell, Grid
 from raylab.memory import Load, adaptation_load, cell_load
@@ -73,13 +74,14 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class AdaptationPlan:
-    """What the MNTP of one size will take."""
+    """What the MNTP of one size will take; `start` is what cells start from after it."""
 
     name: str
     steps: int
     tokens: float
     flops: float
     load: Load
+    start: Start
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def plan_grid(
             cannot share.
         CollectionError: a faulty record that is not to be passed over.
     """
-    plans, adaptations = [], {}
+    plans: list[CellPlan] = []
+    adaptations: dict[Start, AdaptationPlan] = {}
     samples: dict[Any, _Sample] = {}
     on_fault = _pass_over if quarantined_kinds(grid.on_fault) else refuse
     sizes = _Sizes(source, on_fault)
@@ -185,10 +188,11 @@ def plan_grid(
             )
         )
         adaptation = _adaptation(cell, grid)
-        if adaptation.steps and (backbone, adaptation) not in adaptations:
+        start = backbone, adaptation
+        if adaptation.steps and start not in adaptations:
             taken = {own.name for own in adaptations.values()}
             name = f"{backbone.name}-{cell.variant}" if backbone.name in taken else backbone.name
-            adaptations[backbone, adaptation] = _plan_adaptation(name, shape, adaptation, execution)
+            adaptations[start] = _plan_adaptation(name, start, shape, execution)
         if evaluation:
             own = _plan_evaluation(cell, grid, shape, samples[key], sizes)
             before = evaluated.get(own.name)
@@ -247,9 +251,8 @@ def plan_cell(
     )
 
 
-def _plan_adaptation(
-    name: str, shape: Shape, adaptation: Adaptation, execution: Execution
-) -> AdaptationPlan:
+def _plan_adaptation(name: str, start: Start, shape: Shape, execution: Execution) -> AdaptationPlan:
+    adaptation = start[1]
     return AdaptationPlan(
         name,
         adaptation.steps,
@@ -258,6 +261,7 @@ def _plan_adaptation(
         adaptation_load(
             shape, adaptation, execution.workers, execution.zero_stage, _weight_bytes(execution)
         ),
+        start,
     )
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from raylab.budget import DEVICES, Shape
 from raylab.config import Adaptation, Backbone, ConfigError, FineTuning
-from raylab.contract import Budget, parse_budget, parse_budgets, rounding, steps_of
+from raylab.contract import Budget, parse_budget, parse_budgets, rounding, steps_of, within_total
+from raylab.families import start_of
 from raylab.grid import Cell, Grid, Variant
 from raylab.ladders import PICO
 from raylab.models.backbone import load_config, resolve_source
@@ -122,3 +123,21 @@ def test_what_whole_steps_cannot_make_alike_is_said():
     assert said(variants=budget_variants((1e12, 4e12))) is None
     assert said(variants=budget_variants((1e11,)), sizes=("pico-1x96",)) is None, "alone"
     assert said(variants=(Variant(),), epochs=1.0) is None
+
+
+def test_a_total_holds_cells_and_the_mntp_that_they_share_once():
+    grid = Grid(PICO, "scifact", sizes=("pico-1x96", "pico-2x96"), heads=("dense",), seeds=(0, 1))
+    cells = [c for c in grid.cells() if c.objective == "cl"]
+    small, large = cells[:2], cells[2:]
+
+    def chosen(total, missing=cells, spent=0.0, starts=()):
+        return within_total(total, spent, missing, lambda _: 10.0, lambda _: 5.0, starts)
+
+    assert chosen(None) == set(cells)
+    assert chosen(50.0) == set(cells), "two of MNTP and four cells"
+    assert chosen(49.9) == {*small, large[0]}
+    assert chosen(24.9) == {small[0]}
+    assert chosen(14.9) == set()
+    done = {"missing": large, "spent": 20.0, "starts": {start_of(small[0])}}
+    assert chosen(50.0, **done) == set(large)
+    assert chosen(39.9, **done) == set()

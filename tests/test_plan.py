@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from raylab.budget import Device, Rows, Shape, encode_flops
-from raylab.config import ConfigError, Execution, Lora
+from raylab.config import Adaptation, ConfigError, Execution, Lora
 from raylab.data.collections import is_validation, read_topics
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
@@ -295,7 +295,7 @@ def test_rows_hold_the_arithmetic_of_hours_and_price():
         # Micro-batches: a third more is executed than is accounted for.
         CellPlan("large", 5, 1.0, 1.0, 1.0, 3.6e15, 4.8e15, parameters=1, load=large),
     )
-    mntp = AdaptationPlan("1b", 100, 2e6, 9e14, small)
+    mntp = AdaptationPlan("1b", 100, 2e6, 9e14, small, (PICO.backbones[0], Adaptation()))
     evaluation = EvaluationPlan("dense-1b", 3, 1000, 7e6, 3.6e15, 1.8e12)
     plan = GridPlan(cells, (mntp,), (evaluation,))
     rows = plan_rows(plan, device, price_per_hour=2.5, workers=4, encoders=8)

@@ -78,7 +78,7 @@ def parser(description: str, grid: Grid) -> argparse.ArgumentParser:
         "--total-budget",
         type=float,
         default=grid.total_budget_flops,
-        help="FLOPs of the whole grid",
+        help="FLOPs of the grid's training, MNTP included; no cell starts that it does not hold",
     )
     what.add_argument(
         "--seeds",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from raylab.artifacts import Address, Artifact, Store
 from raylab.config import Backbone, Execution, HeadKind
+from raylab.contract import within_total
 from raylab.data.ingest import collection_address
 from raylab.data.sources import EMBEDDED, Source
 from raylab.durations import Durations
@@ -164,7 +165,7 @@ class Walk:
             for start in missing:
                 job = self._adaptation_job(start, starts[start], tokens)
                 jobs[job.run_name] = job
-                items.append(self.durations.adaptation(job.run_name, start[0].name))
+                items.append(self.durations.adaptation(job.run_name, start))
             for job in self._fine_tuning_jobs(cells, chosen, starts, collection, tokens, groups):
                 jobs[job.run_name] = job
                 start = start_of(job.cells[0][1])
@@ -271,20 +272,21 @@ class Walk:
             cell.run_name: a.meta["spent_flops"] for cell, a in trained.items() if a is not None
         }
         missing = [cell for cell, artifact in trained.items() if artifact is None]
-        return self._within_total(missing, monitor.spent_flops)
-
-    def _within_total(self, missing: list[Cell], spent: float) -> set[Cell]:
-        """The cells the total budget still holds, in the order of the grid."""
-        total = self.grid.total_budget_flops
-        chosen = set()
-        for cell in missing:
-            flops = self.durations.flops(cell)
-            if total is None or spent + flops <= total:
-                spent += flops
-                chosen.add(cell)
+        there = {start_of(cell) for cell, artifact in trained.items() if artifact is not None}
+        # MNTP that cells share is paid once; where it is charged, every cell's own FLOPs hold it.
+        shared = self.grid.adaptation_charge == "shared"
+        total, durations = self.grid.total_budget_flops, self.durations
+        chosen = within_total(
+            total,
+            monitor.spent_flops,
+            missing,
+            durations.flops,
+            durations.adaptation_flops if shared else lambda _: 0.0,
+            there,
+        )
         left_out = len(missing) - len(chosen)
         if left_out:
-            self.monitor.say(f"total budget {total:.3g} FLOPs: {left_out} cell(s) are not started")
+            monitor.say(f"total budget {total:.3g} FLOPs: {left_out} cell(s) are not started")
         return chosen
 
     # ------------------------------------------------------------ what is measured
