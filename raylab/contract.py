@@ -150,6 +150,6 @@ def rounding(grid: Grid, plan: GridPlan) -> str | None:
     if len(shares) < 2 or share <= ALIKE:
         return None
     return (
-        f"a step of {worst} is {share:.1%} of its budget: cells of that budget may differ by as much, "
-        f"beyond the {ALIKE:.0%} that makes them alike; a larger budget or a smaller batch brings them nearer"
+        f"a step of {worst} is {share:.1%} of its budget: cells of that budget may differ by as much; a larger "
+        f"budget or a smaller batch keeps them within {ALIKE:.0%} of each other"
     )

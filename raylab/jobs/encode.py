@@ -93,19 +93,23 @@ class ShardEncoder:
         """Ids, representations, and what they took: seconds, FLOPs, parameters where they are known."""
         retriever = self._retriever(task)
         started = time.time()
-        ids, matrix, rows = self._encoded(task, retriever)
-        return ids, matrix, {**_cost(retriever, rows), "seconds": time.time() - started}
+        ids, matrix, lengths = self._encoded(task, retriever)
+        seconds = time.time() - started
+        return ids, matrix, {**_cost(retriever, lengths), "seconds": seconds}
 
     def _encoded(
         self, task: EncodeTask, retriever: AnyRetriever
-    ) -> tuple[list[str], Matrix, Rows | None]:
-        """Ids, representations, and how many texts of what mean length they are of."""
+    ) -> tuple[list[str], Matrix, np.ndarray | None]:
+        """Ids, representations, and how many tokens each text has; None of another's retriever."""
         folder, limit = self.local(task.source), self.execution.encode_batch_tokens
         if task.rows is None:
             topics = load_topics(folder)[task.part]
             ids, texts = list(topics.queries), list(topics.queries.values())
             matrix = retriever.encode_queries(texts, limit)
-            return ids, matrix, Rows(len(ids), task.encoding.query_length / 2)
+            if not isinstance(retriever, Retriever):
+                return ids, matrix, None
+            framed = retriever.tokenizer.encode_framed(texts, "query", task.encoding.query_length)
+            return ids, matrix, np.array([len(tokens) for tokens in framed])
         if not isinstance(retriever, Retriever):
             passages = Texts.read(folder, task.part, task.rows)
             return passages.ids, retriever.encode_passages(passages.texts, limit), None
@@ -113,7 +117,7 @@ class ShardEncoder:
         ids = store.passage_ids(slice(task.rows.start, task.rows.stop))
         lengths = store.lengths(np.asarray(task.rows), task.encoding.passage_length)
         matrix = encode_rows(retriever, store, task.rows, limit)
-        return ids, matrix, Rows(len(ids), float(lengths.mean()))
+        return ids, matrix, lengths
 
     def local(self, artifact: Artifact) -> Path:
         """Its files' checksums are checked once an actor, not once a shard."""
@@ -143,11 +147,15 @@ class ShardEncoder:
         return self.loaded[1]
 
 
-def _cost(retriever: AnyRetriever, rows: Rows | None) -> dict[str, float | int]:
-    if rows is None or not isinstance(retriever, Retriever):
+def _cost(retriever: AnyRetriever, lengths: np.ndarray | None) -> dict[str, float | int]:
+    if lengths is None or not isinstance(retriever, Retriever):
         return {}
     shape = Shape.of(retriever.model.config)
-    return {"flops": encode_flops(shape, rows, retriever.head), "parameters": shape.parameters}
+    flops = sum(
+        encode_flops(shape, Rows(int(count), int(length)), retriever.head)
+        for length, count in zip(*np.unique(lengths, return_counts=True), strict=True)
+    )
+    return {"flops": flops, "parameters": shape.parameters}
 
 
 @ray.remote

@@ -20,7 +20,6 @@ from raylab import report
 from raylab.artifacts import DamagedArtifact, Store
 from raylab.budget import DEVICES
 from raylab.config import ConfigError, Execution
-from raylab.contract import rounding
 from raylab.data.sources import Source, open_collection
 from raylab.grid import Grid
 from raylab.jobs.collect import collect
@@ -62,8 +61,6 @@ def run_grid(
     plan = plan_grid(grid, source, execution, evaluation=False)  # refuses what cannot run
     if execution.device is not None:  # else the cluster is asked, once it is there
         check_plan(plan, DEVICES[execution.device].memory_bytes)
-    if (coarse := rounding(grid, plan)) is not None:
-        log.warning("%s", coarse)
     store = Store(execution.storage)
     with sole_driver(store):
         for _ in range(_DAMAGE_ROUNDS):

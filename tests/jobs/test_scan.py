@@ -8,12 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylab.artifacts import Store
+from raylab.budget import Rows, Shape, encode_flops
 from raylab.config import Backbone, Encoding, Execution
 from raylab.data.tokens import write_store
 from raylab.encoding import shards
 from raylab.jobs import scan as scanning
 from raylab.jobs import search as searching
 from raylab.jobs.encode import ShardEncoder, Subject, commit_shard, passage_task, query_task
+from raylab.jobs.ingest import load_topics
 from raylab.jobs.profile import Profile, make_profile
 from raylab.jobs.scan import Scan, Scanner, join, make_scanned_profile
 from raylab.jobs.search import (
@@ -64,6 +66,26 @@ def prepared(begun, request, model_folder, tmp_path_factory):
         commit_shard(store, encoder, task)
         queries[split] = store.committed(task.address)
     return store, encoder, subject, encoding, collection, tokens, queries
+
+
+def test_the_account_of_encoding_is_of_every_texts_own_tokens(prepared):
+    store, encoder, subject, encoding, collection, tokens, queries = prepared
+    retriever = encoder._retriever(query_task(subject, encoding, collection, "test"))
+    shape = Shape.of(retriever.model.config)
+
+    def cost(texts, kind, limit):
+        framed = retriever.tokenizer.encode_framed(texts, kind, limit)
+        return sum(encode_flops(shape, Rows(1, len(own)), subject.head) for own in framed)
+
+    for split in SPLITS:
+        texts = list(load_topics(store.local(collection))[split].queries.values())
+        told = queries[split].meta["flops"]
+        assert told == pytest.approx(cost(texts, "query", encoding.query_length))
+    task = passage_task(subject, encoding, tokens, ROWS[0])
+    rows = pq.read_table(store.local(collection) / "passages").sort_by("passage_id").to_pylist()
+    texts = [f"{row['title']} {row['text']}" for row in rows[: len(ROWS[0])]]
+    _, _, took = encoder.encode(task)
+    assert took["flops"] == pytest.approx(cost(texts, "passage", encoding.passage_length))
 
 
 @pytest.fixture
