@@ -135,7 +135,7 @@ def _work(config: dict[str, Any]) -> None:
     workers.work(config["job"])
 
 
-def train(job: AdaptationJob | FineTuningJob, callbacks: list | None = None) -> None:
+def train(job: AdaptationJob | FineTuningJob) -> None:
     """Run one training job to its committed artifact; its checkpoints are removed afterwards.
 
     Raises:
@@ -158,7 +158,6 @@ def train(job: AdaptationJob | FineTuningJob, callbacks: list | None = None) -> 
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
             failure_config=ray.train.FailureConfig(max_failures=execution.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=callbacks or [],
         ),
     )
     try:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from raylab.artifacts import Store
@@ -105,7 +104,7 @@ class _Finished(tune.Callback):
 
 
 def _trial(config: dict[str, Any], jobs: dict[str, Job]) -> None:
-    train(jobs[config["run"]], callbacks=[TuneReportCallback()])
+    train(jobs[config["run"]])
 
 
 def run_trials(
@@ -126,6 +125,7 @@ def run_trials(
         tune.with_resources(tune.with_parameters(_trial, jobs=dict(jobs)), {"CPU": 0.01}),
         tune_config=tune.TuneConfig(
             search_alg=_InTurn(turns),
+            reuse_actors=True,  # a process takes 3 s to start
             num_samples=len(jobs),
             trial_name_creator=lambda trial: trial.config["run"],
             trial_dirname_creator=lambda trial: trial.config["run"],

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -266,6 +265,9 @@ def add_lora(model: Any, lora: Lora | None) -> Any:
     if lora is None:
         model.requires_grad_(True)
         return model
+    # Here and elsewhere in this package: it takes 2 s, and who plans, indexes or searches has no adapter.
+    from peft import LoraConfig, get_peft_model
+
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     missing = [t for t in lora.targets if t not in names]
     if missing:

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftModel, set_peft_model_state_dict
 
 from raylab.artifacts import DamagedArtifact
 from raylab.config import Backbone, ConfigError, Encoding, HeadKind, Tokenization, identity
@@ -36,7 +35,7 @@ from raylab.models.backbone import (
 )
 from raylab.models.card import licence_of, write_card
 from raylab.models.heads import logit_scale
-from raylab.models.hub import load_base, save_adapter, save_weights, state_to_save
+from raylab.models.hub import is_adapted, load_base, save_adapter, save_weights, state_to_save
 from raylab.models.interop import describe_modules
 from raylab.models.published import is_published, load_published
 
@@ -71,7 +70,7 @@ def save_retriever(
     """
     scale = logit_scale(model.config.hidden_size) if head == "sparse" else 1.0
     norm = scaled_norm_weight(final_norm(model), scale).detach().cpu().contiguous()
-    is_adapter = isinstance(model, PeftModel) and on_a_hub(backbone)
+    is_adapter = is_adapted(model) and on_a_hub(backbone)
     folder.mkdir(parents=True, exist_ok=True)
     if is_adapter:
         _save_adapter(folder, model, state, norm if head == "sparse" else None, backbone.source)
@@ -106,7 +105,7 @@ def _named(backbone: Backbone) -> dict[str, Any]:
 
 def _save_adapter(
     folder: Path,
-    model: PeftModel,
+    model: Any,
     state: Mapping[str, torch.Tensor],
     norm: torch.Tensor | None,
     base: str,
@@ -130,7 +129,9 @@ def _save_whole(
     models_dir: str | None,
 ) -> None:
     whole: Mapping[str, torch.Tensor] = state
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
+        from peft import PeftModel, set_peft_model_state_dict
+
         # The base anew: the trained one may be partitioned, and merging would spoil it for its owner.
         base, _ = load_base(backbone, models_dir, output_weight(model).dtype)
         merged = PeftModel(base, copy.deepcopy(model.peft_config["default"]))
@@ -215,6 +216,8 @@ def load_checkpoint(
     tokenizer = contract_tokenizer(folder, contract)
     backbone = Backbone(**contract["backbone"], tokenization=tokenizer.tokenization)
     if contract["weights"] == "adapter":
+        from peft import PeftModel
+
         base = load_backbone(backbone, resolve_source(backbone, models_dir), dtype, device)
         model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
     else:

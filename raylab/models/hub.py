@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from raylab.config import Backbone, ConfigError
@@ -18,9 +17,18 @@ from raylab.data.tokenizer import Tokenizer
 from raylab.models.backbone import gguf_file, load_backbone, resolve_source
 
 
+def is_adapted(model: Any) -> bool:
+    """Whether a model has an adapter of peft's on it."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
 def state_to_save(model: Any) -> dict[str, torch.Tensor]:
     """What differs from the backbone: the adapter's tensors, or all of them without LoRA."""
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
+        from peft import get_peft_model_state_dict
+
         # peft wants tied embeddings under both of their names, and safetensors refuses aliases.
         state = get_peft_model_state_dict(model)
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
@@ -36,7 +44,7 @@ def state_to_save(model: Any) -> dict[str, torch.Tensor]:
 def save_weights(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
     """Write the adapter (with its configuration) or the full model into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
         save_adapter(model.peft_config["default"], state, folder)
     else:
         model.config.save_pretrained(str(folder))
@@ -56,6 +64,8 @@ def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
         ConfigError: tensors that are missing or do not belong to this model.
     """
     if (folder / "adapter_config.json").exists():
+        from peft import PeftModel
+
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     missing, unexpected = model.load_state_dict(
         load_file(folder / "model.safetensors"), strict=False

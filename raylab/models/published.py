@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from raylab.config import Backbone, ConfigError, Encoding, HeadKind, Tokenization
@@ -47,6 +46,8 @@ def published_description(
     Raises:
         ConfigError: a base model's folder that is not on this machine, or no tokenizer.
     """
+    from peft import LoraConfig
+
     head: HeadKind = "dense" if _base_class(folder).endswith(_DENSE) else "sparse"
     base = str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path)
     source = resolve_source(Backbone(folder.resolve().name, base), models_dir)
@@ -70,6 +71,8 @@ def load_published(
     Raises:
         ConfigError: a base model that is not to be found, or tensors that do not fit it.
     """
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
     head, encoding, tokenizer = published_description(folder, models_dir)
     config = LoraConfig.from_pretrained(str(folder))
     base = str(config.base_model_name_or_path)
