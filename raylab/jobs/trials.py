@@ -103,8 +103,10 @@ class _Finished(tune.Callback):
         self.finished(trial.config["run"])
 
 
-def _trial(config: dict[str, Any], jobs: dict[str, Job]) -> None:
+def _trial(config: dict[str, Any], jobs: dict[str, Job]) -> dict[str, Any]:
+    """What it returns is the trial's result: of one that has none Tune prints a line."""
     train(jobs[config["run"]])
+    return {"finished": True}
 
 
 def run_trials(

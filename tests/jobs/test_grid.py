@@ -59,6 +59,7 @@ def test_the_end_says_where_everything_is(finished):
         assert (lab / file).exists()
         assert file in output
     assert "cells 6/6" in output
+    assert "Last result" not in output  # Tune is silent
 
 
 def test_the_ledger_has_every_stage(finished):
