@@ -76,7 +76,8 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen:
 
 
 def wait_until_gone(children: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(children, timeout=60)
+    """What a killed driver leaves ends by itself within seconds, but for two idle agents of Ray's, after a minute."""
+    _, alive = psutil.wait_procs(children, timeout=15)
     for process in alive:
         process.kill()
 
