@@ -20,9 +20,8 @@ from raylab.families import Start, start_of
 from raylab.grid import Cell, Grid
 from raylab.plan import GridPlan, named_device
 
-_LOOKED_AT = (
-    256  # steps whose real batches are costed before a run; longer runs go on at their mean
-)
+# Steps whose real batches are costed before a run; longer runs go on at their mean.
+_LOOKED_AT = 256
 _HOURS = re.compile(r"(?P<hours>[0-9.eE+-]+)h@(?P<device>[\w-]+)")
 
 
