@@ -39,9 +39,9 @@ class Pace:
         return cls(60.0, 0.0, rate, rate, 1.0, 0.0, 120.0)
 
 
-# Measured on one of two shared cores, from the ledger of experiments/isoflop.py (docs/log.md).
+# Measured on one of two shared cores: the ledger of experiments/isoflop.py, a default grid (docs/log.md).
 CORE = Pace(
-    run_s=30.0,
+    run_s=20.0,
     step_s=0.026,
     training_flops=3.4e10,
     encoding_flops=5.0e10,
