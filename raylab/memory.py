@@ -10,7 +10,7 @@ is there at its fullest moment, one of
 
 With micro-batches (GradCache, `raylab.fine_tuning`) the loss is computed without any activations, and the
 other two hold those of one micro-batch, beside this worker's representations and their gradients.
-What the framework itself takes (CUDA context, workspaces, fragmentation) is left room for (`raylab.fitting`).
+What the framework itself takes (CUDA context, workspaces, fragmentation) is left room for (`raylab.memory_fit`).
 
 Legend: T tokens with padding, D hidden size, I intermediate size, A attention's width, V vocabulary,
 b bytes of a weight.

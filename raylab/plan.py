@@ -27,9 +27,9 @@ from raylab.data.collections import TRAIN, read_passages, read_queries, read_top
 from raylab.data.faults import Fault, OnFault, refuse
 from raylab.data.sources import Source
 from raylab.families import Start
-from raylab.fitting import check_memory, fit
 from raylab.grid import Cell, Grid
 from raylab.memory import Load, adaptation_load, cell_load
+from raylab.memory_fit import check_memory, fit
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer
 
@@ -103,11 +103,6 @@ class GridPlan:
     cells: tuple[CellPlan, ...]
     adaptations: tuple[AdaptationPlan, ...] = ()
     evaluations: tuple[EvaluationPlan, ...] = ()
-
-    @property
-    def adaptation_flops(self) -> dict[str, float]:
-        """By size (and variant, where one has its own)."""
-        return {own.name: own.flops for own in self.adaptations}
 
     @property
     def flops(self) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from raylab.budget import Device, device_hours
-from raylab.fitting import Fitting, fit
 from raylab.memory import Load
+from raylab.memory_fit import Fitting, fit
 from raylab.plan import GridPlan
 
 

@@ -13,7 +13,7 @@ ROOMS = [
     "raylab.artifacts",
     "raylab.budget",
     "raylab.memory",
-    "raylab.fitting",
+    "raylab.memory_fit",
     "raylab.data",
     "raylab.energy",
     "raylab.losses",

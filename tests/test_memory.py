@@ -18,7 +18,6 @@ from raylab.budget import ACTIVE_SHARE, Rows, Shape
 from raylab.config import Adaptation, Backbone, ConfigError, FineTuning, Lora
 from raylab.data.batches import Batch
 from raylab.fine_tuning import FineTuningModule, FineTuningTask
-from raylab.fitting import USABLE, check_memory, fit
 from raylab.grid import Cell
 from raylab.memory import (
     Load,
@@ -29,6 +28,7 @@ from raylab.memory import (
     cell_load,
     layer_activation_bytes,
 )
+from raylab.memory_fit import USABLE, check_memory, fit
 from raylab.mntp import MaskedModule
 from raylab.models.backbone import add_lora, hidden_states
 

@@ -14,11 +14,11 @@ from raylab.config import Adaptation, ConfigError, Execution, Lora
 from raylab.data.collections import is_validation, read_topics
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
-from raylab.fitting import USABLE
 from raylab.grid import Grid
 from raylab.jobs.command import run_experiment
 from raylab.ladders import PICO, find_ladder
 from raylab.memory import Load
+from raylab.memory_fit import USABLE
 from raylab.plan import (
     AdaptationPlan,
     CellPlan,
@@ -59,11 +59,10 @@ def test_every_cell_spends_its_budget_to_the_nearest_step(grid, source):
         assert cell.steps >= 1
         assert cell.flops == pytest.approx(cell.steps * cell.step_flops)
         assert abs(cell.flops - BUDGET) <= cell.step_flops / 2
-    assert set(plan.adaptation_flops) == {"tiny"}
+    (mntp,) = plan.adaptations
+    assert mntp.name == "tiny"
     evaluation = sum(e.encode_flops + e.search_flops for e in plan.evaluations)
-    assert plan.flops == pytest.approx(
-        sum(c.flops for c in plan.cells) + plan.adaptation_flops["tiny"] + evaluation
-    )
+    assert plan.flops == pytest.approx(sum(c.flops for c in plan.cells) + mntp.flops + evaluation)
     # A run's own check reads no more of the collection than a sample.
     assert plan_grid(grid, source, Execution(), evaluation=False) == dataclasses.replace(
         plan, evaluations=()
@@ -96,7 +95,7 @@ def test_mntp_that_is_charged_is_part_of_a_cells_account(grid, source):
         Execution(),
         evaluation=False,
     )
-    mntp = shared.adaptation_flops["tiny"]
+    (mntp,) = [own.flops for own in shared.adaptations if own.name == "tiny"]
     for own, other in zip(charged.cells, shared.cells, strict=True):
         assert own.steps < other.steps
         assert own.flops == pytest.approx(own.steps * own.step_flops + mntp)

@@ -105,11 +105,11 @@ class ShardEncoder:
         if task.rows is None:
             topics = load_topics(folder)[task.part]
             ids, texts = list(topics.queries), list(topics.queries.values())
-            matrix = retriever.encode_queries(texts, limit)
             if not isinstance(retriever, Retriever):
-                return ids, matrix, None
-            framed = retriever.tokenizer.encode_framed(texts, "query", task.encoding.query_length)
-            return ids, matrix, np.array([len(tokens) for tokens in framed])
+                return ids, retriever.encode_queries(texts, limit), None
+            tokens = retriever.tokenizer.encode_framed(texts, "query", task.encoding.query_length)
+            matrix = retriever.encode_tokens(tokens, task.encoding.top_k_query, limit)
+            return ids, matrix, np.array([len(own) for own in tokens])
         if not isinstance(retriever, Retriever):
             passages = Texts.read(folder, task.part, task.rows)
             return passages.ids, retriever.encode_passages(passages.texts, limit), None
