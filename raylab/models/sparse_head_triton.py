@@ -115,7 +115,8 @@ def _forward_kernel(
             top, index = tl.max(
                 logits, axis=1, return_indices=True, return_indices_tie_break_left=True
             )
-            where = tl.where(top > best, start + index, where)
+            # Copies of the last token may be rounded up where it is not: the place is the token's own.
+            where = tl.where(top > best, tl.minimum(start + index, count - 1), where)
         else:
             top = tl.max(logits, axis=1)
         best = tl.maximum(best, top)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,8 +24,12 @@ SCALE = 0.5
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize("processor", ["this one", "Haswell"])
+def test_kernels_in_the_interpreter(processor):
+    """On this processor's matrix product and on another's, which rounds equal columns differently."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    if processor != "this one":
+        environment["OPENBLAS_CORETYPE"] = processor
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
@@ -46,7 +51,6 @@ def device(request, monkeypatch):
 
 def _teach_the_interpreter_bf16(monkeypatch):
     """Triton 3.7's interpreter keeps bf16 as its bits and multiplies them as integers in `dot`."""
-    import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -163,6 +167,33 @@ def test_the_first_of_equal_positions_gets_the_gradient(device):
     first = torch.zeros_like(mask)
     first[torch.arange(texts), mask.int().argmax(1)] = True
     assert torch.equal(hidden.grad.abs().sum(-1).cpu() > 0, first)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="only the interpreter's product can be changed")
+def test_copies_that_are_rounded_up_give_the_gradient_to_the_token_itself(device, monkeypatch):
+    """A product need not round equal columns equally: here every later copy is greater by a bit.
+
+    A tile's places beyond the last token read that token again, so the maximum is often "found" there;
+    beyond a full text's row lies the next text's list of tokens.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    original = InterpreterBuilder.create_dot
+
+    def uneven_dot(self, *inputs):
+        product = original(self, *inputs)
+        columns = np.arange(product.data.shape[-1], dtype=product.data.dtype)
+        product.data = product.data + np.abs(product.data) * columns * 2**-22
+        return product
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", uneven_dot)
+    for padding, mask in masks(5, 33).items():
+        hidden, weight, upstream = inputs((5, 33, 100, 67), device=device)
+        places = sparse_head_triton.forward(hidden, weight, mask, SCALE, with_positions=True)[1]
+        assert places is not None
+        inside = mask.gather(1, places.long())[mask.any(1)]
+        assert inside.all(), padding
+        assert_like_the_formula(hidden, weight, mask, upstream, tolerance=1e-3)
 
 
 def test_padding_changes_nothing_and_nan_of_a_real_token_is_seen(device):
