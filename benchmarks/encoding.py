@@ -5,7 +5,7 @@
 
 The model is a size of the embedded ladder with the weights that the package ships, under a head; the texts are
 a collection's first passages, cut to 128 tokens. The bare loop encodes the same shards in this process and
-keeps nothing; the actors do it through Ray (`raylab.jobs.encode`), one of them, and write embedding shards;
+keeps nothing; the actors do it through Ray (`raylab.stages.encode`), one of them, and write embedding shards;
 both are fed from the passage store. sentence-transformers reads the same checkpoint folder and the texts
 themselves, tokenised within its time, in batches of 32, as it is by default, and of 128. CPU seconds are those
 of the process that encodes, storing included; seconds those that pass for whoever waits for all shards, Ray's
@@ -29,22 +29,22 @@ import numpy as np
 import ray
 import torch
 
-from raylab.artifacts import Artifact, Store
-from raylab.config import HEADS, Backbone, Encoding, Execution, HeadKind
-from raylab.data.ingest import collection_address, write_collection
+from raylab.data.ingest import PASSAGES, collection_address, write_collection
 from raylab.data.sources import open_collection
+from raylab.data.texts import Texts
 from raylab.data.tokens import PassageStore, write_store
-from raylab.encoding import shards
+from raylab.experiment.config import HEADS, Backbone, Encoding, Execution, HeadKind
+from raylab.experiment.ladders import LADDERS
+from raylab.index.embeddings import shards
 from raylab.jobs.cluster import connect
-from raylab.jobs.encode import EncodeTask, ShardEncoder, Subject, commit_shard, passage_task
-from raylab.jobs.ingest import PASSAGES
-from raylab.jobs.texts import Texts
-from raylab.jobs.tokenise import tokens_address
-from raylab.ladders import LADDERS
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, state_to_save
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import length_batches, token_budget
+from raylab.stages.encode import EncodeTask, ShardEncoder, Subject, commit_shard, passage_task
+from raylab.stages.tokenise import tokens_address
+from raylab.storage.artifacts import Artifact
+from raylab.storage.store import Store
 
 LEAST_SHARE, MOST_PADDING = 0.97, 1.02
 LENGTH = 128
@@ -140,7 +140,7 @@ def bare(work: Work) -> Callable[[int], Took]:
 
 @ray.remote(num_cpus=1)
 class Timed:
-    """What `raylab.jobs.encode.Encoder` does, with its process's CPU time told."""
+    """What `raylab.stages.encode.Encoder` does, with its process's CPU time told."""
 
     def __init__(self, store: Store, execution: Execution):
         torch.set_num_threads(1)

@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from training_step import PlainEngine
 
-from raylab.budget import Shape, passages_per_query
-from raylab.config import HEADS, OBJECTIVES, HeadKind, ObjectiveName
-from raylab.data.batches import TrainingBatches
-from raylab.data.groups import Groups, Ragged, Strings
+from raylab.data.supervision.batches import TrainingBatches
+from raylab.data.supervision.groups import Groups, Ragged, Strings
 from raylab.data.tokens import PassageStore, write_store
-from raylab.engine import seed_worker
-from raylab.fine_tuning import FineTuningModule, FineTuningTask
-from raylab.grid import Cell
-from raylab.ladders import LADDERS
+from raylab.experiment.config import HEADS, OBJECTIVES, HeadKind, ObjectiveName
+from raylab.experiment.grid import Cell
+from raylab.experiment.ladders import LADDERS
 from raylab.models.backbone import add_lora
 from raylab.models.hub import load_base, load_tokenizer
+from raylab.planning.flops import Shape, passages_per_query
+from raylab.training.engine import seed_worker
+from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
 
 LIMIT = 0.05
 _SHARD = 50_000

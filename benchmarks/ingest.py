@@ -33,11 +33,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = (
 
 import psutil
 
-from raylab.artifacts import Store
-from raylab.config import Execution
 from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
 from raylab.data.tokenizer import Tokenizer
+from raylab.experiment.config import Execution
+from raylab.storage.store import Store
 
 PICO = Path(__file__).parents[1] / "raylab" / "assets" / "ladder" / "pico-2x128"
 _LIBRARY_SHARE = 0.2  # of a collection's size: its rate is sustained, and measured before and after
@@ -156,7 +156,7 @@ def measure(count: int, texts: list[str], tokenizer: Tokenizer) -> float:
     """Print the rows of one size; returns the tokenising rate over the library's, in CPU time."""
     from raylab.jobs.cluster import connect
     from raylab.jobs.ingest import ingest
-    from raylab.jobs.tokenise import tokenise
+    from raylab.stages.tokenise import tokenise
 
     share = max(int(_LIBRARY_SHARE * count), 200)
     before = library_cost(tokenizer, texts, share)

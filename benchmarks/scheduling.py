@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from raylab.budget import DEVICES, Rows, Shape, adaptation_flops, encode_flops
-from raylab.config import Execution
-from raylab.durations import Durations, Pace
-from raylab.grid import Cell, Grid
-from raylab.ladders import LLAMA3
-from raylab.memory import adaptation_load
-from raylab.plan import AdaptationPlan, EvaluationPlan, GridPlan, Lengths, plan_cell
-from raylab.scheduling import Item, simulate
+from raylab.experiment.config import Execution
+from raylab.experiment.grid import Cell, Grid
+from raylab.experiment.ladders import LLAMA3
+from raylab.planning.durations import Durations, Pace
+from raylab.planning.flops import DEVICES, Rows, Shape, adaptation_flops, encode_flops
+from raylab.planning.memory import adaptation_load
+from raylab.planning.plan import AdaptationPlan, EvaluationPlan, GridPlan, Lengths, plan_cell
+from raylab.planning.scheduling import Item, simulate
 
 SHAPES = {
     "1b": Shape(16, 2048, 8192, 32, 8, 64, 128_256, True),

@@ -24,11 +24,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from raylab.budget import DEVICES, Rows, Shape, encode_flops, train_flops
-from raylab.config import HEADS, Backbone, FineTuning, HeadKind, Lora
-from raylab.data.batches import Batch, Draw
-from raylab.fine_tuning import FineTuningModule, FineTuningTask
-from raylab.grid import Cell
+from raylab.data.supervision.batches import Batch, Draw
+from raylab.experiment.config import HEADS, Backbone, FineTuning, HeadKind, Lora
+from raylab.experiment.grid import Cell
 from raylab.models.backbone import (
     add_lora,
     attention_for,
@@ -36,6 +34,8 @@ from raylab.models.backbone import (
     hidden_states,
     output_weight,
 )
+from raylab.planning.flops import DEVICES, Rows, Shape, encode_flops, train_flops
+from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
 
 LLAMA_3 = {
     "vocab_size": 128_256,
@@ -317,7 +317,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def known_peak(device: str) -> float | None:
-    """The dense bf16 peak in FLOP/s of the card in hand, where raylab.budget knows it."""
+    """The dense bf16 peak in FLOP/s of the card in hand, where raylab.planning.flops knows it."""
     if device != "cuda":
         return None
     card = torch.cuda.get_device_name().lower()

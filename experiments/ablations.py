@@ -6,10 +6,10 @@ The FLOPS weights trade quality against sparsity: the report shows both. Another
 python experiments/ablations.py --storage lab-ablations
 """
 
-from raylab.grid import Grid
-from raylab.jobs.command import run_experiment
-from raylab.ladders import PICO
-from raylab.variants import ablation_variants
+from raylab.cli.experiment import run_experiment
+from raylab.experiment.grid import Grid
+from raylab.experiment.ladders import PICO
+from raylab.experiment.variants import ablation_variants
 
 GRID = Grid(
     ladder=PICO,

@@ -4,9 +4,9 @@ python experiments/grid.py                     the embedded default, on a laptop
 python experiments/grid.py --ladder llama3 --collection DIR --gpu --workers 8 --storage s3://...
 """
 
-from raylab.grid import Grid
-from raylab.jobs.command import run_experiment
-from raylab.ladders import PICO
+from raylab.cli.experiment import run_experiment
+from raylab.experiment.grid import Grid
+from raylab.experiment.ladders import PICO
 
 GRID = Grid(
     ladder=PICO,

@@ -7,10 +7,10 @@ python experiments/isoflop.py --storage lab-isoflop                 the pico lad
 python experiments/isoflop.py --ladder llama3 --budgets 5e18,1e19,2e19,4e19 --collection DIR --gpu --workers 8
 """
 
-from raylab.grid import Grid
-from raylab.jobs.command import run_experiment
-from raylab.ladders import PICO
-from raylab.variants import budget_variants
+from raylab.cli.experiment import run_experiment
+from raylab.experiment.grid import Grid
+from raylab.experiment.ladders import PICO
+from raylab.experiment.variants import budget_variants
 
 GRID = Grid(
     ladder=PICO,

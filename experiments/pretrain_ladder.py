@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
-from raylab.pretraining import Pretraining, Rung, pretrain, train_tokenizer
+from raylab.training.pretraining import Pretraining, Rung, pretrain, train_tokenizer
 
 VOCABULARY = 4_096
 LADDER = (

@@ -5,10 +5,10 @@ The paper's claim (2502.15526) is that sparse retrievers stand it better than de
 python experiments/robustness.py --storage lab-robustness --seeds 2
 """
 
-from raylab.grid import Grid
-from raylab.jobs.command import run_experiment
-from raylab.ladders import PICO
-from raylab.variants import corruption_variants
+from raylab.cli.experiment import run_experiment
+from raylab.experiment.grid import Grid
+from raylab.experiment.ladders import PICO
+from raylab.experiment.variants import corruption_variants
 
 GRID = Grid(
     ladder=PICO,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
-from raylab.pretraining import Rung, train_tokenizer
+from raylab.training.pretraining import Rung, train_tokenizer
 
 _ON_RAY = {"jobs", "test_benchmarks.py"}
 
@@ -159,7 +159,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path)
 @pytest.fixture(scope="session")
 def retriever_folders(tmp_path_factory, model_folder: Path) -> dict[str, Path]:
     """Retriever checkpoints of the tiny model by head, as raylab saves them."""
-    from raylab.config import Backbone, Encoding
+    from raylab.experiment.config import Backbone, Encoding
     from raylab.models.checkpoint import save_retriever
     from raylab.models.hub import load_base, state_to_save
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raylab.budget import Shape, passages_per_query
-from raylab.config import Backbone, FineTuning, Lora
-from raylab.data.batches import TrainingBatches
-from raylab.data.groups import Groups, Ragged
+from raylab.data.supervision.batches import TrainingBatches
+from raylab.data.supervision.groups import Groups, Ragged
 from raylab.data.tokens import PassageStore, write_store
-from raylab.engine import Optimization, seed_worker
-from raylab.fine_tuning import FineTuningModule, FineTuningTask
-from raylab.grid import Cell
+from raylab.experiment.config import Backbone, FineTuning, Lora
+from raylab.experiment.grid import Cell
 from raylab.models.backbone import add_lora
 from raylab.models.hub import load_base
-from raylab.training import run
+from raylab.planning.flops import Shape, passages_per_query
+from raylab.training.engine import Optimization, seed_worker
+from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
+from raylab.training.loop import run
 
 STEPS = 8
 PASSAGES = 24
@@ -139,7 +139,9 @@ def in_workers(world: int, function, *arguments) -> list:
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "transformers", "peft", "raylab.fine_tuning"])
+    context.set_forkserver_preload(
+        ["deepspeed", "transformers", "peft", "raylab.training.fine_tuning"]
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

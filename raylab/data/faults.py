@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raylab.config import quarantined_kinds
+from raylab.experiment.config import quarantined_kinds
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -81,7 +81,7 @@ def tell(on_fault: OnFault, file: str | Path, line: int, wrong: Wrong, record: A
 
 
 class Quarantine:
-    """A policy (`raylab.config.quarantined_kinds`): a file of the records that were left out, with reasons.
+    """A policy (`raylab.experiment.config.quarantined_kinds`): a file of the records that were left out, with reasons.
 
     One JSON object a line: `kind`, `file`, `line`, `reason`, `record`. The file is made with the first
     fault; a fault of another kind than the policy's ends the reading.

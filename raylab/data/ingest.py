@@ -13,8 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raylab.artifacts import Address
-from raylab.config import fault_identity
 from raylab.data.collections import (
     TRAIN,
     Judged,
@@ -26,6 +24,8 @@ from raylab.data.collections import (
 from raylab.data.faults import Quarantine
 from raylab.data.shards import PARSED, SORT_KEY, parsed, write_shards
 from raylab.data.sources import Source
+from raylab.experiment.config import fault_identity
+from raylab.storage.artifacts import Address
 
 PASSAGES, TRAIN_PASSAGES = "passages", "train_passages"
 
@@ -51,7 +51,7 @@ def write_collection(
     """Validate a collection and write it into a folder; returns the facts that go on its manifest.
 
     ``on_fault``: which faulty records are left out, counted, and written with their reasons to
-    `quarantine.jsonl` (`raylab.config.quarantined_kinds`); any other fault refuses the collection.
+    `quarantine.jsonl` (`raylab.experiment.config.quarantined_kinds`); any other fault refuses the collection.
 
     Raises:
         CollectionError: a fault, by file and line. Whatever the policy: a damaged compressed stream

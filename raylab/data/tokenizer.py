@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raylab.config import ConfigError, Tokenization
 from raylab.data.tokenise import TextTokenizer
+from raylab.experiment.config import ConfigError, Tokenization
 
 MASK_TOKEN = "_"  # the literal token that MNTP masks with (paper.md, Backbone)
 TextKind = Literal["query", "passage"]

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raylab.index.ids import MISSING_ID
-from raylab.index.topk import check_k
+from raylab.index.kernels.ids import MISSING_ID
+from raylab.index.kernels.topk import check_k
 
 
 @dataclass(frozen=True)

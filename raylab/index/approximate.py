@@ -19,11 +19,11 @@ import numpy as np
 
 from raylab.index.agreement import MeasuredAnswer, evenly_spread, measured_search
 from raylab.index.dense import DenseIndex
-from raylab.index.exact import PASSAGE_BLOCK
 from raylab.index.files import described, made_files, open_array
-from raylab.index.ids import decode_ranks, rank_ids
+from raylab.index.kernels.exact import PASSAGE_BLOCK
+from raylab.index.kernels.ids import decode_ranks, rank_ids
+from raylab.index.kernels.topk import check_k
 from raylab.index.shards import DenseShard, Source, opened_dense
-from raylab.index.topk import check_k
 
 _FORMAT = "raylab.faiss.1"
 _faiss: Any = faiss  # its wrappers add what its stubs do not know

@@ -14,12 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from raylab.index.exact import PASSAGE_BLOCK, Vectors, norms, rounded_to_bfloat16, search_block
 from raylab.index.files import made_files, open_array
-from raylab.index.ids import decode_ranks, rank_ids
+from raylab.index.kernels.exact import (
+    PASSAGE_BLOCK,
+    Vectors,
+    norms,
+    rounded_to_bfloat16,
+    search_block,
+)
+from raylab.index.kernels.ids import decode_ranks, rank_ids
+from raylab.index.kernels.threads import run_blocks
+from raylab.index.kernels.topk import check_k
 from raylab.index.shards import VALUE_TYPES, DenseShard, Source, opened_dense, value_type
-from raylab.index.threads import run_blocks
-from raylab.index.topk import check_k
 
 _FORMAT = "raylab.dense.2"
 _QUERY_BLOCK = 1024

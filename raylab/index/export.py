@@ -22,8 +22,8 @@ import numpy as np
 from numba import njit
 
 from raylab.index.dense import DenseIndex
-from raylab.index.exact import PASSAGE_BLOCK
 from raylab.index.files import made_files
+from raylab.index.kernels.exact import PASSAGE_BLOCK
 from raylab.index.postings import WINDOW
 from raylab.index.sparse import SparseIndex
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numba import njit
 
-from raylab.index.half import as_float32, stored
+from raylab.index.kernels.half import as_float32, stored
 from raylab.index.shards import SparseShard
 
 WINDOW = 65_536

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from raylab.artifacts import sha256_of
 from raylab.index.agreement import MeasuredAnswer, measured_search
 from raylab.index.files import described, made_files, open_array
-from raylab.index.ids import MISSING_ID, rank_ids
+from raylab.index.kernels.ids import MISSING_ID, rank_ids
+from raylab.index.kernels.topk import check_k
 from raylab.index.postings import inspect
 from raylab.index.shards import Source, SparseShard, opened_sparse
 from raylab.index.sparse import SparseIndex, SparseRows, query_rows
-from raylab.index.topk import check_k
+from raylab.storage.artifacts import sha256_of
 
 _FORMAT = "raylab.seismic.1"
 _NAME = "passages"

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.sparse as sp
 
-from raylab.index.ids import encode_ids
+from raylab.index.embeddings import open_shard
+from raylab.index.kernels.ids import encode_ids
 
 Source: TypeAlias = Any
 """(ids [n] str, matrix [n, D] or scipy sparse [n, V]), or the folder of an embedding shard."""
@@ -126,8 +127,6 @@ def _spilled(shard: Any, prefix: Path) -> Any:
 
 
 def _read(folder: Path, kind: Any) -> Any:
-    from raylab.encoding import open_shard  # brings torch and transformers
-
     return kind(str(folder), *open_shard(folder))
 
 

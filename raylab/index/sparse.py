@@ -26,8 +26,10 @@ import numpy as np
 from numba import njit
 
 from raylab.index.files import made_files, open_array
-from raylab.index.half import as_float32, stored
-from raylab.index.ids import decode_ranks, rank_ids
+from raylab.index.kernels.half import as_float32, stored
+from raylab.index.kernels.ids import decode_ranks, rank_ids
+from raylab.index.kernels.threads import run_blocks
+from raylab.index.kernels.topk import Selection, check_k, offer
 from raylab.index.postings import WINDOW, inspect, window_postings
 from raylab.index.shards import (
     VALUE_TYPES,
@@ -37,8 +39,6 @@ from raylab.index.shards import (
     sparse_rows,
     value_type,
 )
-from raylab.index.threads import run_blocks
-from raylab.index.topk import Selection, check_k, offer
 
 _FORMAT = "raylab.sparse.2"
 _QUERY_BLOCK = 256

@@ -13,9 +13,9 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
-from raylab.artifacts import Store
-from raylab.budget import DEVICES
-from raylab.config import Execution
+from raylab.experiment.config import Execution
+from raylab.planning.flops import DEVICES
+from raylab.storage.store import Store
 
 log = logging.getLogger("raylab")
 T = TypeVar("T")
@@ -76,6 +76,11 @@ def connect(execution: Execution) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+
+
+def connected() -> bool:
+    """Whether this process is connected to Ray."""
+    return ray.is_initialized()
 
 
 def core() -> float:

@@ -7,10 +7,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from raylab.artifacts import Store
-from raylab.config import Execution
-from raylab.jobs.encode import EncodeTask, encode_all
+from raylab.experiment.config import Execution
+from raylab.jobs.encode import encode_all
 from raylab.jobs.pool import Feed, encoders
+from raylab.stages.encode import EncodeTask
+from raylab.storage.store import Store
 
 log = logging.getLogger("raylab")
 Add = Callable[[Iterable[EncodeTask]], None]

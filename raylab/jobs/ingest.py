@@ -9,19 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
-from raylab.artifacts import Artifact, Store
-from raylab.data.collections import Topics
-from raylab.data.ingest import PASSAGES, TRAIN_PASSAGES, collection_address, write_collection
+from raylab.data.ingest import collection_address, write_collection
 from raylab.data.shards import SORT_KEY, parsed
 from raylab.data.sources import Source
 from raylab.jobs.cluster import unwrapped
+from raylab.storage.artifacts import Artifact
+from raylab.storage.store import Store
 
 _WRITE_ROWS = 16_384
 _BLOCK_BYTES = 32 * 2**20  # what a task sorts at once; memory is some times that a worker
@@ -63,27 +61,3 @@ class _Parse:
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
         for address, number in zip(batch["address"], batch["number"], strict=True):
             yield from parsed(str(address), int(number), self.quarantine)
-
-
-def load_topics(folder: Path) -> dict[str, Topics]:
-    """The topics of a collection artifact, by split."""
-    topics: dict[str, Topics] = {}
-    for row in pq.read_table(folder / "topics.parquet").to_pylist():
-        topics.setdefault(row["split"], Topics(row["split"], {}, {})).queries[row["query_id"]] = (
-            row["text"]
-        )
-    for row in pq.read_table(folder / "qrels.parquet").to_pylist():
-        topics[row["split"]].qrels.setdefault(row["query_id"], {})[row["passage_id"]] = row["grade"]
-    return topics
-
-
-def load_passages(folder: Path, part: str = PASSAGES) -> Iterator[dict[str, list]]:
-    """Columns of a collection artifact's passages, batch by batch, in id order."""
-    for file in sorted((folder / part).glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["passage_id", "title", "text"]):
-            yield batch.to_pydict()
-
-
-def training_part(collection: Artifact) -> str:
-    """Which passages training reads: the training passages where the collection keeps them apart."""
-    return TRAIN_PASSAGES if collection.meta["train_passages"] else PASSAGES

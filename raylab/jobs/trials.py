@@ -1,4 +1,4 @@
-"""The runs of a grid on Ray Tune: one trial a run, each a Ray Train run, started by `raylab.scheduling`.
+"""The runs of a grid on Ray Tune: one trial a run, each a Ray Train run, started by `raylab.planning.scheduling`.
 
 MNTP and fine-tuning are trials alike: Tune asks the queue for the next one (as a search algorithm), and
 the queue answers when what it waits for is done and its devices are free.
@@ -14,10 +14,11 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from raylab.artifacts import Store
 from raylab.jobs.cluster import arrow_filesystem, root_cause
-from raylab.jobs.train import AdaptationJob, FineTuningJob, train
-from raylab.scheduling import Queue
+from raylab.jobs.train import train
+from raylab.planning.scheduling import Queue
+from raylab.stages.train import AdaptationJob, FineTuningJob
+from raylab.storage.store import Store
 
 Job = AdaptationJob | FineTuningJob
 

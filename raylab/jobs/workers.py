@@ -16,29 +16,29 @@ from typing import Any
 import ray.train
 import torch
 
-from raylab.artifacts import Address
-from raylab.budget import Shape, adaptation_flops, passages_per_query
-from raylab.config import Execution, identity
-from raylab.contract import steps_of
-from raylab.data.batches import MaskedBlocks, TrainingBatches
-from raylab.data.groups import open_groups
+from raylab.data.ingest import PASSAGES
+from raylab.data.supervision.batches import MaskedBlocks, TrainingBatches
+from raylab.data.supervision.groups import open_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
-from raylab.distributed import barrier, rank_and_world, summed
-from raylab.energy import Meter
-from raylab.engine import Optimization, gathered, learning_rate, seed_worker
-from raylab.fine_tuning import FineTuningModule, FineTuningTask
-from raylab.grid import Cell
-from raylab.jobs.ingest import PASSAGES
-from raylab.jobs.journal import Journal
-from raylab.jobs.monitor import Beat
-from raylab.jobs.train import RUNS, AdaptationJob, FineTuningJob, run_folder
-from raylab.losses import negatives_seen
-from raylab.mntp import AdaptationTask, MaskedModule, held_out_summary
+from raylab.experiment.config import Execution, identity
+from raylab.experiment.grid import Cell
+from raylab.jobs.progress import Beat
 from raylab.models.backbone import add_lora, set_lora_dropout
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
-from raylab.training import History, Progress, run, run_branches
+from raylab.planning.contract import steps_of
+from raylab.planning.flops import Shape, adaptation_flops, passages_per_query
+from raylab.stages.train import RUNS, AdaptationJob, FineTuningJob, run_folder
+from raylab.storage.artifacts import Address
+from raylab.training.distributed import barrier, rank_and_world, summed
+from raylab.training.energy import Meter
+from raylab.training.engine import Optimization, gathered, learning_rate, seed_worker
+from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
+from raylab.training.journal import Journal
+from raylab.training.loop import History, Progress, run, run_branches
+from raylab.training.losses import negatives_seen
+from raylab.training.mntp import AdaptationTask, MaskedModule, held_out_summary
 
 _BEAT_EVERY_S = 1.0
 
@@ -289,7 +289,7 @@ def _commit(
 
 
 class RayReporter:
-    """Progress to the board and the journal, checkpoints through Ray Train (`raylab.training.Reporter`).
+    """Progress to the board and the journal, checkpoints through Ray Train (`raylab.training.loop.Reporter`).
 
     Args:
         names: of the runs, by their steps.

@@ -18,8 +18,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from raylab.artifacts import sha256_of
-from raylab.config import Backbone, ConfigError, Lora
+from raylab.experiment.config import Backbone, ConfigError, Lora
+from raylab.storage.artifacts import sha256_of
 
 # peft warns of tied weights under modules_to_save; `ensure_weight_tying` keeps them tied instead.
 _EMBEDDINGS = ("embed_tokens",)

@@ -23,9 +23,15 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from raylab.artifacts import DamagedArtifact
-from raylab.config import Backbone, ConfigError, Encoding, HeadKind, Tokenization, identity
 from raylab.data.tokenizer import Tokenizer
+from raylab.experiment.config import (
+    Backbone,
+    ConfigError,
+    Encoding,
+    HeadKind,
+    Tokenization,
+    identity,
+)
 from raylab.models.backbone import (
     final_norm,
     load_backbone,
@@ -38,6 +44,7 @@ from raylab.models.heads import logit_scale
 from raylab.models.hub import is_adapted, load_base, save_adapter, save_weights, state_to_save
 from raylab.models.interop import describe_modules
 from raylab.models.published import is_published, load_published
+from raylab.storage.artifacts import DamagedArtifact
 
 CONTRACT = "retriever.json"
 _NORM_KEY = "base_model.model.model.norm.weight"  # of the final norm, in a peft state

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from raylab.config import HeadKind
+from raylab.experiment.config import HeadKind
 from raylab.models.sparse_head import sparse_reps
 
 

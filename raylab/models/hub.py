@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from raylab.config import Backbone, ConfigError
 from raylab.data.tokenizer import Tokenizer
+from raylab.experiment.config import Backbone, ConfigError
 from raylab.models.backbone import gguf_file, load_backbone, resolve_source
 
 

@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from raylab.config import Encoding, HeadKind
 from raylab.data.tokenizer import Tokenizer
+from raylab.experiment.config import Encoding, HeadKind
 
 _TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 _NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"

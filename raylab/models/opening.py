@@ -14,15 +14,15 @@ from typing import Literal
 
 from safetensors import SafetensorError
 
-from raylab.artifacts import sha256_of
-from raylab.config import Backbone, ConfigError, Encoding, HeadKind
 from raylab.data.tokenizer import Tokenizer
+from raylab.experiment.config import Backbone, ConfigError, Encoding, HeadKind
 from raylab.models.backbone import weights_fingerprint
 from raylab.models.checkpoint import CONTRACT, contract_tokenizer, find_checkpoint, load_contract
 from raylab.models.published import is_published, published_description
 from raylab.models.retriever import Retriever
 from raylab.models.sentence import MODULES, SentenceRetriever, sentence_encoding, sentence_head
 from raylab.models.teachers import teacher_source
+from raylab.storage.artifacts import sha256_of
 
 _WHAT_COUNTS = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
 _WEIGHTS = (".safetensors", ".bin")

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from raylab.config import Backbone, ConfigError, Encoding, HeadKind, Tokenization
 from raylab.data.tokenizer import Tokenizer
+from raylab.experiment.config import Backbone, ConfigError, Encoding, HeadKind, Tokenization
 from raylab.models.backbone import load_backbone, resolve_source
 
 _SPARSE, _DENSE = "BiForMNTP", "BiModel"

@@ -14,9 +14,9 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from raylab.config import Backbone, Encoding, HeadKind
-from raylab.data.batches import pad
+from raylab.data.supervision.batches import pad
 from raylab.data.tokenizer import Tokenizer
+from raylab.experiment.config import Backbone, Encoding, HeadKind
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.models.checkpoint import find_checkpoint, load_checkpoint
 from raylab.models.heads import prune_top_k, represent
@@ -25,7 +25,7 @@ from raylab.models.hub import load_base
 log = logging.getLogger("raylab")
 _MOST_PADDING = 0.02
 
-Matrix = np.ndarray | sp.csr_matrix
+from raylab.index.embeddings import Matrix
 
 
 class Retriever:

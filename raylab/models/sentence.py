@@ -15,9 +15,10 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from raylab.config import ConfigError, Encoding, HeadKind
+from raylab.experiment.config import ConfigError, Encoding, HeadKind
+from raylab.index.embeddings import Matrix
 from raylab.models.heads import prune_top_k
-from raylab.models.retriever import Matrix, in_input_order, length_batches, rows_of, token_budget
+from raylab.models.retriever import in_input_order, length_batches, rows_of, token_budget
 
 MODULES = "modules.json"
 _LONGEST = 512  # tokens a text, of a model that says nothing

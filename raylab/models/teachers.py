@@ -25,14 +25,15 @@ from transformers import (
     AutoTokenizer,
 )
 
-from raylab.artifacts import sha256_of
-from raylab.config import Backbone, ConfigError
-from raylab.data.batches import pad
-from raylab.data.published import form_of
+from raylab.data.supervision.batches import pad
+from raylab.data.supervision.published import form_of
+from raylab.experiment.config import Backbone, ConfigError
+from raylab.index.embeddings import Matrix
 from raylab.models.backbone import resolve_source
 from raylab.models.checkpoint import CONTRACT, find_checkpoint
 from raylab.models.published import is_published
-from raylab.models.retriever import Matrix, Retriever, length_batches
+from raylab.models.retriever import Retriever, length_batches
+from raylab.storage.artifacts import sha256_of
 
 MAX_TOKENS = 160  # of a pair (cross-encoder) or a text (encoders; a retriever has its own lengths)
 Kind = Literal["cross-encoder", "sparse encoder", "bi-encoder", "retriever"]

@@ -13,20 +13,20 @@ from dataclasses import dataclass
 import pandas as pd
 from rich.console import Console
 
-from raylab.artifacts import Store
-from raylab.report import corruption, figures, isoflops
-from raylab.report.chart import to_json
-from raylab.report.drawing import render as draw
+from raylab.report.charts import corruption, figures, isoflops
+from raylab.report.charts.chart import to_json
+from raylab.report.charts.drawing import render as draw
 from raylab.report.formats import to_csv, to_markdown, to_rich
 from raylab.report.heads import compare_heads, mark
-from raylab.report.law_blocks import to_csv as laws_to_csv
 from raylab.report.laws import DRAWS, study
 from raylab.report.layout import layout, published_markdown, to_latex
 from raylab.report.layout import to_markdown as layout_to_markdown
-from raylab.report.page import Contents, render
+from raylab.report.page.law_blocks import to_csv as laws_to_csv
+from raylab.report.page.page import Contents, render
 from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import GridTable, grid_table
-from raylab.results import COMMAND, LEDGER, PER_QUERY, RESULTS, read_table
+from raylab.storage.store import Store
+from raylab.storage.tables import COMMAND, LEDGER, PER_QUERY, RESULTS, read_table
 
 FOLDER = "report"
 _OURS = re.compile(

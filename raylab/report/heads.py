@@ -48,7 +48,7 @@ def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[Heads
     objective and variant; empty where no cell has a twin, or a benchmark fewer than 2 queries.
 
     Args:
-        per_query: as `raylab.results` describes it.
+        per_query: as `raylab.storage.tables` describes it.
     """
     named: dict[tuple[str, str, str], dict[str | None, str]] = {}  # in the order of the rows
     for row in rows:

@@ -28,7 +28,7 @@ _KEY = ("kind", "system", "seed", "collection", "split", "measure")
 
 @dataclass(frozen=True)
 class Result:
-    """A row of the results table (`raylab.results`), nulls as None; no variant is the empty name."""
+    """A row of the results table (`raylab.storage.tables`), nulls as None; no variant is the empty name."""
 
     kind: Literal["trained", "untrained", "baseline"]
     system: str

@@ -21,8 +21,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from raylab.config import ConfigError
 from raylab.evaluation.significance import compare
+from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, draw_noise, interval
 from raylab.scaling.points import Facts, Series, as_loss, is_entropy, series
 

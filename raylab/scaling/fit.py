@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, draw_noise, interval
 from raylab.scaling.laws import Law, find_law
 from raylab.scaling.points import Facts, Series

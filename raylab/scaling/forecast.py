@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval, query_shifts
 from raylab.scaling.fit import Fit, fit, log_shift
 from raylab.scaling.laws import find_law

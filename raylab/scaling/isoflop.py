@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval
 from raylab.scaling.fit import Fit
 from raylab.scaling.points import Facts, Series

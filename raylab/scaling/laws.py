@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 
 # Exponents and log terms (at the centre, of a loss near 1) that the fits stay within.
 EXPONENTS = (0.01, 10.0)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 
 MEASURES = ("CE@256", "nDCG@10")
 N_CHOICES = ("parameters", "with_head")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.scaling.claims import Claim
 from raylab.scaling.fit import Fit, fit
 from raylab.scaling.forecast import Forecast, forecast

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.config import Adaptation, ConfigError, FineTuning, Tokenization
-from raylab.data.batches import MaskedBlocks, TrainingBatches
 from raylab.data.faults import CollectionError
-from raylab.data.groups import Groups, Ragged, join_arrays, open_groups, write_arrays
-from raylab.data.teacher import GROUP_SCHEMA
+from raylab.data.supervision.batches import MaskedBlocks, TrainingBatches
+from raylab.data.supervision.groups import Groups, Ragged, join_arrays, open_groups, write_arrays
+from raylab.data.supervision.teacher import GROUP_SCHEMA
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore, write_store
+from raylab.experiment.config import Adaptation, ConfigError, FineTuning, Tokenization
 
 IDS = [f"p{i:02d}" for i in range(30)]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from raylab.data.corruption import Corruption
-from raylab.data.groups import Groups, Ragged
+from raylab.data.supervision.corruption import Corruption
+from raylab.data.supervision.groups import Groups, Ragged
 
 COUNT = 4_000
 

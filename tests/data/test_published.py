@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raylab.data.faults import CollectionError
-from raylab.data.groups import write_shards
-from raylab.data.published import Tally, form_of, read_groups_of, read_published
-from raylab.data.scores import read_scores
+from raylab.data.supervision.groups import write_shards
+from raylab.data.supervision.published import Tally, form_of, read_groups_of, read_published
+from raylab.data.supervision.scores import read_scores
 
 KNOWN = np.array([b"p0", b"p1", b"p2", b"p3"])
 RECORDS = [

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.config import FAULTS, ConfigError, quarantined_kinds
 from raylab.data.faults import CollectionError, Kind, Quarantine
-from raylab.data.published import read_groups_of
-from raylab.data.scores import scores_by_query
+from raylab.data.supervision.published import read_groups_of
+from raylab.data.supervision.scores import scores_by_query
+from raylab.experiment.config import FAULTS, ConfigError, quarantined_kinds
 
 KNOWN = np.array([f"p{i}".encode() for i in range(9)])
 SOUND = [{"question": f"q{i}", "pos_pid": f"p{i}", "neg_pids": [f"p{i + 1}"]} for i in range(5)]

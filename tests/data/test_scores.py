@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.data import scores as module
 from raylab.data.faults import CollectionError
-from raylab.data.scores import Left, scores_by_query
+from raylab.data.supervision import scores as module
+from raylab.data.supervision.scores import Left, scores_by_query
 
 QUERIES = sorted(f"q{i}" for i in range(40))
 PASSAGES = np.array(sorted(f"p{i}".encode() for i in range(30)))

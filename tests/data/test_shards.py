@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.artifacts import StorageError, Store
 from raylab.data.faults import QUARANTINE, CollectionError
 from raylab.data.ingest import PASSAGES, collection_address, in_order, write_collection
 from raylab.data.shards import PARSED, write_shards
 from raylab.data.sources import open_collection
+from raylab.storage.artifacts import StorageError
+from raylab.storage.store import Store
 
 
 def table(rows):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from raylab.data.collections import Topics
 from raylab.data.faults import CollectionError
-from raylab.data.groups import open_groups, write_arrays
-from raylab.data.published import read_published
-from raylab.data.teacher import (
+from raylab.data.supervision.groups import open_groups, write_arrays
+from raylab.data.supervision.published import read_published
+from raylab.data.supervision.teacher import (
     GROUP_SCHEMA,
     Ask,
     Candidates,

@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from raylab.artifacts import Store
-from raylab.cli import app
+from raylab.cli.main import app
 from raylab.data.registry import BEIR_SETS
 from raylab.evaluation.measures import evaluate
 from raylab.evaluation.runs import Run, read_run, write_qrels, write_run
-from raylab.results import PER_QUERY, PER_QUERY_SCHEMA, RESULTS, RESULTS_SCHEMA, write_table
+from raylab.storage.store import Store
+from raylab.storage.tables import PER_QUERY, PER_QUERY_SCHEMA, RESULTS, RESULTS_SCHEMA, write_table
 
 QUERIES = [f"q{n:02d}" for n in range(30)]
 
@@ -25,7 +25,7 @@ QUERIES = [f"q{n:02d}" for n in range(30)]
 def process(*arguments, expect=0):
     """(stdout, stderr) of a process of its own, as a user starts it."""
     done = subprocess.run(
-        [sys.executable, "-m", "raylab.cli", *map(str, arguments)],
+        [sys.executable, "-m", "raylab.cli.main", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=500,

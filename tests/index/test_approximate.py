@@ -4,9 +4,9 @@ import faiss
 import numpy as np
 import pytest
 
-from raylab.encoding import write_shard
 from raylab.index.approximate import KINDS, FaissIndex, FaissSettings
 from raylab.index.dense import DenseIndex
+from raylab.index.embeddings import write_shard
 
 SMALL = {
     "Flat": FaissSettings("Flat"),

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylab.encoding import write_shard
-from raylab.index import exact
 from raylab.index.dense import DenseIndex
-from raylab.index.topk import merge_topk
+from raylab.index.embeddings import write_shard
+from raylab.index.kernels import exact
+from raylab.index.kernels.topk import merge_topk
 
 FILES = ["ids.npy", "ranks.npy", "vectors.npy", "index.json"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from raylab.encoding import write_shard
+from raylab.index.embeddings import write_shard
 from raylab.index.seismic import SeismicIndex, SeismicSettings
 from raylab.index.sparse import SparseIndex
 

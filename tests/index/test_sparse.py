@@ -6,9 +6,9 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylab.encoding import write_shard
+from raylab.index.embeddings import write_shard
+from raylab.index.kernels.topk import merge_topk
 from raylab.index.sparse import SparseIndex
-from raylab.index.topk import merge_topk
 
 FILES = ["ids.npy", "ranks.npy", "offsets.npy", "positions.npy", "impacts.npy", "index.json"]
 

@@ -9,8 +9,8 @@ import scipy.sparse as sp
 
 from raylab.index import postings, sparse
 from raylab.index.dense import DenseIndex
+from raylab.index.kernels.topk import merge_topk
 from raylab.index.sparse import SparseIndex
-from raylab.index.topk import merge_topk
 
 ROWS = 4096
 

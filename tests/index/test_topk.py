@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylab.index.topk import Selection, merge_topk, offer, sort_key, unpack_keys
+from raylab.index.kernels.topk import Selection, merge_topk, offer, sort_key, unpack_keys
 
 
 def naive_topk(hits, k):

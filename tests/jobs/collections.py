@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from raylab.artifacts import Artifact, Store
 from raylab.data.ingest import collection_address, write_collection
 from raylab.data.sources import open_collection
+from raylab.storage.artifacts import Artifact
+from raylab.storage.store import Store
 
 
 def committed(store: Store, folder: Path) -> Artifact:

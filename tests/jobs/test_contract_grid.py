@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from raylab.budget import Shape, adaptation_flops
-from raylab.grid import Grid
-from raylab.ladders import find_ladder
+from raylab.experiment.grid import Grid
+from raylab.experiment.ladders import find_ladder
 from raylab.models.backbone import load_config
+from raylab.planning.flops import Shape, adaptation_flops
 from tests.jobs.commands import command, run
 
 BUDGETS = (3e10, 6e10)

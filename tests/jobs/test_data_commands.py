@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.artifacts import Store
-from raylab.jobs.mine import Mining, mine
-from raylab.jobs.shards import local_pool
-from raylab.jobs.teach import Teaching, make_groups, teach
+from raylab.stages.mine import Mining, mine
+from raylab.stages.shards import local_pool
+from raylab.stages.teach import Teaching, make_groups, teach
+from raylab.storage.store import Store
 from tests.jobs.collections import committed
 from tests.jobs.commands import run
 from tests.jobs.test_crash import processes, start, wait_for, wait_until_gone
@@ -24,7 +24,7 @@ MINING = Mining(5, 3)
 
 
 def data(action: str, collection: Path, lab: Path, out: Path, *more: str) -> list[str]:
-    module = [sys.executable, "-m", "raylab.cli", "data", action]
+    module = [sys.executable, "-m", "raylab.cli.main", "data", action]
     where = ["--collection", str(collection), "--storage", str(lab), "--out", str(out)]
     return [*module, *where, *DEPTH, "--actors", "1", *more]
 

@@ -12,19 +12,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.artifacts import Store, sha256_of
-from raylab.config import Backbone, Execution
 from raylab.data.faults import CollectionError
 from raylab.data.ingest import write_collection
 from raylab.data.sources import open_collection
 from raylab.data.tokens import PassageStore, write_store
+from raylab.experiment.config import Backbone, Execution
+from raylab.jobs.pools import data_pool
 from raylab.models.hub import load_tokenizer
+from raylab.storage.artifacts import sha256_of
+from raylab.storage.store import Store
 from tests.jobs.commands import ROOT, run
 from tests.jobs.test_crash import processes, start, wait_for
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "raylab.cli", "data", *arguments]
+    return [sys.executable, "-m", "raylab.cli.main", "data", *arguments]
 
 
 def shards(folder) -> dict[str, str]:
@@ -44,7 +46,7 @@ def damaged(collection_folder, tmp_path):
 
 
 def test_the_list_needs_no_ray(tmp_path):
-    code = "import sys; from raylab.cli import app; app(standalone_mode=False); assert 'ray' not in sys.modules"
+    code = "import sys; from raylab.cli.main import app; app(standalone_mode=False); assert 'ray' not in sys.modules"
     said = run([sys.executable, "-c", code, "data", "list"], tmp_path, COLUMNS="200")
     for word in ("webis-touche2020", "msmarco-passage/dev/small", "queries are documents"):
         assert word in said
@@ -101,14 +103,14 @@ def test_store_holds_every_passages_tokens(model_folder, shared_data, tmp_path):
     """Real text through Ray, shards and store, against the tokenizer called passage by passage."""
     from raylab.jobs.cluster import connect
     from raylab.jobs.ingest import ingest
-    from raylab.jobs.tokenise import tokenise
+    from raylab.stages.tokenise import tokenise
 
     backbone = Backbone("tiny", str(model_folder))
     source = open_collection(str(shared_data / "beir" / "nfcorpus"))
     store = Store(str(tmp_path / "lab"))
     with connect(Execution()):
         collection = ingest(store, source)
-        tokens = tokenise(store, collection, load_tokenizer(backbone, None))
+        tokens = tokenise(store, collection, load_tokenizer(backbone, None), data_pool)
         folder = shutil.copytree(shared_data / "beir" / "nfcorpus", tmp_path / "twice")
         corpus = folder / "corpus.jsonl"
         with gzip.open(folder / "corpus.jsonl.gz") as file:
@@ -139,13 +141,13 @@ import sys
 import time
 from raylab.data import shards
 shards.SHARD_ROWS = 256
-from raylab.artifacts import Store
-from raylab.config import Backbone, Execution
+from raylab.storage.store import Store
+from raylab.experiment.config import Backbone, Execution
 from raylab.data.ingest import collection_address
 from raylab.data.sources import open_collection
 from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest
-from raylab.jobs import tokenise as module
+from raylab.stages import tokenise as module
 from raylab.models.hub import load_tokenizer
 pool = module.data_pool
 def counted(start, tasks, workers):
@@ -155,7 +157,7 @@ module.data_pool = counted
 store, source = Store(sys.argv[1]), open_collection(sys.argv[2])
 with connect(Execution()):
     collection = store.find(collection_address(source)) or ingest(store, source)
-    module.tokenise(store, collection, load_tokenizer(Backbone("tiny", sys.argv[3]), None))
+    module.tokenise(store, collection, load_tokenizer(Backbone("tiny", sys.argv[3]), None), data_pool)
 """
 
 

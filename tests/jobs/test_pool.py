@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.jobs.pool import Feed, run_on_actors
 
 

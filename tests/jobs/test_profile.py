@@ -11,15 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
-from raylab.artifacts import Address, Artifact, Store
-from raylab.config import Backbone, Execution
-from raylab.encoding import read_shard, shards, write_shard
+from raylab.data.ingested import load_topics
 from raylab.evaluation.entropy import sample_negatives
-from raylab.jobs.collect import Walked, collect
-from raylab.jobs.encode import EMBEDDINGS, Subject
-from raylab.jobs.ingest import load_topics
-from raylab.jobs.profile import PROFILE, Profile, make_profile
-from raylab.jobs.search import Evaluation, build_index, index_address, search_and_evaluate
+from raylab.experiment.config import Backbone, Execution
+from raylab.index.embeddings import read_shard, shards, write_shard
+from raylab.jobs.tasks import build_index
+from raylab.pipeline.collect import Walked, collect
+from raylab.stages.encode import EMBEDDINGS, Subject
+from raylab.stages.profile import PROFILE, Profile, make_profile
+from raylab.stages.search import Evaluation, index_address, search_and_evaluate
+from raylab.storage.artifacts import Address, Artifact
+from raylab.storage.store import Store
 from tests.jobs.collections import committed
 
 SPLITS = ("test", "valid")

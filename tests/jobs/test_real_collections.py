@@ -7,21 +7,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.artifacts import Store
-from raylab.config import Backbone, Execution, FineTuning
-from raylab.data.batches import TrainingBatches
 from raylab.data.collections import Passage, is_validation, read_passages, read_qrels, read_queries
-from raylab.data.groups import open_groups
+from raylab.data.ingested import training_part
 from raylab.data.sources import open_collection
+from raylab.data.supervision.batches import TrainingBatches
+from raylab.data.supervision.groups import open_groups
 from raylab.data.tokens import PassageStore
-from raylab.jobs.arrays import make_arrays
+from raylab.experiment.config import Backbone, Execution, FineTuning
 from raylab.jobs.cluster import connect
-from raylab.jobs.ingest import ingest, training_part
-from raylab.jobs.mine import Mining
-from raylab.jobs.teach import Teaching, make_groups
-from raylab.jobs.tokenise import tokenise
+from raylab.jobs.ingest import ingest
+from raylab.jobs.pools import data_pool, ray_pool
 from raylab.models.hub import load_tokenizer
 from raylab.models.teachers import Teacher
+from raylab.stages.arrays import make_arrays
+from raylab.stages.mine import Mining
+from raylab.stages.teach import Teaching, make_groups
+from raylab.stages.tokenise import tokenise
+from raylab.storage.store import Store
 
 MINING = Mining(depth=6, random=2, pseudo_queries=False)
 
@@ -44,16 +46,16 @@ def test_a_real_collection_becomes_batches(
     store, source = Store(str(tmp_path / "lab")), open_collection(place)
     tokenizer = load_tokenizer(Backbone("tiny", str(model_folder)), None)
     collection = ingest(store, source)
-    tokens = tokenise(store, collection, tokenizer)
-    groups = make_groups(Teaching(store, collection, MINING, model, None, actors=2))
+    tokens = tokenise(store, collection, tokenizer, data_pool)
+    groups = make_groups(Teaching(store, collection, MINING, model, None, actors=2, pool=ray_pool))
     rows = pa.concat_tables(
         [pq.read_table(path) for path in sorted(store.local(groups).glob("*.parquet"))]
     ).to_pylist()
 
     check_groups(source, rows, carved=name == "scifact")
     check_scores(source, rows, model)
-    passages = PassageStore(store.local(tokens) / training_part(collection))
-    arrays = make_arrays(store, collection, groups, tokens, training_part(collection))
+    passages = PassageStore(store.local(tokens) / training_part(collection), data_pool)
+    arrays = make_arrays(store, collection, groups, tokens, training_part(collection), data_pool)
     check_batches(source, rows, open_groups(store.local(arrays)), passages, tokenizer)
     assert not list((tmp_path / "lab").glob("*-shards/*"))
 

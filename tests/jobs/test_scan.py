@@ -7,26 +7,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.artifacts import Store
-from raylab.budget import Rows, Shape, encode_flops
-from raylab.config import Backbone, Encoding, Execution
+from raylab.data.ingested import load_topics
 from raylab.data.tokens import write_store
-from raylab.encoding import shards
-from raylab.jobs import scan as scanning
-from raylab.jobs import search as searching
-from raylab.jobs.encode import ShardEncoder, Subject, commit_shard, passage_task, query_task
-from raylab.jobs.ingest import load_topics
-from raylab.jobs.profile import Profile, make_profile
-from raylab.jobs.scan import Scan, Scanner, join, make_scanned_profile
-from raylab.jobs.search import (
-    Evaluation,
-    build_index,
-    index_address,
-    search_and_evaluate,
-    search_piece,
-)
-from raylab.jobs.tokenise import tokens_address
+from raylab.experiment.config import Backbone, Encoding, Execution
+from raylab.index.embeddings import shards
+from raylab.jobs.tasks import build_index
 from raylab.models.hub import load_tokenizer
+from raylab.planning.flops import Rows, Shape, encode_flops
+from raylab.stages import scan as scanning
+from raylab.stages import search as searching
+from raylab.stages.encode import ShardEncoder, Subject, commit_shard, passage_task, query_task
+from raylab.stages.profile import Profile, make_profile
+from raylab.stages.scan import Scan, Scanner, join, make_scanned_profile
+from raylab.stages.search import Evaluation, index_address, search_and_evaluate, search_piece
+from raylab.stages.tokenise import tokens_address
+from raylab.storage.store import Store
 from tests.jobs.collections import committed
 
 SPLITS = ("test", "valid")

@@ -14,21 +14,22 @@ import pytest
 import scipy.sparse as sp
 from typer.testing import CliRunner
 
-from raylab.artifacts import Store
-from raylab.cli import app
-from raylab.config import Encoding, Execution
+from raylab.cli.main import app
 from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
 from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
-from raylab.jobs import driver, retrieve
-from raylab.jobs import search as searching
+from raylab.experiment.config import Encoding, Execution
 from raylab.jobs.cluster import connect
-from raylab.jobs.encode import ShardEncoder, commit_shard
-from raylab.jobs.retrieve import Retrieval
-from raylab.jobs.tokenise import tokens_address
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import Retriever
+from raylab.pipeline import driver
+from raylab.pipeline import retrieval as retrieve
+from raylab.pipeline.retrieval import Retrieval
+from raylab.stages import search as searching
+from raylab.stages.encode import ShardEncoder, commit_shard
+from raylab.stages.tokenise import tokens_address
+from raylab.storage.store import Store
 from tests.jobs.collections import committed
 from tests.models.test_published import write as write_published
 
@@ -407,7 +408,7 @@ def test_a_process_of_its_own_says_it_in_one_line(tmp_path):
         str(tmp_path / "lab"),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "raylab.cli", *arguments],
+        [sys.executable, "-m", "raylab.cli.main", *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -8,18 +8,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raylab.artifacts import Store
 from raylab.data.collections import read_passages, read_topics
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
-from raylab.jobs import mine as mining_module
-from raylab.jobs import mining_index
-from raylab.jobs import teach as teaching_module
-from raylab.jobs.mine import Mining, candidates_by_query, mine
-from raylab.jobs.shards import local_pool
-from raylab.jobs.teach import Teaching, make_groups, teach
 from raylab.models.retriever import Retriever
 from raylab.models.teachers import Teacher, teacher_fingerprint
+from raylab.stages import mine as mining_module
+from raylab.stages import mining_index
+from raylab.stages import teach as teaching_module
+from raylab.stages.mine import Mining, candidates_by_query, mine
+from raylab.stages.shards import local_pool
+from raylab.stages.teach import Teaching, make_groups, teach
+from raylab.storage.store import Store
 from tests.jobs.collections import committed
 
 SMALL = Mining(depth=5, random=3)

@@ -25,11 +25,11 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from raylab.cli import app
-from raylab.config import HEADS, Backbone, Encoding, HeadKind
+from raylab.cli.main import app
+from raylab.experiment.config import HEADS, Backbone, Encoding, HeadKind
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, state_to_save
-from raylab.pretraining import Rung, train_tokenizer
+from raylab.training.pretraining import Rung, train_tokenizer
 from tests.jobs.test_crash import processes, start, wait_for, wait_until_gone
 
 ASSETS = Path(__file__).resolve().parents[2] / "raylab" / "assets"
@@ -326,7 +326,7 @@ def test_an_actor_dies_and_the_run_is_that_of_a_naive_loop(name, request, tmp_pa
         ASSETS / case.place if embedded else request.getfixturevalue("shared_data") / case.place
     )
     checkpoint = checkpoints[case.head]
-    arguments = [sys.executable, "-m", "raylab.cli", "search", checkpoint]
+    arguments = [sys.executable, "-m", "raylab.cli.main", "search", checkpoint]
     arguments += [case.place if embedded else folder, "--split", case.split]
     arguments += ["--out", tmp_path / "run.trec.gz", "--storage", lab, "--encoders", 2]
     arguments += ["--shard-passages", case.shard, "--precision", case.precision]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from raylab.config import Backbone, ConfigError, Lora
+from raylab.experiment.config import Backbone, ConfigError, Lora
 from raylab.models.backbone import (
     add_lora,
     hidden_states,

@@ -18,13 +18,13 @@ from peft import PeftModel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from raylab.artifacts import DamagedArtifact
-from raylab.config import Backbone, ConfigError, Encoding, Lora, Tokenization
+from raylab.experiment.config import Backbone, ConfigError, Encoding, Lora, Tokenization
 from raylab.models.backbone import add_lora
 from raylab.models.checkpoint import load_contract, on_a_hub, save_retriever
 from raylab.models.hub import load_base, state_to_save
 from raylab.models.retriever import Retriever
-from raylab.pretraining import train_tokenizer
+from raylab.storage.artifacts import DamagedArtifact
+from raylab.training.pretraining import train_tokenizer
 
 HUB_ID = "acme/tiny-llama"
 TEXTS = ["cell gene protein " * 12, "the risk of cancer", "immune", "mouse liver dose trial " * 3]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from raylab.config import Backbone, ConfigError, Encoding, Lora
+from raylab.experiment.config import Backbone, ConfigError, Encoding, Lora
 from raylab.models.backbone import (
     add_lora,
     final_norm,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.models.retriever import Retriever
 
 BASE_ID = "meta-llama/Llama-3.2-1B"

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raylab.config import Backbone, Encoding
 from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
+from raylab.experiment.config import Backbone, Encoding
 from raylab.models.hub import load_tokenizer
 from raylab.models.retriever import Retriever, collapse, length_batches
 

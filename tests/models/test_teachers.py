@@ -16,7 +16,7 @@ from transformers import (
     BertModel,
 )
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.models.retriever import Retriever
 from raylab.models.teachers import MAX_TOKENS, Teacher, check_teacher, teacher_fingerprint
 

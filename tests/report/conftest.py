@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from raylab.results import LEDGER_SCHEMA, RESULTS_SCHEMA
+from raylab.storage.tables import LEDGER_SCHEMA, RESULTS_SCHEMA
 
 # Named so that the order by name is not the order by parameters.
 SIZES = {"pico-1x64": 123_456, "pico-4x256": 4_200_000, "pico-2x128": 656_000}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raylab.report import corruption
+from raylab.report.charts import corruption
 from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import grid_table
 from tests.report.conftest import chart_looks

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from raylab.report import drawing, figures
-from raylab.report.chart import looks, to_json
+from raylab.report.charts import drawing, figures
+from raylab.report.charts.chart import looks, to_json
 from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import grid_table
 from tests.report.conftest import budgeted, chart_looks

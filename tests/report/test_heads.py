@@ -6,12 +6,12 @@ import pytest
 from scipy import stats
 
 from raylab import report
-from raylab.artifacts import Store
 from raylab.report.formats import cells, header, note
 from raylab.report.heads import compare_heads, mark
 from raylab.report.rows import read_rows
 from raylab.report.tables import grid_table
-from raylab.results import (
+from raylab.storage.store import Store
+from raylab.storage.tables import (
     LEDGER,
     LEDGER_SCHEMA,
     PER_QUERY,

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from raylab import report
-from raylab.artifacts import Store
-from raylab.report import isoflops
-from raylab.report.law_blocks import section, to_csv
+from raylab.report.charts import isoflops
 from raylab.report.laws import study
+from raylab.report.page.law_blocks import section, to_csv
 from raylab.report.rows import read_rows
 from raylab.scaling import COLUMNS
+from raylab.storage.store import Store
 from tests.report.conftest import chart_looks, results_frame
 from tests.report.test_heads import per_query_of
 from tests.report.test_page import Page, files_of, table_headed

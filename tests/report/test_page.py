@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from raylab import report
-from raylab.artifacts import Store
-from raylab.results import LEDGER, LEDGER_SCHEMA, RESULTS, RESULTS_SCHEMA, write_table
+from raylab.storage.store import Store
+from raylab.storage.tables import LEDGER, LEDGER_SCHEMA, RESULTS, RESULTS_SCHEMA, write_table
 
 VOID = {"meta", "br", "path", "use"}
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.scaling import claims, series
 from raylab.scaling.claims import slope
 from tests.scaling.planted import tables

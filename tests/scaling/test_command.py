@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from raylab.artifacts import Store
-from raylab.cli import app
-from raylab.results import PER_QUERY, RESULTS
+from raylab.cli.main import app
 from raylab.scaling import COLUMNS
+from raylab.storage.store import Store
+from raylab.storage.tables import PER_QUERY, RESULTS
 from tests.scaling.planted import BUDGETS, SIZES, study, tables
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit, minimize
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.scaling import LAWS, fit
 from raylab.scaling.laws import find_law
 from raylab.scaling.solver import DELTA

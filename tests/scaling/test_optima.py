@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.scaling import fit, forecast, isoflop
 from tests.scaling.planted import BUDGETS, SIZES, TRUTH, loss, planted
 

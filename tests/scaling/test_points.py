@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raylab.config import ConfigError
+from raylab.experiment.config import ConfigError
 from raylab.scaling import series, slices
 from tests.scaling.planted import BUDGETS, SIZES, planted, study, tables
 

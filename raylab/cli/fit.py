@@ -1,0 +1,218 @@
+"""`raylab fit`: scaling laws of a storage's results, what they forecast, and the paper's claims."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raylab.cli.data import fail
+from raylab.experiment.config import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raylab.scaling import Claim, Facts, Fit, Forecast, Optimum, Series, Study
+
+console = Console(width=None if sys.stdout.isatty() else 200)
+_LAWS = ("size", "data", "joint", "chinchilla")
+_SEARCH_LAWS = ("retrieval_flops", "index_bytes")  # of sparse retrievers
+
+
+def fit(
+    storage: str = "lab",
+    measure: Annotated[
+        list[str] | None, typer.Option(help="CE@256 or nDCG@10, more than once for more; both")
+    ] = None,
+    law: Annotated[
+        str,
+        typer.Option(help="size, data, joint, chinchilla, retrieval_flops, index_bytes or all"),
+    ] = "all",
+    head: Annotated[str | None, typer.Option(help="sparse or dense")] = None,
+    objective: Annotated[str | None, typer.Option(help="cl, kd or cl+kd")] = None,
+    collection: str | None = None,
+    split: str | None = None,
+    variant: Annotated[
+        str | None, typer.Option(help="a glob; default the plain recipe and isoFLOP budgets")
+    ] = None,
+    data: Annotated[str, typer.Option(help="D: tokens or examples")] = "tokens",
+    margin: Annotated[
+        float, typer.Option(help="nDCG@10 per decade of N within which KD is flat")
+    ] = 0.02,
+    draws: Annotated[int, typer.Option(min=2, help="of the hierarchical bootstrap")] = 1000,
+    seed: Annotated[int, typer.Option(help="of those draws")] = 0,
+    out: Annotated[Path | None, typer.Option(help="write every estimate here (CSV)")] = None,
+) -> None:
+    """Fit scaling laws to the trained runs, forecast the largest, find optima, test the claims.
+
+    Every interval is of the hierarchical bootstrap: runs and seeds first, then queries. L(N) is fitted
+    a budget at a time and L(D) a size at a time; targets are losses: CE@256, and 1 - nDCG@10.
+    """
+    from raylab.evaluation.runs import atomic_writer
+    from raylab.scaling import COLUMNS, LAWS, Study, claims, rows, series
+    from raylab.scaling.points import D_CHOICES, MEASURES
+    from raylab.storage.tables import PER_QUERY, RESULTS
+
+    try:
+        if law != "all" and law not in LAWS:
+            raise ConfigError(f"--law {law}: it must be all or one of {', '.join(LAWS)}")
+        if data not in D_CHOICES:
+            raise ConfigError(f"--data {data}: it must be one of {', '.join(D_CHOICES)}")
+        results, per_query = _table(storage, RESULTS), _table(storage, PER_QUERY)
+        chosen: dict[str, Any] = {
+            "head": head, "objective": objective, "collection": collection, "split": split,
+            "variant": variant,
+        }  # fmt: skip
+        found = series(results, per_query, measure or MEASURES, **chosen)
+        if not found:
+            given = {"measure": measure, **chosen}
+            said = ", ".join(f"{n} {v}" for n, v in given.items() if v is not None)
+            raise ConfigError(f"{storage}: no trained run with values of {said or 'a measure'}")
+        study = Study(draws, data, seed)
+        for one in found:
+            for name in _laws(law, one):
+                study.add(one, name)
+        study.claims += claims(results, per_query, margin=margin, draws=draws, seed=seed, **chosen)
+        if out is not None:
+            every = [row for made in study.made() for row in rows(made)]
+            buffer = io.StringIO()
+            writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(every)
+            with atomic_writer(out) as stream:
+                stream.write(buffer.getvalue().encode())
+    except (ValueError, OSError) as error:
+        raise fail(error) from None
+    _show(study)
+
+
+def _table(storage: str, name: str) -> pd.DataFrame:
+    from raylab.storage.store import Store
+    from raylab.storage.tables import read_table
+
+    try:
+        return read_table(Store(storage), name)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{storage}: no {name} there; run experiments/grid.py --storage {storage}"
+        ) from None
+
+
+def _laws(law: str, one: Series) -> tuple[str, ...]:
+    if law != "all":
+        return (law,)
+    return _LAWS + (_SEARCH_LAWS if one.head == "sparse" else ())
+
+
+# ------------------------------------------------------------------------------- what is printed
+
+
+def _show(study: Study) -> None:
+    if study.fits:
+        _print("fits", ("series", "law", "N", "parameters", "R2", "counts"), map(_fit, study.fits))
+    if study.forecasts:
+        columns = ("series", "law", "held out", "predicted", "measured", "error", "held")
+        _print("forecasts", columns, (row for one in study.forecasts for row in _forecast(one)))
+    if study.optima:
+        columns = ("series", "law", "N", "budget", "method", "N*", "D*", "exponent", "place")
+        _print("isoFLOP optima", columns, map(_optimum, study.optima))
+    if study.claims:
+        columns = ("claim", "of", "estimate", "verdict", "counts")
+        _print("claims", columns, map(_claim, study.claims))
+    for refused in study.refused:
+        what = "" if refused.what == "fit" else f"{refused.named}: "
+        print(f"not fitted: {refused.series.name}: {what}{refused.reason}")
+    excluded = dict.fromkeys(line for made in study.fits for line in made.excluded)
+    for line in excluded:
+        print(f"excluded: {line}")
+    print(
+        f"Intervals: percentiles of {study.draws:,} hierarchical bootstrap draws, runs and seeds then queries; 95 %, "
+        "of flatness 90 %. R: runs, P: design points, S: seeds, Q: queries, df: degrees of freedom."
+    )
+
+
+def _print(title: str, columns: Sequence[str], rows: Iterator[tuple[str, ...]] | map) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    for name in columns:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    print()
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _interval(one: Any) -> str:
+    return f"{_number(one.value)} [{_number(one.low)}, {_number(one.high)}]"
+
+
+def _name(one: Facts) -> str:
+    parts = (one.head, one.objective, one.collection, one.split, one.measure, one.where)
+    return " ".join(part for part in parts if part)
+
+
+def _counts(one: Any) -> str:
+    facts = f"R {one.n_runs} P {one.points} S {len(one.seeds)} Q {one.n_queries}"
+    return f"{facts} df {one.degrees_of_freedom}"
+
+
+def _fit(one: Fit) -> tuple[str, ...]:
+    window = "\n".join(
+        f"{name} {_number(low)} to {_number(high)}"
+        for name, (low, high) in one.window.items()
+        if low == low
+    )
+    parameters = "\n".join(
+        f"{name} {_interval(own)}{' at its bound' if name in one.at_bounds else ''}"
+        for name, own in one.parameters.items()
+    )
+    counts = f"{_counts(one)}\n{window}"
+    return _name(one), one.law, one.n, parameters, f"{one.r_squared:.4f}", counts
+
+
+def _forecast(one: Forecast) -> Iterator[tuple[str, ...]]:
+    for own in one.predictions:
+        budget = f" at {_number(own.budget_flops)}" if own.budget_flops else ""
+        yield (
+            _name(one),
+            one.law,
+            f"{one.hold_out}: {own.size}{budget}",
+            _interval(own.predicted),
+            _number(own.measured),
+            f"{own.relative_error:+.1%}",
+            "yes" if own.held else "no",
+        )
+
+
+def _optimum(one: Optimum) -> tuple[str, ...]:
+    return (
+        _name(one),
+        one.law,
+        one.n,
+        _number(one.budget_flops),
+        one.method,
+        _interval(one.optimal_n),
+        _interval(one.optimal_d),
+        "" if one.exponent is None else _interval(one.exponent),
+        one.place,
+    )
+
+
+def _claim(one: Claim) -> tuple[str, ...]:
+    estimate = one.reason or _interval(one.estimate)
+    if one.p == one.p:
+        estimate += f"\np {one.p:.2g} (Holm)"
+    of = f"{_name(one)} {one.size}".strip()
+    return one.claim, of, estimate, one.verdict, f"{_counts(one)}\nfamily {one.family}"

@@ -1,0 +1,1 @@
+"""Supervision: teacher files, scores, candidates, training groups and batches."""

@@ -1,0 +1,351 @@
+"""Frozen, validated dataclasses of a whole run; this module imports nothing of ours.
+
+They come in two kinds, and the difference carries the laboratory (rule 3):
+
+* identity - what is computed (`Backbone`, `Adaptation`, `FineTuning`, `Encoding`, and the `Cell` of
+  `raylab.experiment.grid`): its `identity()` enters fingerprints;
+* execution - where and how it runs (`Execution`): it never does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+HeadKind = Literal["sparse", "dense"]
+ObjectiveName = Literal["cl", "kd", "cl+kd"]
+ScheduleName = Literal["linear", "wsd"]
+Precision = Literal["float16", "float32"]
+HEADS: tuple[HeadKind, ...] = ("sparse", "dense")
+OBJECTIVES: tuple[ObjectiveName, ...] = ("cl", "kd", "cl+kd")
+SCHEDULES: tuple[ScheduleName, ...] = ("linear", "wsd")
+PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
+# What can be wrong with a record of a collection or a teacher file (`raylab.data.faults.Kind`).
+FAULTS = ("encoding", "format", "fields", "empty", "id", "duplicate", "unknown", "grade", "score")
+
+# Marks a field that came later: while it has its default it enters no identity, so that what was made
+# before it came is found.
+LATER = "later"
+# Marks a field that enters fingerprints elsewhere (as an input's own) or not at all (a name).
+ELSEWHERE = "elsewhere"
+
+# The version of the cost model (`raylab.planning.flops`): with another one a budget is another number of steps.
+COST_MODEL = 2
+
+# The seven projections of paper.md (2502.15526, training scripts).
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the field, its value and what is right."""
+
+
+def check(condition: bool, where: str, value: object, right: str) -> None:
+    """Raise `ConfigError` naming field, value and what would be right, unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{where} = {value!r}: it must be {right}")
+
+
+def quarantined_kinds(on_fault: str) -> frozenset[str]:
+    """The kinds of fault whose records are set aside; a fault of any other kind ends the reading.
+
+    ``on_fault``: `error` (none), `quarantine` (all), or `quarantine:KIND[,KIND...]`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    policy, named, names = on_fault.partition(":")
+    kinds = frozenset(names.split(",") if named else FAULTS)
+    check(
+        on_fault == "error" or (policy == "quarantine" and kinds <= set(FAULTS)),
+        "on_fault",
+        on_fault,
+        f"error, quarantine, or quarantine:KIND[,KIND...] of the kinds {', '.join(FAULTS)}",
+    )
+    return frozenset() if on_fault == "error" else kinds
+
+
+def fault_identity(on_fault: str) -> dict[str, Any]:
+    """The part of an identity that says which faults are left out; nothing where none is."""
+    kinds = quarantined_kinds(on_fault)
+    return {"quarantined": sorted(kinds)} if kinds else {}
+
+
+def identity(config: Any) -> Any:
+    """A JSON-ready form of a (nested) dataclass, for fingerprints and manifests."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {
+            f.name: identity(getattr(config, f.name))
+            for f in dataclasses.fields(config)
+            if not f.metadata.get(ELSEWHERE)
+            and not (f.metadata.get(LATER) and getattr(config, f.name) == f.default)
+        }
+    if isinstance(config, Mapping):
+        return {str(key): identity(value) for key, value in sorted(config.items())}
+    if isinstance(config, (list, tuple)):
+        return [identity(value) for value in config]
+    return config
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (peft) on linear projections; `train_embeddings` also frees the embeddings."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.1
+    targets: tuple[str, ...] = LORA_TARGETS
+    train_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Tokenization:
+    """What stands around the tokens of a text: one contract for training, encoding and whoever loads it.
+
+    A BOS token can act as an attention sink and collapse a max-pooled decoder (reference: tevatron,
+    nDCG 0.02 with BOS and 0.65 without), so none is added by default. A prompt's tokens precede the
+    text's; both count toward the length limits.
+    """
+
+    special_tokens: bool = False
+    query_prompt: str = ""
+    passage_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One rung of a ladder: a decoder-only model, how it starts, and how texts are put to it.
+
+    `source` is a local folder (safetensors, or a GGUF file and its tokenizer), a hub id, or
+    `package:NAME/FOLDER` for a model inside an installed Python package. `layers` keeps only the
+    first layers; `start="random"` draws the weights from `init_seed` instead of reading them.
+    `bidirectional` False keeps the decoder's causal mask (an ablation).
+    """
+
+    name: str
+    source: str
+    layers: int | None = None
+    start: Literal["pretrained", "random"] = "pretrained"
+    init_seed: int = 0
+    tokenization: Tokenization = Tokenization()
+    bidirectional: bool = field(default=True, metadata={LATER: True})
+
+    def __post_init__(self) -> None:
+        check(bool(self.name) and "/" not in self.name, "backbone.name", self.name, "a plain name")
+        check(self.layers is None or self.layers >= 1, "backbone.layers", self.layers, "at least 1")
+        check(
+            self.start in ("pretrained", "random"),
+            "backbone.start",
+            self.start,
+            "pretrained or random",
+        )
+
+
+def _check_schedule(where: str, config: Adaptation | FineTuning) -> None:
+    """The learning rate's course: warm-up, then linear decay, or stable and decay (`engine.schedule`)."""
+    warmup, decay = config.warmup_fraction, config.decay_fraction
+    steps = config.warmup_steps
+    right = "None (warmup_fraction), 0 or more"
+    check(steps is None or steps >= 0, f"{where}.warmup_steps", steps, right)
+    check(config.schedule in SCHEDULES, f"{where}.schedule", config.schedule, f"one of {SCHEDULES}")
+    check(0 <= warmup < 1, f"{where}.warmup_fraction", warmup, "in [0, 1)")
+    check(0 <= decay <= 1, f"{where}.decay_fraction", decay, "in [0, 1]")
+    if config.schedule == "wsd":
+        right = f"at most 1 - warmup_fraction = {1 - warmup:g}"
+        check(warmup + decay <= 1, f"{where}.decay_fraction", decay, right)
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """MNTP, masked next-token prediction, once a size (paper.md, Backbone).
+
+    `held_out_blocks` (at most a tenth of all blocks) are kept from training, to measure on.
+    """
+
+    steps: int = 10_000
+    batch_blocks: int = 32
+    block_length: int = 512
+    selected_fraction: float = 0.2
+    held_out_blocks: int = 64
+    learning_rate: float = 5e-5
+    warmup_fraction: float = 0.0
+    schedule: ScheduleName = "linear"
+    decay_fraction: float = 0.2
+    clip_norm: float = 1.0
+    lora: Lora | None = Lora(dropout=0.05)
+    checkpointing: bool = True
+    warmup_steps: int | None = field(default=None, metadata={LATER: True})
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 0, "adaptation.steps", self.steps, "0 (no MNTP) or more")
+        check(
+            0 < self.selected_fraction < 1,
+            "adaptation.selected_fraction",
+            self.selected_fraction,
+            "in (0, 1)",
+        )
+        held_out = self.held_out_blocks
+        check(held_out >= 0, "adaptation.held_out_blocks", held_out, "0 or more")
+        _check_schedule("adaptation", self)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Hyper-parameters of one (head, objective), shared by all sizes unless a recipe says otherwise.
+
+    `negatives` are the listed negatives a query (the objective `kd` of the paper draws 1), a share
+    `random_fraction` of which is drawn from all passages rather than mined; `top_k_query` and
+    `top_k_passage` prune sparse representations in training as `Encoding` does at inference (0: not);
+    `pseudo_fraction` is the share of a batch whose queries are passage titles, where the
+    collection has titles; `lr_reference_hidden`, when set, scales the learning rate by
+    reference / hidden size; `schedule` and `decay_fraction` are the learning rate's
+    (`raylab.training.engine.schedule`). `warmup_steps` and `ramp_steps`, when set, say in steps what else
+    follows from the run's length: the warm-up, and the rise of the FLOPS weights (a third of it). With
+    both and `schedule="wsd"` a run is the beginning of every longer one until its decay begins.
+
+    `corrupted_positives` is the share of training queries whose positive is another query's, and
+    `corrupted_scores` the share whose teacher scores are put to the wrong passages (`raylab.data.supervision.corruption`).
+    """
+
+    batch_queries: int = 112
+    negatives: int = 16
+    random_fraction: float = 0.0
+    learning_rate: float = 1e-4
+    lr_reference_hidden: int | None = None
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.04
+    schedule: ScheduleName = "linear"
+    decay_fraction: float = 0.2
+    clip_norm: float = 1.0
+    temperature: float = 1.0
+    lambda_query: float = 0.05
+    lambda_passage: float = 0.04
+    top_k_query: int = 0
+    top_k_passage: int = 0
+    kd_loss: Literal["margin_mse", "kl"] = "margin_mse"
+    teacher_scale: float = 1.0
+    query_length: int = 64
+    passage_length: int = 128
+    pseudo_fraction: float = 0.0
+    lora: Lora | None = Lora()
+    checkpointing: bool = True
+    warmup_steps: int | None = field(default=None, metadata={LATER: True})
+    ramp_steps: int | None = field(default=None, metadata={LATER: True})
+    corrupted_positives: float = field(default=0.0, metadata={LATER: True})
+    corrupted_scores: float = field(default=0.0, metadata={LATER: True})
+
+    def __post_init__(self) -> None:
+        check(
+            self.batch_queries >= 1, "fine_tuning.batch_queries", self.batch_queries, "at least 1"
+        )
+        check(self.negatives >= 1, "fine_tuning.negatives", self.negatives, "at least 1")
+        check(
+            0 <= self.random_fraction <= 1,
+            "fine_tuning.random_fraction",
+            self.random_fraction,
+            "in [0, 1]",
+        )
+        check(self.temperature > 0, "fine_tuning.temperature", self.temperature, "positive")
+        check(
+            0 <= self.pseudo_fraction <= 1,
+            "fine_tuning.pseudo_fraction",
+            self.pseudo_fraction,
+            "in [0, 1]",
+        )
+        check(self.learning_rate > 0, "fine_tuning.learning_rate", self.learning_rate, "positive")
+        ramp = self.ramp_steps
+        check(ramp is None or ramp >= 0, "fine_tuning.ramp_steps", ramp, "None, 0 or more")
+        for name in ("corrupted_positives", "corrupted_scores"):
+            share = getattr(self, name)
+            check(0 <= share <= 1, f"fine_tuning.{name}", share, "in [0, 1]")
+        _check_schedule("fine_tuning", self)
+
+    @property
+    def extends(self) -> bool:
+        """Whether a longer run begins as a shorter one does, up to the shorter one's decay."""
+        ramped = self.ramp_steps is None and (self.lambda_query or self.lambda_passage)
+        return self.schedule == "wsd" and self.warmup_steps is not None and not ramped
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Lengths and pruning at inference; Top-K 0 keeps every positive term (SPLARE, 2603.13277).
+
+    Representations are stored, and therefore searched, in `precision`.
+    """
+
+    query_length: int = 64
+    passage_length: int = 512
+    top_k_query: int = 40
+    top_k_passage: int = 400
+    precision: Precision = field(default="float16", metadata={LATER: True})
+
+    def __post_init__(self) -> None:
+        for name in ("query_length", "passage_length"):
+            check(getattr(self, name) >= 1, f"encoding.{name}", getattr(self, name), "at least 1")
+        for name in ("top_k_query", "top_k_passage"):
+            value = getattr(self, name)
+            check(value >= 0, f"encoding.{name}", value, "0 (no pruning) or more")
+        check(
+            self.precision in PRECISIONS,
+            "encoding.precision",
+            self.precision,
+            f"one of {PRECISIONS}",
+        )
+
+    def changed(self, **changes: int | str | None) -> Encoding:
+        """This encoding with what is not None put in its place.
+
+        Raises:
+            ConfigError: a value that cannot be.
+        """
+        given: dict[str, Any] = {name: v for name, v in changes.items() if v is not None}
+        return dataclasses.replace(self, **given)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how it runs. Nothing here may change a result, so nothing here is fingerprinted.
+
+    `micro_batch_texts` bounds how many texts a worker holds activations of in fine-tuning (0: all of
+    its share of the batch): the same loss and gradients, in less memory for one more forward pass.
+    `encoding_actors`: at most so many, of one GPU or `encoder_cpus` CPUs each; 0: as many as the cluster
+    has GPUs or CPUs at the time. `no_index`: passages are scored as they are encoded, and neither their
+    embeddings nor indexes of them are stored. `shard_passages`: of an embedding shard, which is
+    what one task makes and what is done again when an actor dies. `device`: what a worker runs on, by
+    the name it has in a plan; None: asked of the cluster. `concurrent_trials` 0: as many as fit.
+    """
+
+    storage: str = "lab"
+    workers: int = 1
+    zero_stage: int = 1
+    micro_batch_texts: int = 0
+    concurrent_trials: int = 2
+    encoding_actors: int = 2
+    encoder_cpus: float = 1.0
+    no_index: bool = False
+    use_gpu: bool = False
+    encode_batch_tokens: int | None = None  # padded; None: by the device
+    shard_passages: int = 2_048
+    checkpoints: int = 4
+    max_failures: int = 3
+    models_dir: str | None = None
+    device: str | None = None
+    ray_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.workers >= 1, "workers", self.workers, "at least 1")
+        check(self.zero_stage in (0, 1, 2, 3), "zero", self.zero_stage, "0, 1, 2 or 3")
+        check(self.micro_batch_texts >= 0, "micro_batch_texts", self.micro_batch_texts, "0 or more")
+        at_once = self.concurrent_trials
+        check(at_once >= 0, "concurrent", at_once, "0 (as many as fit) or more")
+        actors = self.encoding_actors
+        check(actors >= 0, "encoders", actors, "0 (as many as the cluster takes) or more")
+        check(self.shard_passages >= 1, "shard_passages", self.shard_passages, "at least 1")
+        check(self.encoder_cpus > 0, "encoder_cpus", self.encoder_cpus, "positive")

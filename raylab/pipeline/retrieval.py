@@ -1,0 +1,270 @@
+"""One checkpoint on one collection, without a grid: encode, index, search; each stage found again.
+
+    collection -> tokens -> embedding shards -> index shards -> hits of a text, or the run of a split
+
+Ray is connected to only when something is missing (`connect`, given by whoever calls).
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+
+from raylab.data.ingest import PASSAGES, collection_address
+from raylab.data.sources import Source
+from raylab.data.texts import Texts, passage_ids
+from raylab.data.tokens import find_ids
+from raylab.experiment.config import Backbone, Encoding, Execution
+from raylab.index.embeddings import as_stored, read_row, shards
+from raylab.index.export import write_ciff, write_faiss, write_json_vectors
+from raylab.index.kernels.topk import merge_topk
+from raylab.jobs.encode import encode_all
+from raylab.jobs.ingest import ingest
+from raylab.jobs.pool import encoders
+from raylab.jobs.pools import data_pool
+from raylab.jobs.scan import scan_all
+from raylab.jobs.tasks import build_index, evaluate_all, run_all
+from raylab.models.opening import AnyRetriever, Found, open_retriever
+from raylab.stages.encode import EncodeTask, Subject, passage_task, query_task
+from raylab.stages.scan import Scan, shard_addresses
+from raylab.stages.search import Evaluation, index_address, index_class, search_index
+from raylab.stages.tokenise import tokenise, tokens_address
+from raylab.storage.artifacts import Artifact
+from raylab.storage.store import Store
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that a search found.
+
+    ``terms``: of a sparse retriever, those that query and passage share, with the query's weight and the
+    passage's, the largest product first; the score is the sum of the products.
+    """
+
+    passage_id: str
+    score: float
+    text: str
+    terms: tuple[tuple[str, float, float], ...]
+
+
+class Retrieval:
+    """The stages of one checkpoint on one collection.
+
+    Args:
+        connect: called before the first thing that Ray must do; may be called again.
+        say: told of what is done.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        execution: Execution,
+        source: Source,
+        on_fault: str,
+        found: Found,
+        encoding: Encoding,
+        connect: Callable[[], None],
+        say: Say,
+    ):
+        self.store, self.execution, self.found, self.encoding = store, execution, found, encoding
+        self.connect, self.say = connect, say
+        self.source, self.on_fault = source, on_fault
+        name = f"checkpoint-{found.fingerprint[:12]}"
+        backbone = Backbone(name, str(found.folder))
+        self.subject = Subject(name, found.head, backbone, found.fingerprint, None, found.source)
+
+    @functools.cached_property
+    def collection(self) -> Artifact:
+        """The ingested collection."""
+        made = self.store.find(collection_address(self.source, self.on_fault))
+        if made is None:
+            self.connect()
+            made = ingest(self.store, self.source, self.on_fault)
+            self.say(f"{made.meta['passages']:,} passages ingested")
+        return made
+
+    @functools.cached_property
+    def texts(self) -> Artifact:
+        """Where encoders read passages: the passage store, or the collection itself."""
+        tokenizer = self.found.tokenizer
+        if tokenizer is None:
+            return self.collection
+        made = self.store.find(tokens_address(self.collection, tokenizer))
+        if made is None:
+            self.connect()
+            made = tokenise(self.store, self.collection, tokenizer, data_pool)
+        return made
+
+    def _encoded(self, tasks: list[EncodeTask]) -> list[Artifact]:
+        missing = [task for task in tasks if self.store.find(task.address) is None]
+        if missing:
+            self.connect()
+            self.say(f"encoding {len(missing)} of {len(tasks)} shard(s)")
+            encode_all(self.store, self.execution, missing, self._finished)
+        return [self.store.committed(task.address) for task in tasks]
+
+    def _finished(self, task: EncodeTask, warning: str | None) -> None:
+        if warning:
+            self.say(f"WARNING {task.address.name}: {warning}")
+
+    @functools.cached_property
+    def embeddings(self) -> list[Artifact]:
+        """Embedding shards of all passages, in row order."""
+        return self._encoded(
+            [passage_task(self.subject, self.encoding, self.texts, own) for own in self._rows]
+        )
+
+    @property
+    def _rows(self) -> list[range]:
+        return shards(self.collection.meta["passages"], self.execution.shard_passages)
+
+    @functools.cached_property
+    def indexes(self) -> list[Artifact]:
+        """An index shard for every embedding shard."""
+        addresses = [index_address(shard) for shard in self.embeddings]
+        calls = [
+            (build_index, (self.store, shard))
+            for shard, address in zip(self.embeddings, addresses, strict=True)
+            if self.store.find(address) is None
+        ]
+        if calls:
+            self.connect()
+            self.say(f"indexing {len(calls)} of {len(addresses)} shard(s)")
+            run_all(calls, 4 * encoders(self.execution), lambda: None)
+        return [self.store.committed(address) for address in addresses]
+
+    def export(self, places: Mapping[str, Path]) -> None:
+        """Write all passages in other engines' formats (`raylab.index.export`).
+
+        Args:
+            places: by form: "ciff" and "json_vectors" a file (sparse), "faiss" a folder (dense).
+        """
+        if not places:
+            return
+        folders = [self.store.local(shard) for shard in self.embeddings]
+        for out in places.values():
+            out.parent.mkdir(parents=True, exist_ok=True)
+        beside = next(
+            iter(places.values())
+        ).parent  # the index of all is as large as what is asked for
+        with tempfile.TemporaryDirectory(dir=beside) as folder:
+            whole: Any = index_class(self.found.head).build(folders, folder)
+            for form, out in places.items():
+                if form == "faiss":
+                    write_faiss(whole, out)
+                else:
+                    write = {"ciff": write_ciff, "json_vectors": write_json_vectors}[form]
+                    write(whole, out, self._terms(whole.vocabulary_size))
+
+    def _terms(self, size: int) -> list[str]:
+        """The vocabulary; ids that only fill it up to a round size have a name of their own."""
+        source: Any = self.found.tokenizer
+        name = source.tokens if source is not None else self._open().terms
+        names = name(range(size))
+        return [entry if entry else f"[{term}]" for term, entry in enumerate(names)]
+
+    def _open(self) -> AnyRetriever:
+        device = "cuda" if self.execution.use_gpu else "cpu"
+        models_dir = self.execution.models_dir
+        return open_retriever(self.found.source, self.encoding, models_dir, device)
+
+    def search(self, text: str, k: int) -> list[Hit]:
+        """The best k passages for a text; fewer where fewer share a term with it."""
+        folders = [self.store.local(index) for index in self.indexes]
+        retriever = self._open()
+        query = as_stored(retriever.encode_queries([text]), self.encoding.precision, "query")
+        kind, products = index_class(self.found.head), "cuda" if self.execution.use_gpu else None
+        parts = [search_index(kind.load(folder), query, k, products) for folder in folders]
+        ids, scores = merge_topk(parts, k)
+        found = ids[0] != ""
+        return [
+            self._hit(str(passage_id), float(score), query, retriever.terms)
+            for passage_id, score in zip(ids[0][found], scores[0][found], strict=True)
+        ]
+
+    @functools.cached_property
+    def _folder(self) -> Path:
+        return self.store.local(self.collection)
+
+    @functools.cached_property
+    def _ids(self) -> np.ndarray:
+        return passage_ids(self._folder, PASSAGES)
+
+    def _hit(
+        self, passage_id: str, score: float, query: np.ndarray | sp.csr_matrix, names: Callable
+    ) -> Hit:
+        row = int(find_ids(self._ids, [passage_id])[0][0])
+        text = Texts.read(self._folder, PASSAGES, range(row, row + 1)).texts[0]
+        if isinstance(query, np.ndarray):
+            return Hit(passage_id, score, text, ())
+        number = next(n for n, own in enumerate(self._rows) if row in own)
+        shard = self.store.local(self.embeddings[number])
+        passage = read_row(shard, row - self._rows[number].start)
+        return Hit(passage_id, score, text, tuple(_shared(query, passage, names)))
+
+    @property
+    def splits(self) -> list[str]:
+        """Of the collection."""
+        return list(self.collection.meta["splits"])
+
+    def run(self, split: str) -> tuple[Artifact, Artifact]:
+        """(run, measures) of a split's queries, under the collection's protocol."""
+        (queries,) = self._encoded(
+            [query_task(self.subject, self.encoding, self.collection, split)]
+        )
+        indexes, hits = tuple(self.indexes) if not self.execution.no_index else None, None
+        if indexes is None:
+            addresses = shard_addresses(self.subject, self.encoding, self.texts, self._rows)
+            indexes = tuple(map(index_address, addresses))
+        what = Evaluation(self.subject.name, self.collection, split, queries, indexes)
+        run = self.store.find(what.run_address)
+        if run is None or self.store.find(what.measures_address(run)) is None:
+            if self.execution.no_index and run is None:
+                hits = self._hits(split, queries)
+            self.connect()
+            what = replace(what, hits=hits)
+            at_once = 4 * encoders(self.execution)
+            evaluate_all(self.store, [what], at_once, self.execution.use_gpu, lambda: None)
+            run = self.store.committed(what.run_address)
+        return run, self.store.committed(what.measures_address(run))
+
+    def _hits(self, split: str, queries: Artifact) -> Artifact:
+        """Of a split's queries, from passages that are scored as they are encoded."""
+        rows, asked = tuple(self._rows), {split: queries}
+        scan = Scan(self.subject, self.encoding, self.collection, self.texts, rows, asked, None)
+        found = self.store.find(scan.address)
+        if found is None:
+            self.connect()
+            self.say(f"scanning {len(rows)} shard(s)")
+            scan_all(self.store, self.execution, [scan], lambda hits: None)
+            found = self.store.committed(scan.address)
+        self.say(f"{found.meta['unstored_bytes']:,} bytes of embeddings not stored")
+        return found
+
+    def means(self, measures: Artifact) -> dict[str, float]:
+        """Means over the queries, by the measure's name."""
+        table = pq.read_table(self.store.local(measures) / "measures.parquet").to_pandas()
+        return table.groupby("measure", sort=False)["value"].mean().to_dict()
+
+
+def _shared(query, passage, names: Callable) -> list[tuple[str, float, float]]:
+    """Terms of both, with both weights, the largest product first and the lowest term among equals."""
+    weights = dict(zip(query.indices.tolist(), query.data.tolist(), strict=True))
+    both = [
+        (term, weights[term], impact)
+        for term, impact in zip(passage.indices.tolist(), passage.data.tolist(), strict=True)
+        if term in weights
+    ]
+    both.sort(key=lambda one: (-one[1] * one[2], one[0]))
+    entries = names([term for term, _, _ in both])
+    return [(name, ours, theirs) for name, (_, ours, theirs) in zip(entries, both, strict=True)]

@@ -1,0 +1,1 @@
+"""What a grid will cost and how long it will take: FLOPs, memory, contract, plan, schedule."""

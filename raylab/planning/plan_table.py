@@ -1,0 +1,75 @@
+"""The plan of a grid as rows of text: what `--dry-run` and `raylab plan` print."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from raylab.planning.flops import Device, device_hours
+from raylab.planning.memory import Load
+from raylab.planning.memory_fit import Fitting, fit
+from raylab.planning.plan import GridPlan
+
+
+def plan_rows(
+    plan: GridPlan,
+    device: Device,
+    price_per_hour: float,
+    workers: int,
+    encoders: int | None = None,
+) -> list[dict[str, str]]:
+    """The plan as rows of text: what `--dry-run` prints.
+
+    Args:
+        price_per_hour: of one device.
+        workers: devices that train a cell.
+        encoders: devices that encode; None: as many.
+    """
+
+    def row(
+        name: str, flops: float, devices: int, texts: dict[str, str], executed: float | None = None
+    ) -> dict[str, str]:
+        hours = device_hours(flops if executed is None else executed, device)
+        return {
+            "cell": name,
+            "steps": texts.get("steps", ""),
+            "tokens": texts.get("tokens", ""),
+            "real tokens": texts.get("real tokens", ""),
+            "FLOPs": f"{flops:.3g}",
+            "memory a worker": texts.get("memory a worker", ""),
+            "fits": texts.get("fits", ""),
+            "device hours": f"{hours:.3g}",
+            "wall hours": f"{hours / devices:.3g}",
+            "price": f"{hours * price_per_hour:,.2f}",
+        }
+
+    def amounts(steps: int, tokens: float, real_tokens: float, load: Load) -> dict[str, str]:
+        # What the device trains in, which is not where the plan is made.
+        load = dataclasses.replace(load, weight_bytes=device.weight_bytes)
+        found = fit(load, device.memory_bytes)
+        return {
+            "steps": f"{steps:,}",
+            "tokens": f"{tokens:.3g}",
+            "real tokens": f"{real_tokens:.3g}",
+            "memory a worker": f"{found.needed_bytes / 2**30:.2f} GiB",
+            "fits": _fits(found),
+        }
+
+    rows = []
+    for own in plan.cells:
+        texts = amounts(own.steps, own.tokens, own.real_tokens, own.load)
+        rows.append(row(own.cell, own.flops, workers, texts, own.executed_flops))
+    for mntp in plan.adaptations:
+        texts = amounts(mntp.steps, mntp.tokens, mntp.tokens, mntp.load)
+        rows.append(row(f"mntp-{mntp.name}", mntp.flops, workers, texts))
+    for own in plan.evaluations:
+        name, devices = f"{own.name} x {own.cells}", encoders or workers
+        tokens = {"real tokens": f"{own.tokens:.3g}"}
+        rows.append(row(f"encode {name}", own.encode_flops, devices, tokens))
+        rows.append(row(f"search {name}", own.search_flops, devices, {}))
+    return rows
+
+
+def _fits(found: Fitting) -> str:
+    if found.fits:
+        return "yes"
+    return f"no: {found.options}" if found.options else "no"

@@ -1,0 +1,1 @@
+"""What each stage of the laboratory does, in a plain process."""

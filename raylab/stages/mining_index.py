@@ -1,0 +1,115 @@
+"""Indexes of the training passages for mining: BM25, or a retriever's vectors or postings in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from raylab.data.texts import Texts, bm25_input, passage_ids
+from raylab.index.bm25 import BM25Index
+from raylab.index.dense import DenseIndex
+from raylab.index.kernels.topk import merge_topk
+from raylab.index.sparse import SparseIndex
+from raylab.models.retriever import Retriever
+from raylab.models.teachers import teacher_fingerprint, teacher_source
+from raylab.storage.artifacts import Address, Artifact
+from raylab.storage.store import Store
+
+BM25 = "bm25"
+_SHARD_PASSAGES = 65_536
+
+
+class Searcher(Protocol):
+    def search(self, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k passages of each text: (ids [Q, k] str, scores [Q, k] float32)."""
+        ...
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """One index: all training passages for BM25, some rows of them for a retriever."""
+
+    address: Address
+    folder: Path
+    part: str
+    rows: range
+
+
+def index_tasks(
+    store: Store, collection: Artifact, part: str, source: str, models_dir: str | None
+) -> list[IndexTask]:
+    """The indexes that mining from `source` needs."""
+    folder = store.local(collection)
+    count = len(passage_ids(folder, part))
+    name, what = "bm25", {"miner": BM25, "part": part}
+    size = count
+    if source != BM25:
+        fingerprint = teacher_fingerprint(source, models_dir)
+        name, size = f"miner-{fingerprint[:8]}", _SHARD_PASSAGES
+        what = {"miner": fingerprint, "part": part}
+    tasks = []
+    for start in range(0, count, size):
+        rows = range(start, min(start + size, count))
+        identity = {**what, "format": 2, "rows": [rows.start, rows.stop]}
+        inputs = {"collection": collection.fingerprint}
+        address = Address("index", f"{name}-{start:09d}", identity, inputs)
+        tasks.append(IndexTask(address, folder, part, rows))
+    return tasks
+
+
+@dataclass(frozen=True)
+class Indexer:
+    """Starts a worker that commits indexes."""
+
+    store: Store
+    source: str
+    models_dir: str | None
+
+    def __call__(self) -> Callable[[IndexTask], None]:
+        retriever = None
+        if self.source != BM25:
+            retriever = Retriever.load(
+                teacher_source(self.source, self.models_dir), self.models_dir
+            )
+
+        def make(task: IndexTask) -> None:
+            with self.store.draft(task.address) as draft:
+                if retriever is None:
+                    index = BM25Index.build(*bm25_input(task.folder, task.part))
+                else:
+                    texts = Texts.read(task.folder, task.part, task.rows)
+                    kind = DenseIndex if retriever.head == "dense" else SparseIndex
+                    shard = texts.ids, retriever.encode_passages(texts.texts)
+                    index = kind.build([shard])  # type: ignore[arg-type]
+                index.save(draft.path)
+                draft.meta["rows"] = len(index)
+
+        return make
+
+
+class _RetrieverSearcher:
+    """Encodes queries and searches all index shards."""
+
+    def __init__(self, retriever: Retriever, folders: Sequence[Path]):
+        kind = DenseIndex if retriever.head == "dense" else SparseIndex
+        self.retriever, self.indexes = retriever, [kind.load(folder) for folder in folders]
+
+    def search(self, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        queries = self.retriever.encode_queries(texts)
+        return merge_topk([index.search(queries, k) for index in self.indexes], k)  # type: ignore[arg-type]
+
+
+def open_searcher(
+    source: str, store: Store, indexes: Sequence[Artifact], models_dir: str | None
+) -> Searcher:
+    """What searches the indexes of `index_tasks`, memory-mapped."""
+    folders = [store.local(index) for index in indexes]
+    if source == BM25:
+        return BM25Index.load(folders[0])
+    return _RetrieverSearcher(
+        Retriever.load(teacher_source(source, models_dir), models_dir), folders
+    )

@@ -1,0 +1,1 @@
+"""What is kept: artifacts, whole or absent, and the tables of results."""

@@ -1,0 +1,127 @@
+"""Artifacts: whole or absent, addressed by what was asked for .
+
+An address is `STAGE/NAME-FINGERPRINT`, the fingerprint being the hash of the stage, its
+configuration and the fingerprints of its inputs. A writer puts its files into an attempt folder of
+its own, then puts the manifest, which lists every file with size and sha256, by one atomic rename
+(local) or one last put (object storage). Readers trust manifests only, and check them.
+
+    lab/
+      retriever/sparse-pico-2x128-cl-seed0-1f0c.../
+        manifest.json                 <- commits the attempt named in it
+        attempt-7d3e.../...           <- the files; attempts no manifest names are debris
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BLOCK_BYTES = 1024**2
+SHARDS = "-shards"
+
+
+class DamagedArtifact(RuntimeError):
+    """An artifact whose files do not match its manifest. It is never read; it must be redone."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"damaged artifact {self.path}: {self.reason}"
+
+
+class StorageError(RuntimeError):
+    """The storage cannot be written to: full, read-only, or gone. Nothing half-written is left."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} cannot be written: {self.reason}; what is finished is kept, run it again"
+        )
+
+
+def fingerprint(stage: str, identity: Any, inputs: Mapping[str, str] | None = None) -> str:
+    """sha256 (hex) of the canonical JSON of what a stage computes and from which inputs."""
+    payload = {"stage": stage, "identity": identity, "inputs": dict(inputs or {})}
+    text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def path_of(stage: str, name: str, fingerprint: str) -> str:
+    """Where an artifact stands below the storage's root."""
+    return f"{stage}/{name}-{fingerprint[:16]}"
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 (hex) of a local file, streamed."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an artifact will stand, known before it is made."""
+
+    stage: str
+    name: str
+    identity: Any
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.stage, self.identity, self.inputs)
+
+    @property
+    def path(self) -> str:
+        return path_of(self.stage, self.name, self.fingerprint)
+
+    def shard(self, number: int, what: Mapping[str, Any]) -> Address:
+        """Where a part of the work stands until this artifact has taken it over (`Store.sweep`)."""
+        return Address(
+            self.stage + SHARDS,
+            f"{self.name}-{number:05d}",
+            {"of": self.path, **what},
+            {"of": self.fingerprint},
+        )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact: its manifest, and the store that holds it."""
+
+    path: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self.manifest["meta"]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(f["bytes"] for f in self.manifest["files"].values())
+
+
+class Draft:
+    """An artifact being written: put files under `path`, facts into `meta`.
+
+    Distributed writers may put files below `target` (a path of the store's filesystem) themselves.
+    """
+
+    def __init__(self, path: Path, target: str):
+        self.path, self.target = path, target
+        self.meta: dict[str, Any] = {}

@@ -1,0 +1,1 @@
+"""Training without Ray: the loop, the DeepSpeed engine, losses, MNTP, fine-tuning, pre-training."""

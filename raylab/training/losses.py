@@ -1,0 +1,116 @@
+"""Losses: pure functions of score matrices and representations (paper.md, Fine-tuning).
+
+Legend: Q queries, P passages of all queries, K listed passages a query (positive first), B texts,
+V vocabulary. Scores are float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from raylab.experiment.config import ObjectiveName, check
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """How many negatives one query sees: its own listed ones, and those of other queries."""
+
+    listed: int  # drawn for the query itself
+    in_batch: int  # passages of the other queries on the same worker
+    across_devices: int  # passages of the queries on other workers
+
+    @property
+    def total(self) -> int:
+        return self.listed + self.in_batch + self.across_devices
+
+
+def negatives_seen(
+    objective: ObjectiveName, queries: int, passages: int, workers: int
+) -> Negatives:
+    """The one place that says how many negatives each query really sees in a step.
+
+    `kd` compares a query with its listed passages alone. `cl`, and the InfoNCE half of `cl+kd`
+    (its KL half is as `kd`), take all passages of the step: the sum does not depend on the number
+    of workers, and is lowered only by the query's other positives, which are excluded.
+
+    Args:
+        queries: of the whole batch, over all workers.
+        passages: listed a query, the positive included.
+
+    Raises:
+        ConfigError: no passage beside the positive, or queries that the workers cannot share.
+    """
+    check(passages >= 2, "passages", passages, "a positive and at least one negative")
+    check(workers >= 1, "workers", workers, "at least 1")
+    check(queries % workers == 0, "queries", queries, f"divisible by {workers} workers")
+    if objective == "kd":
+        return Negatives(passages - 1, 0, 0)
+    own = queries // workers
+    return Negatives(passages - 1, (own - 1) * passages, (queries - own) * passages)
+
+
+def info_nce(
+    scores_QP: torch.Tensor,
+    positive_Q: torch.Tensor,
+    temperature: float,
+    excluded_QP: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of each query's positive against all passages, mean over queries (paper.md).
+
+    Args:
+        scores_QP: of every query with every passage that it sees (`negatives_seen`).
+        positive_Q: int64, the column of each query's positive.
+        excluded_QP: bool, false negatives to leave out; never a query's positive.
+    """
+    logits_QP = scores_QP / temperature
+    if excluded_QP is not None:
+        logits_QP = logits_QP.masked_fill(excluded_QP, -torch.inf)
+    return F.cross_entropy(logits_QP, positive_Q)
+
+
+def margin_mse(scores_QK: torch.Tensor, teacher_QK: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of (positive - negative) margins against the teacher's (2010.02666).
+
+    The positive is column 0; the mean is over queries and their K - 1 negatives.
+    """
+    student = scores_QK[:, :1] - scores_QK[:, 1:]
+    teacher = teacher_QK[:, :1] - teacher_QK[:, 1:]
+    return F.mse_loss(student, teacher)
+
+
+def kl_distillation(scores_QK: torch.Tensor, teacher_QK: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of softmaxes over each query's own K passages, mean over queries."""
+    return F.kl_div(
+        scores_QK.log_softmax(1), teacher_QK.log_softmax(1), reduction="batchmean", log_target=True
+    )
+
+
+def hybrid(contrastive: torch.Tensor, distillation: torch.Tensor) -> torch.Tensor:
+    """CL+KD: 0.5 * (InfoNCE + KL) (paper.md, Fine-tuning)."""
+    return 0.5 * (contrastive + distillation)
+
+
+def flops_regularizer(reps_BV: torch.Tensor) -> torch.Tensor:
+    """sum_v (mean_b |rep[b, v]|)^2 over the texts of all workers (2004.05665)."""
+    return reps_BV.abs().mean(0).square().sum()
+
+
+def flops_weight(step: int, steps: int, weight: float, ramp_steps: int | None = None) -> float:
+    """The regulariser's weight at an optimizer step: quadratic from 0 over the first third of the steps.
+
+    `ramp_steps`, when given, is how long it rises instead.
+
+    The paper's code counts micro-batches, so that with gradient accumulation its weights rise that
+    many times as fast as its steps; counted in optimizer steps the ramp depends on the steps alone.
+    """
+    ramp = max(steps / 3 if ramp_steps is None else ramp_steps, 1.0)
+    return weight * min(step / ramp, 1.0) ** 2
+
+
+def listed_scores(scores_QP: torch.Tensor, passages: int) -> torch.Tensor:
+    """Each query's scores of its own K listed passages, [Q, K], out of the full [Q, Q K] matrix."""
+    Q = len(scores_QP)
+    return scores_QP.view(Q, Q, passages)[torch.arange(Q), torch.arange(Q)]
