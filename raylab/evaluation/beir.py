@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raylab.data.registry import BEIR_SETS
+from raylab.experiment.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,18 @@ def beir_mean(values: Mapping[str, float], partial: bool = False) -> BeirMean:
         partial: a mean over fewer is wanted; it names those that are missing.
 
     Raises:
-        ValueError: sets are missing and ``partial`` is false, a name that is no set of BEIR's, a
+        ConfigError: sets are missing and ``partial`` is false, a name that is no set of BEIR's, a
             value that is not finite, or no value at all.
     """
     unknown = sorted(set(values) - set(BEIR_SETS))
     if unknown:
-        raise ValueError(f"{', '.join(unknown)}: not of BEIR, which has {', '.join(BEIR_SETS)}")
+        raise ConfigError(f"{', '.join(unknown)}: not of BEIR, which has {', '.join(BEIR_SETS)}")
     wrong = next((name for name, value in values.items() if not math.isfinite(value)), None)
     if wrong is not None:
-        raise ValueError(f"{wrong}: the value {values[wrong]} is not finite")
+        raise ConfigError(f"{wrong}: the value {values[wrong]} is not finite")
     missing = tuple(name for name in BEIR_SETS if name not in values)
     if not values or (missing and not partial):
-        raise ValueError(
+        raise ConfigError(
             f"a BEIR mean is over {len(BEIR_SETS)} sets; missing: {', '.join(missing)}"
         )
     present = tuple(name for name in BEIR_SETS if name in values)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import pytrec_eval
 
+from raylab.data.faults import CollectionError
 from raylab.evaluation.runs import Run
+from raylab.experiment.config import ConfigError
 
 _NAME = re.compile(r"(?P<kind>[A-Za-z]+)(\(rel=(?P<level>\d+)\))?(@(?P<cutoff>[1-9]\d*))?")
 _TREC_NAMES = {
@@ -74,15 +76,16 @@ def evaluate(
     ``R@1000``, ``AP``, ``P@5``, ``Success@1``, ``Rprec``, ``Bpref``, ``infAP``, ``SetP``, ``SetR``,
     ``SetF``; ``(rel=2)`` counts as relevant what is graded 2 or above (else 1). As in
     ``trec_eval -c``, a query that the run lacks, or that has no relevant passage, counts 0, and one
-    that is not judged is left out; ``coverage`` names them. Raises ValueError for a measure that is
-    not known, no qrels, and a run that shares no query with the qrels although it has some.
+    that is not judged is left out; ``coverage`` names them. Raises ConfigError for a measure that is
+    not known, CollectionError for no qrels and for a run that shares no query with the qrels although it
+    has some.
     """
     parsed = {name: _parse(name) for name in measures}
     if not qrels:
-        raise ValueError("qrels are empty: there is nothing to evaluate against")
+        raise CollectionError("qrels are empty: there is nothing to evaluate against")
     shared = sorted(qrels.keys() & run.keys())
     if run and not shared:
-        raise ValueError(
+        raise CollectionError(
             f"no query of the run (such as {next(iter(run))!r}) is judged in the qrels "
             f"(such as {next(iter(qrels))!r}); these are not of the same collection"
         )
@@ -145,7 +148,7 @@ def coverage(run: Run, qrels: Mapping[str, Mapping[str, int]], level: int = 1) -
 
 
 def binary_level(measures: Sequence[str]) -> int:
-    """The highest grade that a measure asks for, ``(rel=g)``; else 1. ValueError as ``evaluate``."""
+    """The highest grade that a measure asks for, ``(rel=g)``; else 1. ConfigError as ``evaluate``."""
     return max((_parse(name).level for name in measures), default=1)
 
 
@@ -159,7 +162,7 @@ def _parse(name: str) -> _Measure:
         if known and level >= 1 and not (has_level and match["kind"] == "nDCG"):
             cutoff = int(match["cutoff"]) if has_cutoff else None
             return _Measure(match["kind"], level, cutoff)
-    raise ValueError(
+    raise ConfigError(
         f"unknown measure {name!r}; known are {_KNOWN} with k, g >= 1, "
         "for instance nDCG@10, RR@10, R(rel=2)@1000"
     )

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from raylab.data.faults import CollectionError
 from raylab.data.files import lines
 
 Qrels = dict[str, dict[str, int]]
@@ -147,29 +148,30 @@ def read_run(path: str | Path) -> Run:
 
     As in trec_eval the score alone gives the order, the rank column is not used, and equal float32
     scores are ordered by passage id descending: a published run measures as published. Raises
-    ValueError ("FILE:LINE: ...") for a wrong number of columns, a score that is not a finite
+    CollectionError ("FILE:LINE: ...") for a wrong number of columns, a score that is not a finite
     float32 number, a duplicate (query, passage), or text that is not UTF-8.
     """
     hits: dict[str, dict[str, float]] = {}
     for line, text in lines(Path(path)):
         fields = text.split()
         if len(fields) != 6:
-            raise ValueError(
+            raise CollectionError(
                 f"{path}:{line}: {len(fields)} columns; "
                 "a run has 6: query Q0 passage rank score tag"
             )
         query_id, _, passage_id, _, score, _ = fields
         query_hits = hits.setdefault(query_id, {})
         if passage_id in query_hits:
-            raise ValueError(
+            raise CollectionError(
                 f"{path}:{line}: passage {passage_id!r} again for query {query_id!r}; "
                 "a passage occurs once a query"
             )
         query_hits[passage_id] = _score(path, line, score)
-    return Run.from_pairs(
-        {query_id: query_hits.items() for query_id, query_hits in hits.items()},
-        ties="id descending",
-    )
+    pairs = {query_id: query_hits.items() for query_id, query_hits in hits.items()}
+    try:
+        return Run.from_pairs(pairs, ties="id descending")
+    except ValueError as error:
+        raise CollectionError(f"{path}: {error}") from None
 
 
 def write_run(run: Run, path: str | Path, tag: str = "raylab") -> None:
@@ -256,7 +258,7 @@ def _score(path: str | Path, line: int, text: str) -> float:
     except ValueError:
         score = float("nan")
     if not abs(score) <= _FLOAT32_MAX:
-        raise ValueError(
+        raise CollectionError(
             f"{path}:{line}: score {text!r}; a score is a finite float32 number such as 12.5"
         )
     return score

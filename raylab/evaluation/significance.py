@@ -17,6 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special, stats
 
+from raylab.data.faults import CollectionError
+from raylab.experiment.config import ConfigError
+
 DRAWS = 100_000
 _CELLS_TOGETHER = 2**22
 # Sums of the same numbers in another order differ by rounding: below this share they are equal.
@@ -81,8 +84,10 @@ def compare(
         seed: of the draws; the result is a function of the arguments.
 
     Raises:
-        ValueError: nothing to compare, a system that is not there, systems with other queries than
-            each other, fewer than 2 queries, a value that is not finite, a confidence outside (0, 1).
+        ConfigError: nothing to compare, or a system that is not there.
+        CollectionError: systems with other queries than each other, fewer than 2 queries, or a value that
+            is not finite.
+        ValueError: a confidence outside (0, 1), or draws below 1.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
@@ -103,7 +108,7 @@ def compare(
             p = float(p_random[place])
             found.append(Comparison(*facts, *interval, *effect, p_t, p, bool(exact[place])))
     if not found:
-        raise ValueError("nothing to compare: at least two systems are needed")
+        raise ConfigError("nothing to compare: at least two systems are needed")
     return _corrected(found)
 
 
@@ -114,22 +119,22 @@ def _table(
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     missing = [name for name in names if name not in systems]
     if missing:
-        raise ValueError(f"{where}: no system {missing[0]!r}; there are {', '.join(systems)}")
+        raise ConfigError(f"{where}: no system {missing[0]!r}; there are {', '.join(systems)}")
     queries = sorted(systems[names[0]])
     for name in names[1:]:
         odd = sorted(systems[name].keys() ^ set(queries))
         if odd:
-            raise ValueError(
+            raise CollectionError(
                 f"{where}: query {odd[0]!r} has a value of only one of {names[0]!r} and {name!r}; "
                 "a paired comparison is over the same queries"
             )
     if len(queries) < 2:
-        raise ValueError(f"{where}: {len(queries)} queries; a comparison needs at least 2")
+        raise CollectionError(f"{where}: {len(queries)} queries; a comparison needs at least 2")
     table = {n: np.array([systems[n][q] for q in queries], dtype=np.float64) for n in names}
     for name, column in table.items():
         if not np.isfinite(column).all():
             query_id = queries[int(np.argmin(np.isfinite(column)))]
-            raise ValueError(f"{where}: query {query_id!r} of {name!r} has no finite value")
+            raise CollectionError(f"{where}: query {query_id!r} of {name!r} has no finite value")
     return table
 
 
