@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from raylab.data.supervision.batches import Batch, Draw
 from raylab.experiment.config import HEADS, Backbone, FineTuning, HeadKind, Lora
 from raylab.experiment.grid import Cell
+from raylab.experiment.objectives import CL
 from raylab.models.backbone import (
     add_lora,
     attention_for,
@@ -195,7 +196,7 @@ def make_task(name: str, size: Size, head: HeadKind, args: argparse.Namespace) -
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return FineTuningTask(
         FineTuningModule(model, head),
-        Cell(Backbone(name, name, start="random"), head, "cl", tuning, budget_flops=1.0),
+        Cell(Backbone(name, name, start="random"), head, CL, tuning, budget_flops=1.0),
         Shape.of(config),
         RandomBatches(size),  # type: ignore[arg-type]
         steps=1000,

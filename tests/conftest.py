@@ -160,6 +160,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path)
 def retriever_folders(tmp_path_factory, model_folder: Path) -> dict[str, Path]:
     """Retriever checkpoints of the tiny model by head, as raylab saves them."""
     from raylab.experiment.config import Backbone, Encoding
+    from raylab.experiment.heads import HEADS
     from raylab.models.checkpoint import save_retriever
     from raylab.models.hub import load_base, state_to_save
 
@@ -169,6 +170,6 @@ def retriever_folders(tmp_path_factory, model_folder: Path) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp("retrievers") / head
         model, tokenizer = load_base(backbone, None)
         state = state_to_save(model)
-        save_retriever(folder, model, state, tokenizer, backbone, head, encoding, {"name": head})
+        save_retriever(folder, model, state, tokenizer, backbone, HEADS[head], encoding, {"name": head})
         folders[head] = folder
     return folders

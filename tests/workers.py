@@ -16,6 +16,8 @@ from raylab.data.supervision.groups import Groups, Ragged
 from raylab.data.tokens import PassageStore, write_store
 from raylab.experiment.config import Backbone, FineTuning, Lora
 from raylab.experiment.grid import Cell
+from raylab.experiment.heads import HEADS
+from raylab.experiment.objectives import OBJECTIVES
 from raylab.models.backbone import add_lora
 from raylab.models.hub import load_base
 from raylab.planning.flops import Shape, passages_per_query
@@ -82,7 +84,7 @@ def make_task(
         model.enable_input_require_grads()
     settings = {"batch_queries": 8, "negatives": 2, "temperature": 0.5} | tuning
     config = FineTuning(lora=lora, checkpointing=checkpointing, **settings)
-    cell = Cell(backbone, head, objective, config, 1e12, seed=5)
+    cell = Cell(backbone, HEADS[head], OBJECTIVES[objective], config, 1e12, seed=5)
     batches = TrainingBatches(
         groups_of(np.random.default_rng(1)),
         store_of(folder),
@@ -92,7 +94,7 @@ def make_task(
         5,
         objective != "cl",
     )
-    module = FineTuningModule(model, head)
+    module = FineTuningModule(model, HEADS[head])
     return FineTuningTask(module, cell, Shape.of(model.config), batches, STEPS, micro)
 
 

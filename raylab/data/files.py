@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.data.faults import CollectionError, OnFault, refuse, undecodable
+from raylab.storage.checksums import checksum
 
 _BLOCK_BYTES = 1024**2
 # A line that is longer is no record: a damaged file must not be read into memory whole.
@@ -72,7 +73,12 @@ def _said(error: BaseException) -> str:
 
 
 def digest(address: str | Path, algorithm: str = "sha256") -> str:
-    """Checksum (hex) of a file as it is stored, streamed."""
+    """Checksum (hex) of a file as it is stored; a local one is read once, until it changes."""
+    if is_local(address):
+        try:
+            return checksum(address, algorithm)
+        except OSError as error:
+            raise CollectionError(f"{address}: cannot be opened ({error.strerror})") from None
     total = hashlib.new(algorithm, usedforsecurity=False)
     with opened(address) as file:
         try:

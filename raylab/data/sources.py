@@ -114,9 +114,11 @@ def open_collection(name: str) -> Source:
     if is_local(name):
         path = Path(name)
         if path.is_file() and path.suffix == ".zip":
-            return _in_archive(str(path))
+            return _in_archive(str(path.resolve()))
         if path.is_dir():
-            return _in_folder(path.resolve().name, str(path))
+            return _in_folder(
+                path.resolve().name, str(path.resolve())
+            )  # workers have folders of their own
         if name in BENCHMARKS and irds.installed():
             return _in_irds(name)
         raise CollectionError(

@@ -1,6 +1,6 @@
 """Frozen, validated dataclasses of a whole run; this module imports nothing of ours.
 
-They come in two kinds, and the difference carries the laboratory (rule 3):
+They come in two kinds, and the difference carries the laboratory:
 
 * identity - what is computed (`Backbone`, `Adaptation`, `FineTuning`, `Encoding`, and the `Cell` of
   `raylab.experiment.grid`): its `identity()` enters fingerprints;
@@ -14,27 +14,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-HeadKind = Literal["sparse", "dense"]
-ObjectiveName = Literal["cl", "kd", "cl+kd"]
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
 ScheduleName = Literal["linear", "wsd"]
 Precision = Literal["float16", "float32"]
-HEADS: tuple[HeadKind, ...] = ("sparse", "dense")
-OBJECTIVES: tuple[ObjectiveName, ...] = ("cl", "kd", "cl+kd")
+COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("float32", "bfloat16", "float16")
 SCHEDULES: tuple[ScheduleName, ...] = ("linear", "wsd")
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
 # What can be wrong with a record of a collection or a teacher file (`raylab.data.faults.Kind`).
 FAULTS = ("encoding", "format", "fields", "empty", "id", "duplicate", "unknown", "grade", "score")
 
-# Marks a field that came later: while it has its default it enters no identity, so that what was made
-# before it came is found.
-LATER = "later"
-# Marks a field that enters fingerprints elsewhere (as an input's own) or not at all (a name).
+# Marks a field that enters fingerprints elsewhere (as an input's content) or not at all (a name, a colour).
 ELSEWHERE = "elsewhere"
 
 # The version of the cost model (`raylab.planning.flops`): with another one a budget is another number of steps.
 COST_MODEL = 2
 
-# The seven projections of paper.md (2502.15526, training scripts).
+# The seven projections of a layer (2502.15526, training scripts).
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -80,7 +75,6 @@ def identity(config: Any) -> Any:
             f.name: identity(getattr(config, f.name))
             for f in dataclasses.fields(config)
             if not f.metadata.get(ELSEWHERE)
-            and not (f.metadata.get(LATER) and getattr(config, f.name) == f.default)
         }
     if isinstance(config, Mapping):
         return {str(key): identity(value) for key, value in sorted(config.items())}
@@ -125,16 +119,18 @@ class Backbone:
     `source` is a local folder (safetensors, or a GGUF file and its tokenizer), a hub id, or
     `package:NAME/FOLDER` for a model inside an installed Python package. `layers` keeps only the
     first layers; `start="random"` draws the weights from `init_seed` instead of reading them.
-    `bidirectional` False keeps the decoder's causal mask (an ablation).
+    `bidirectional` False keeps the decoder's causal mask (an ablation). `compute_dtype` is what weights and
+    activations are kept and multiplied in, in training and in encoding, on any device.
     """
 
-    name: str
-    source: str
+    name: str = field(metadata={ELSEWHERE: True})
+    source: str = field(metadata={ELSEWHERE: True})  # its content counts (`weights_fingerprint`)
     layers: int | None = None
     start: Literal["pretrained", "random"] = "pretrained"
     init_seed: int = 0
     tokenization: Tokenization = Tokenization()
-    bidirectional: bool = field(default=True, metadata={LATER: True})
+    bidirectional: bool = True
+    compute_dtype: ComputeDtype = "float32"
 
     def __post_init__(self) -> None:
         check(bool(self.name) and "/" not in self.name, "backbone.name", self.name, "a plain name")
@@ -145,6 +141,8 @@ class Backbone:
             self.start,
             "pretrained or random",
         )
+        right = f"one of {COMPUTE_DTYPES}"
+        check(self.compute_dtype in COMPUTE_DTYPES, "compute_dtype", self.compute_dtype, right)
 
 
 def _check_schedule(where: str, config: Adaptation | FineTuning) -> None:
@@ -163,7 +161,7 @@ def _check_schedule(where: str, config: Adaptation | FineTuning) -> None:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """MNTP, masked next-token prediction, once a size (paper.md, Backbone).
+    """MNTP, masked next-token prediction, once a size (2502.15526, Backbone).
 
     `held_out_blocks` (at most a tenth of all blocks) are kept from training, to measure on.
     """
@@ -180,7 +178,7 @@ class Adaptation:
     clip_norm: float = 1.0
     lora: Lora | None = Lora(dropout=0.05)
     checkpointing: bool = True
-    warmup_steps: int | None = field(default=None, metadata={LATER: True})
+    warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
         check(self.steps >= 0, "adaptation.steps", self.steps, "0 (no MNTP) or more")
@@ -210,7 +208,8 @@ class FineTuning:
     both and `schedule="wsd"` a run is the beginning of every longer one until its decay begins.
 
     `corrupted_positives` is the share of training queries whose positive is another query's, and
-    `corrupted_scores` the share whose teacher scores are put to the wrong passages (`raylab.data.supervision.corruption`).
+    `corrupted_scores` the share whose teacher scores are put to the wrong passages
+    (`raylab.data.supervision.corruption`).
     """
 
     batch_queries: int = 112
@@ -235,10 +234,10 @@ class FineTuning:
     pseudo_fraction: float = 0.0
     lora: Lora | None = Lora()
     checkpointing: bool = True
-    warmup_steps: int | None = field(default=None, metadata={LATER: True})
-    ramp_steps: int | None = field(default=None, metadata={LATER: True})
-    corrupted_positives: float = field(default=0.0, metadata={LATER: True})
-    corrupted_scores: float = field(default=0.0, metadata={LATER: True})
+    warmup_steps: int | None = None
+    ramp_steps: int | None = None
+    corrupted_positives: float = 0.0
+    corrupted_scores: float = 0.0
 
     def __post_init__(self) -> None:
         check(
@@ -284,7 +283,7 @@ class Encoding:
     passage_length: int = 512
     top_k_query: int = 40
     top_k_passage: int = 400
-    precision: Precision = field(default="float16", metadata={LATER: True})
+    precision: Precision = "float16"
 
     def __post_init__(self) -> None:
         for name in ("query_length", "passage_length"):

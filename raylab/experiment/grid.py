@@ -1,4 +1,4 @@
-"""What is run: cells, what an experiment varies, the recipe of a ladder, the grid (rule 1)."""
+"""What is run: cells, what an experiment varies, the recipe of a ladder, the grid."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from typing import Any, Literal
 
 from raylab.experiment.config import (
     ELSEWHERE,
-    HEADS,
-    LATER,
-    OBJECTIVES,
     Adaptation,
     Backbone,
+    ComputeDtype,
     ConfigError,
     Encoding,
     FineTuning,
-    HeadKind,
-    ObjectiveName,
     check,
     quarantined_kinds,
 )
+from raylab.experiment.heads import HEADS, Head
+from raylab.experiment.objectives import OBJECTIVES, Objective
 
 AdaptationCharge = Literal["shared", "charged"]
 CHARGES: tuple[AdaptationCharge, ...] = ("shared", "charged")
@@ -31,7 +29,7 @@ CHARGES: tuple[AdaptationCharge, ...] = ("shared", "charged")
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the grid: Backbone x Head x Objective x seed (rule 1), and what it may cost.
+    """One point of the grid: Backbone x Head x Objective x seed, and what it may cost.
 
     The contract is `budget_flops` FLOPs, or `epochs` over the training queries where these are set
     (`budget_flops` is then 0: what they cost follows). `adaptation` is the MNTP that the backbone has
@@ -40,21 +38,17 @@ class Cell:
     """
 
     backbone: Backbone
-    head: HeadKind
-    objective: ObjectiveName
+    head: Head
+    objective: Objective
     fine_tuning: FineTuning
     budget_flops: float
     seed: int = 0
-    epochs: float | None = field(default=None, metadata={LATER: True})
-    charged_adaptation: bool = field(default=False, metadata={LATER: True})
+    epochs: float | None = None
+    charged_adaptation: bool = False
     adaptation: Adaptation | None = field(default=None, metadata={ELSEWHERE: True})
     variant: str = field(default="", metadata={ELSEWHERE: True})
 
     def __post_init__(self) -> None:
-        check(self.head in HEADS, "cell.head", self.head, f"one of {HEADS}")
-        check(
-            self.objective in OBJECTIVES, "cell.objective", self.objective, f"one of {OBJECTIVES}"
-        )
         flops, epochs = self.budget_flops, self.epochs
         if epochs is None:
             right = "a positive number of FLOPs"
@@ -70,7 +64,7 @@ class Cell:
     def name(self) -> str:
         """What `--cells` filters match: `sparse-pico-2x128-cl+kd`, a variant's name at its end."""
         variant = f"-{self.variant}" if self.variant else ""
-        return f"{self.head}-{self.backbone.name}-{self.objective}{variant}"
+        return f"{self.head.name}-{self.backbone.name}-{self.objective.name}{variant}"
 
     @property
     def run_name(self) -> str:
@@ -90,27 +84,44 @@ class Variant:
     adaptation: Mapping[str, Any] = field(default_factory=dict)
     fine_tuning: Mapping[str, Any] = field(default_factory=dict)
     budget_flops: float | None = None
-    heads: tuple[HeadKind, ...] = HEADS
-    objectives: tuple[ObjectiveName, ...] = OBJECTIVES
+    heads: tuple[Head, ...] | None = None  # None: all of the grid
+    objectives: tuple[Objective, ...] | None = None
+
+    def concerns(self, head: Head, objective: Objective) -> bool:
+        """Whether cells of this head and objective are among those it changes."""
+        return (self.heads is None or head in self.heads) and (
+            self.objectives is None or objective in self.objectives
+        )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every cell of a ladder is adapted, tuned and encoded."""
+    """How every cell of a ladder is adapted, tuned and encoded.
+
+    `fine_tuning` is by the names of head and objective; `batch_queries` are batch sizes that the paper chose
+    by size, `epochs` its fixed budget as it was spent, both by the names of size and objective.
+    """
 
     adaptation: Adaptation
-    fine_tuning: Mapping[tuple[HeadKind, ObjectiveName], FineTuning]
+    fine_tuning: Mapping[tuple[str, str], FineTuning]
     encoding: Encoding
     budget_flops: float
-    # Batch sizes the paper chose by size: (size, objective) -> queries.
-    batch_queries: Mapping[tuple[str, ObjectiveName], int] = field(default_factory=dict)
-    # The paper's fixed budget as it was spent: (size, objective) -> epochs.
-    epochs: Mapping[tuple[str, ObjectiveName], float] = field(default_factory=dict)
+    batch_queries: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    epochs: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
-    def tuning(self, backbone: Backbone, head: HeadKind, objective: ObjectiveName) -> FineTuning:
-        """The hyper-parameters of a cell."""
-        tuning = self.fine_tuning[head, objective]
-        batch = self.batch_queries.get((backbone.name, objective))
+    def tuning(self, backbone: Backbone, head: Head, objective: Objective) -> FineTuning:
+        """The hyper-parameters of a cell; those of a similar head or objective where it has none.
+
+        Raises:
+            ConfigError: neither.
+        """
+        heads = (head.name, head.recipe_name)
+        objectives = (objective.name, objective.recipe_name)
+        known = [(h, o) for h in heads for o in objectives if (h, o) in self.fine_tuning]
+        if not known:
+            raise ConfigError(f"the recipe has no fine_tuning for {heads} and {objectives}")
+        tuning = self.fine_tuning[known[0]]
+        batch = self.batch_queries.get((backbone.name, known[0][1]))
         return tuning if batch is None else dataclasses.replace(tuning, batch_queries=batch)
 
 
@@ -161,8 +172,8 @@ class Grid:
     budget_flops: float | None = None
     epochs: float | Literal["recipe"] | None = None
     sizes: tuple[str, ...] = ()
-    heads: tuple[HeadKind, ...] = HEADS
-    objectives: tuple[ObjectiveName, ...] = OBJECTIVES
+    heads: tuple[Head, ...] = tuple(HEADS.values())
+    objectives: tuple[Objective, ...] = tuple(OBJECTIVES.values())
     seeds: tuple[int, ...] = (0,)
     variants: tuple[Variant, ...] = (Variant(),)
     cells_filter: str = "*"
@@ -170,6 +181,8 @@ class Grid:
     total_budget_flops: float | None = None
     adaptation_charge: AdaptationCharge = "shared"
     on_fault: str = "error"  # see `quarantined_kinds`
+    compute_dtype: ComputeDtype | None = None  # None: as the ladder's sizes say
+    teacher_dtype: ComputeDtype = "float32"  # of a teacher that is a model
 
     def __post_init__(self) -> None:
         quarantined_kinds(self.on_fault)
@@ -190,7 +203,7 @@ class Grid:
             for head in self.heads
             for objective in self.objectives
             for variant in self.variants
-            if head in variant.heads and objective in variant.objectives
+            if variant.concerns(head, objective)
             for seed in self.seeds
         ]
         patterns = [p.strip() for p in self.cells_filter.split(",")]
@@ -200,28 +213,33 @@ class Grid:
             raise ConfigError(f"--cells {self.cells_filter!r} matches none of: {names}")
         return chosen
 
+    @property
+    def _computed(self) -> dict[str, Any]:
+        """What the grid says of every backbone."""
+        return {} if self.compute_dtype is None else {"compute_dtype": self.compute_dtype}
+
     def _cell(
         self,
         variant: Variant,
         backbone: Backbone,
-        head: HeadKind,
-        objective: ObjectiveName,
+        head: Head,
+        objective: Objective,
         seed: int,
     ) -> Cell:
         recipe = self.ladder.recipe
         epochs = None if variant.budget_flops is not None else self.epochs
         if epochs == "recipe":
-            key = backbone.name, objective
+            key = backbone.name, objective.name
             if key not in recipe.epochs:
                 raise ConfigError(
                     f"--budget epochs: the recipe of ladder {self.ladder.name!r} lists none for "
-                    f"{backbone.name} and {objective}; give a number, as in 3epochs"
+                    f"{backbone.name} and {objective.name}; give a number, as in 3epochs"
                 )
             epochs = recipe.epochs[key]
         given = (variant.budget_flops, self.budget_flops, recipe.budget_flops)
         flops = next(flops for flops in given if flops is not None)
         return Cell(
-            backbone=dataclasses.replace(backbone, **variant.backbone),
+            backbone=dataclasses.replace(backbone, **{**self._computed, **variant.backbone}),
             head=head,
             objective=objective,
             fine_tuning=dataclasses.replace(

@@ -1,11 +1,15 @@
-"""What the experiments vary: named changes to the cells of a grid (`raylab.experiment.config.Variant`)."""
+"""What the experiments vary: named changes to the cells of a grid (`raylab.experiment.grid.Variant`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from raylab.experiment.config import ConfigError
 from raylab.experiment.grid import Variant
+from raylab.experiment.heads import SPARSE
+from raylab.experiment.objectives import CL_KD, KD
 
 # The shared stable phase of WSD: what else depends on a run's length is said in steps (2405.18392). Small
 # batches, so that whole steps of the largest size come near the smallest budget.
@@ -25,6 +29,26 @@ def budget_variants(
     """One variant a budget; all of a cell's are decays from one stable phase."""
     return tuple(
         Variant(f"{flops:g}", fine_tuning=stable, budget_flops=flops)
+        for flops in sorted(budgets_flops)
+    )
+
+
+def with_budgets(
+    variants: Sequence[Variant], budgets_flops: Sequence[float]
+) -> tuple[Variant, ...]:
+    """Variants of other budgets: the plain recipe's, or these where they vary in nothing but the budget.
+
+    Raises:
+        ConfigError: the variants vary in something else, which would be lost.
+    """
+    if tuple(variants) == (Variant(),):
+        return budget_variants(budgets_flops)
+    alike = {repr(replace(variant, name="", budget_flops=None)) for variant in variants}
+    if len(alike) > 1 or any(variant.budget_flops is None for variant in variants):
+        names = ", ".join(variant.name or "the plain recipe" for variant in variants)
+        raise ConfigError(f"--budgets: the experiment has variants already: {names}")
+    return tuple(
+        replace(variants[0], name=f"{flops:g}", budget_flops=flops)
         for flops in sorted(budgets_flops)
     )
 
@@ -53,7 +77,7 @@ def ablation_variants() -> tuple[Variant, ...]:
             Variant(
                 f"flops-{weight:g}",
                 fine_tuning={"lambda_query": weight, "lambda_passage": weight},
-                heads=("sparse",),
+                heads=(SPARSE,),
             )
             for weight in (0.0, 1e-4, 1e-2, 1e-1)
         ),
@@ -61,7 +85,7 @@ def ablation_variants() -> tuple[Variant, ...]:
             Variant(
                 f"wrong-scores-{share:g}",
                 fine_tuning={"corrupted_scores": share},
-                objectives=("kd", "cl+kd"),
+                objectives=(KD, CL_KD),
             )
             for share in (0.25, 0.5)
         ),

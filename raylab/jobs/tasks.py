@@ -45,7 +45,7 @@ def evaluate_all(
 
 
 def _call(function: Any, store: Store, what: Any, of: Evaluation, gpu: bool) -> tuple[Any, tuple]:
-    dense = bool(of.shards) and of.shards[0].meta["head"] == "dense"
+    dense = bool(of.shards) and of.shards[0].meta["representation"] == "dense"
     if gpu and dense:
         return function.options(num_gpus=1), (store, what, "cuda")
     return function, (store, what)

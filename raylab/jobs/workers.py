@@ -48,21 +48,19 @@ def work(job: AdaptationJob | FineTuningJob) -> None:
     adapt(job) if isinstance(job, AdaptationJob) else fine_tune(job)
 
 
-def _prepare(execution: Execution) -> tuple[torch.device, torch.dtype]:
+def _prepare(execution: Execution) -> torch.device:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(not execution.use_gpu)
     # Otherwise determinism would fill every buffer, every step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if execution.use_gpu:
-        return torch.device("cuda"), torch.bfloat16
-    return torch.device("cpu"), torch.float32
+    return torch.device("cuda" if execution.use_gpu else "cpu")
 
 
 def adapt(job: AdaptationJob) -> None:
     """MNTP of one size."""
-    device, dtype = _prepare(job.execution)
+    device = _prepare(job.execution)
     seed_worker(0)
-    model, tokenizer = load_base(job.backbone, job.execution.models_dir, dtype)
+    model, tokenizer = load_base(job.backbone, job.execution.models_dir)
     shape = Shape.of(model.config)
     model = add_lora(model, job.adaptation.lora).to(device)
     _train_mode(model, job.adaptation.checkpointing)
@@ -76,7 +74,7 @@ def adapt(job: AdaptationJob) -> None:
         job.adaptation.warmup_fraction,
         job.adaptation.clip_norm,
         job.execution.zero_stage,
-        job.execution.use_gpu,
+        job.backbone.compute_dtype,
         job.adaptation.schedule,
         job.adaptation.decay_fraction,
         job.adaptation.warmup_steps,
@@ -107,9 +105,9 @@ def fine_tune(job: FineTuningJob) -> None:
         return
     cell = cells[-1][1]
     tuning = cell.fine_tuning
-    device, dtype = _prepare(job.execution)
+    device = _prepare(job.execution)
     seed_worker(cell.seed)
-    model, tokenizer = load_base(cell.backbone, job.execution.models_dir, dtype)
+    model, tokenizer = load_base(cell.backbone, job.execution.models_dir)
     shape = Shape.of(model.config)
     adapted = job.store.local(job.store.committed(job.adapted))
     model = load_weights(model, adapted, trainable=True).to(device)
@@ -127,7 +125,7 @@ def fine_tune(job: FineTuningJob) -> None:
         tuning.warmup_fraction,
         tuning.clip_norm,
         job.execution.zero_stage,
-        job.execution.use_gpu,
+        cell.backbone.compute_dtype,
         tuning.schedule,
         tuning.decay_fraction,
         tuning.warmup_steps,
@@ -163,7 +161,7 @@ def _retriever_facts(job: FineTuningJob, cell: Cell, task: FineTuningTask) -> di
     )
     return {
         "parameters": shape.parameters,
-        "head_parameters": shape.vocabulary * shape.hidden if cell.head == "sparse" else 0,
+        "head_parameters": shape.vocabulary * shape.hidden if cell.head.is_sparse else 0,
         "budget_flops": cell.budget_flops,
         "epochs": cell.epochs,
         "charged_flops": _charged(cell, shape),
@@ -192,7 +190,7 @@ def _save(
     facts = {
         "name": cell.run_name,
         "collection": job.collection,
-        "objective": cell.objective,
+        "objective": cell.objective.name,
         "seed": cell.seed,
         "recipe": identity(cell.fine_tuning),
         "training": {
@@ -219,7 +217,7 @@ def training_batches(job: FineTuningJob, cell: Cell, tokenizer: Tokenizer) -> Tr
         cell.fine_tuning,
         passages_per_query(cell),
         cell.seed,
-        needs_teacher=cell.objective != "cl",
+        needs_teacher=cell.objective.needs_teacher,
     )
 
 

@@ -1,4 +1,4 @@
-"""Bidirectional decoder backbones: load, start, adapt (paper.md, Backbone).
+"""Bidirectional decoder backbones: load, start, adapt (2502.15526, Backbone).
 
 `config.is_causal = False` is the library's own switch: it turns the stock decoder bidirectional
 under every attention implementation and survives saving. A probe checks at load that it took, and
@@ -9,7 +9,6 @@ Legend: B texts, L tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from raylab.experiment.config import Backbone, ConfigError, Lora
-from raylab.storage.artifacts import sha256_of
+from raylab.experiment.config import Backbone, ComputeDtype, ConfigError, Lora
 
 # peft warns of tied weights under modules_to_save; `ensure_weight_tying` keeps them tied instead.
 _EMBEDDINGS = ("embed_tokens",)
@@ -53,24 +51,6 @@ def resolve_source(backbone: Backbone, models_dir: str | None = None) -> str:
             if candidate.is_dir():
                 return str(candidate)
     return source
-
-
-def weights_fingerprint(backbone: Backbone, models_dir: str | None = None) -> str:
-    """What a backbone starts from: the checksum of its local files, or the hub id itself.
-
-    A random start has no weights file: its configuration is what counts.
-    """
-    source = resolve_source(backbone, models_dir)
-    folder = Path(source)
-    if not folder.is_dir():
-        return hashlib.sha256(source.encode()).hexdigest()
-    kinds = (
-        ("config.json",)
-        if backbone.start == "random"
-        else ("config.json", "*.safetensors", "*.gguf")
-    )
-    files = sorted(p for kind in kinds for p in folder.glob(kind))
-    return hashlib.sha256("".join(p.name + sha256_of(p) for p in files).encode()).hexdigest()
 
 
 def gguf_file(source: str) -> str | None:
@@ -118,22 +98,29 @@ def attention_for(device: torch.device) -> str | None:
     return None
 
 
+def torch_dtype(name: ComputeDtype) -> torch.dtype:
+    """The dtype of a `compute_dtype`."""
+    return getattr(torch, name)
+
+
 def load_backbone(
     backbone: Backbone,
     source: str,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | None = None,
     attention: str | None = None,
 ) -> Any:
     """A bidirectional decoder with its LM head, in eval mode, on `device` (default: CPU).
 
     Args:
+        dtype: of weights and activations; default: the backbone's `compute_dtype`.
         attention: the library's name of an implementation; default: `attention_for(device)`.
 
     Raises:
         ConfigError: see `load_config` and `probe`.
     """
     device = device or torch.device("cpu")
+    dtype = dtype or torch_dtype(backbone.compute_dtype)
     config = load_config(backbone, source)
     attention = attention or attention_for(device)
     if backbone.start == "random":
@@ -164,7 +151,7 @@ def probe(model: Any, bidirectional: bool = True) -> None:
     With `bidirectional` False it must look back alone.
 
     Raises:
-        ConfigError: one of them is not so; patches of other libraries fail silently there (stack.md).
+        ConfigError: one of them is not so; patches of other libraries fail silently there (docs/log.md).
     """
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
@@ -284,7 +271,7 @@ def add_lora(model: Any, lora: Lora | None) -> Any:
 
 
 def set_lora_dropout(model: Any, probability: float) -> None:
-    """MNTP and fine-tuning share one adapter and differ in its dropout (paper.md)."""
+    """MNTP and fine-tuning share one adapter and differ in its dropout (2502.15526)."""
     for name, module in model.named_modules():
         if ".lora_dropout." in name and isinstance(module, (torch.nn.Dropout, torch.nn.Identity)):
             parent = model.get_submodule(name.rpartition(".")[0])

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
+from raylab.experiment.heads import DENSE, SPARSE
+
 _USE = {
-    "sparse": ("SparseEncoder", "vocabulary terms with their impacts"),
-    "dense": ("SentenceTransformer", "the mean of the L2-normalised token states"),
+    SPARSE.pooling: ("SparseEncoder", "vocabulary terms with their impacts"),
+    DENSE.pooling: ("SentenceTransformer", "the mean of the L2-normalised token states"),
 }
 
 
@@ -40,13 +42,16 @@ def write_card(
         measures: rows of the results table that belong to this checkpoint.
     """
     head, backbone, encoding = contract["head"], contract["backbone"], contract["encoding"]
-    library, meaning = _USE[head]
+    name, sparse = head["name"], head["representation"] == "sparse"
+    library, meaning = _USE.get(head["pooling"], (None, f"`{head['pooling']}`"))
     front: dict[str, Any] = {
         "license": contract.get("license") or "other",
-        "library_name": "sentence-transformers",
         "pipeline_tag": "feature-extraction",
-        "tags": ["raylab", "retrieval", f"{head}-retrieval", "bidirectional", library_tag(head)],
+        "tags": ["raylab", "retrieval", f"{name}-retrieval", "bidirectional"],
     }
+    if library is not None:
+        front["library_name"] = "sentence-transformers"
+        front["tags"].append("sparse-encoder" if sparse else "sentence-transformers")
     if contract["weights"] == "adapter":
         front["base_model"] = backbone["source"]
     if contract.get("collection"):
@@ -55,7 +60,7 @@ def write_card(
         front["model-index"] = [_index_entry(contract, measures)]
     tokenizer = contract["tokenizer"]
     rows = [
-        ("head", f"{head}: {meaning}; score = dot product"),
+        ("head", f"{name}: {meaning}; score = dot product"),
         ("backbone", f"{backbone['name']} (`{backbone['source']}`), attention both ways"),
         ("weights", "LoRA adapter" if contract["weights"] == "adapter" else "whole model"),
         ("trained on", contract.get("collection", "not told")),
@@ -66,7 +71,7 @@ def write_card(
         ("special tokens", "the tokenizer's own" if tokenizer["special_tokens"] else "none"),
         ("licence of the base", contract.get("license") or "see the base model"),
     ]
-    if head == "sparse":
+    if sparse:
         kept = f"{encoding['top_k_query'] or 'all'} a query, {encoding['top_k_passage'] or 'all'} a passage"
         rows.append(("terms kept at inference", kept))
     rows += [(name, f"{value:.6g}") for name, value in (contract.get("training") or {}).items()]
@@ -78,27 +83,27 @@ def write_card(
     ]
     if measures:
         parts += ["## Measures", _measure_table(measures)]
-    parts += ["## Use", _usage(head, library, encoding)]
+    parts += ["## Use", _usage(sparse, library, encoding)]
     if contract.get("recipe"):
         recipe = json.dumps(contract["recipe"], indent=1, sort_keys=True)
         parts += ["## Recipe", f"```json\n{recipe}\n```"]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def library_tag(head: str) -> str:
-    """How the hub files a model of this head."""
-    return "sparse-encoder" if head == "sparse" else "sentence-transformers"
-
-
-def _usage(head: str, library: str, encoding: Mapping[str, Any]) -> str:
-    pruned = head == "sparse" and (encoding["top_k_query"] or encoding["top_k_passage"])
-    asks = [f", max_active_dims={encoding[k]}" if pruned and encoding[k] else "" for k in _TOP_K]
-    return (
+def _usage(sparse: bool, library: str | None, encoding: Mapping[str, Any]) -> str:
+    raylab = (
         "```python\n"
-        "from raylab.models.retriever import Retriever  # or:\n"
-        f"from sentence_transformers import {library}\n\n"
+        "from raylab import Retriever\n\n"
         'retriever = Retriever.load("FOLDER")\n'
-        "queries, passages = retriever.encode_queries(QUERIES), retriever.encode_passages(PASSAGES)\n\n"
+        "queries, passages = retriever.encode_queries(QUERIES), retriever.encode_passages(PASSAGES)\n"
+        "```"
+    )
+    if library is None:
+        return raylab
+    asks = [f", max_active_dims={encoding[k]}" if sparse and encoding[k] else "" for k in _TOP_K]
+    return (
+        f"{raylab}\n\nor\n\n```python\n"
+        f"from sentence_transformers import {library}\n\n"
         f'model = {library}("FOLDER")\n'
         f"queries = model.encode_query(QUERIES{asks[0]})\n"
         f"passages = model.encode_document(PASSAGES{asks[1]})\n"

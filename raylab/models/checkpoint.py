@@ -15,6 +15,7 @@ for that: whoever loads the folder gets the scaled logits. No path of the machin
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +29,10 @@ from raylab.experiment.config import (
     Backbone,
     ConfigError,
     Encoding,
-    HeadKind,
     Tokenization,
     identity,
 )
+from raylab.experiment.heads import Head
 from raylab.models.backbone import (
     final_norm,
     load_backbone,
@@ -63,7 +64,7 @@ def save_retriever(
     state: Mapping[str, torch.Tensor],
     tokenizer: Tokenizer,
     backbone: Backbone,
-    head: HeadKind,
+    head: Head,
     encoding: Encoding,
     facts: Mapping[str, Any],
     models_dir: str | None = None,
@@ -75,17 +76,17 @@ def save_retriever(
         state: `state_to_save(model)`, gathered.
         facts: provenance, JSON-ready, kept in the contract and told by the card.
     """
-    scale = logit_scale(model.config.hidden_size) if head == "sparse" else 1.0
+    scale = logit_scale(model.config.hidden_size) if head.is_sparse else 1.0
     norm = scaled_norm_weight(final_norm(model), scale).detach().cpu().contiguous()
     is_adapter = is_adapted(model) and on_a_hub(backbone)
     folder.mkdir(parents=True, exist_ok=True)
     if is_adapter:
-        _save_adapter(folder, model, state, norm if head == "sparse" else None, backbone.source)
+        _save_adapter(folder, model, state, norm if head.is_sparse else None, backbone.source)
     else:
         _save_whole(folder, model, state, norm, backbone, models_dir)
     tokenizer.save(str(folder))
     contract = {
-        "head": head,
+        "head": dataclasses.asdict(head),
         "backbone": _named(backbone),
         "encoding": identity(encoding),
         "tokenizer": tokenizer.contract,
@@ -103,7 +104,7 @@ def _named(backbone: Backbone) -> dict[str, Any]:
 
     Its tokenisation stands in the tokenizer's contract, and there alone.
     """
-    facts = identity(backbone)
+    facts = dataclasses.asdict(backbone)
     del facts["tokenization"]
     if Path(backbone.source).is_dir():
         facts["source"] = Path(backbone.source).name
@@ -207,9 +208,9 @@ def contract_tokenizer(folder: Path, contract: Mapping[str, Any]) -> Tokenizer:
 def load_checkpoint(
     folder: Path,
     models_dir: str | None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | None = None,
-) -> tuple[Any, Tokenizer, HeadKind, Encoding, float]:
+) -> tuple[Any, Tokenizer, Head, Encoding, float]:
     """(model with its adapter merged, tokenizer, head, encoding, the sparse head's factor).
 
     Raises:
@@ -228,6 +229,6 @@ def load_checkpoint(
         base = load_backbone(backbone, resolve_source(backbone, models_dir), dtype, device)
         model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
     else:
-        own = Backbone(backbone.name, str(folder), bidirectional=backbone.bidirectional)
+        own = dataclasses.replace(backbone, source=str(folder), layers=None, start="pretrained")
         model = load_backbone(own, str(folder), dtype, device)
-    return model, tokenizer, contract["head"], Encoding(**contract["encoding"]), 1.0
+    return model, tokenizer, Head(**contract["head"]), Encoding(**contract["encoding"]), 1.0

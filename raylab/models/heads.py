@@ -1,4 +1,4 @@
-"""The two heads: hidden states of a text into one representation (paper.md, Heads).
+"""Pooling: hidden states of a text into one representation (2502.15526, Heads).
 
 Legend: B texts, L tokens, D hidden size, V vocabulary.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from raylab.experiment.config import HeadKind
+from raylab.experiment.heads import Head
+from raylab.experiment.references import load_reference
 from raylab.models.sparse_head import sparse_reps
 
 
@@ -19,26 +20,41 @@ def dense_reps(hidden_BLD: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
     return (normed_BLD * weights_BL1).sum(1) / weights_BL1.sum(1).clamp(min=1)
 
 
+def mean_pooling(
+    hidden_BLD: torch.Tensor, weight_VD: torch.Tensor, mask_BL: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The pooling of the dense head: [B, D]."""
+    return dense_reps(hidden_BLD, mask_BL)
+
+
+def sparse_pooling(
+    hidden_BLD: torch.Tensor, weight_VD: torch.Tensor, mask_BL: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """The pooling of the sparse head: [B, V]."""
+    return sparse_reps(hidden_BLD, weight_VD, mask_BL, scale)
+
+
 def logit_scale(hidden: int) -> float:
     """The sparse head's factor on the logits at a hidden size."""
     return hidden**-0.25
 
 
 def represent(
-    head: HeadKind,
+    head: Head,
     hidden_BLD: torch.Tensor,
     weight_VD: torch.Tensor,
     mask_BL: torch.Tensor,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Representations under a head: [B, V] for sparse, [B, D] for dense.
+    """Representations under a head: [B, V] where it is sparse, else [B, D].
 
-    `scale` is the sparse head's factor, `logit_scale` by default (1 where the final norm holds it).
+    `scale` is the factor on the logits, `logit_scale` by default (1 where the final norm holds it).
+
+    Raises:
+        ConfigError: the head's pooling cannot be loaded.
     """
-    if head == "dense":
-        return dense_reps(hidden_BLD, mask_BL)
     scale = logit_scale(hidden_BLD.shape[-1]) if scale is None else scale
-    return sparse_reps(hidden_BLD, weight_VD, mask_BL, scale)
+    return load_reference(head.pooling)(hidden_BLD, weight_VD, mask_BL, scale)
 
 
 def prune_top_k(reps_BV: torch.Tensor, k: int) -> torch.Tensor:

@@ -83,10 +83,10 @@ def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
 def load_base(
     backbone: Backbone,
     models_dir: str | None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> tuple[Any, Tokenizer]:
-    """A backbone and its tokenizer, from wherever its source is."""
+    """A backbone, in its own `compute_dtype` by default, and its tokenizer, from wherever its source is."""
     source = resolve_source(backbone, models_dir)
     model, tokenizer = (
         load_backbone(backbone, source, dtype, device),

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Encoding, HeadKind
+from raylab.experiment.config import Encoding
+from raylab.experiment.heads import DENSE, SPARSE, Head
 
 _TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
 _NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
@@ -23,15 +24,25 @@ _POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 _SPLADE = "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling"
 
 
+def is_described(head: Head) -> bool:
+    """Whether sentence-transformers has modules that pool as this head does."""
+    return head.pooling in (SPARSE.pooling, DENSE.pooling)
+
+
 def describe_modules(
     folder: Path,
-    head: HeadKind,
+    head: Head,
     encoding: Encoding,
     tokenizer: Tokenizer,
     model_config: Any,
     is_adapter: bool,
 ) -> None:
-    """Write the files that make `folder` a `SparseEncoder` or a `SentenceTransformer`."""
+    """Write the files that make `folder` a `SparseEncoder` or a `SentenceTransformer`.
+
+    Nothing is written for a head of which `is_described` is false.
+    """
+    if not is_described(head):
+        return
     tokenization = tokenizer.tokenization
     transformer: dict[str, Any] = {
         "model_kwargs": {"dtype": "float32"},
@@ -50,7 +61,7 @@ def describe_modules(
             changes["final_logit_softcapping"] = None
         transformer["config_kwargs"] = changes
     modules = [("", _TRANSFORMER)]
-    if head == "sparse":
+    if head.is_sparse:
         transformer["transformer_task"] = "text-generation"
         transformer["processing_kwargs"]["text"]["logits_to_keep"] = 0
         output = "logits"
@@ -87,7 +98,7 @@ def describe_modules(
         for i, (path, kind) in enumerate(modules)
     ]
     _write(folder / "modules.json", listed)
-    kind = "SparseEncoder" if head == "sparse" else "SentenceTransformer"
+    kind = "SparseEncoder" if head.is_sparse else "SentenceTransformer"
     prompts = {"query": tokenization.query_prompt, "document": tokenization.passage_prompt}
     about = {"model_type": kind, "similarity_fn_name": "dot"}
     _write(

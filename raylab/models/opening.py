@@ -15,14 +15,16 @@ from typing import Literal
 from safetensors import SafetensorError
 
 from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Backbone, ConfigError, Encoding, HeadKind
-from raylab.models.backbone import weights_fingerprint
+from raylab.experiment.config import Backbone, ComputeDtype, ConfigError, Encoding
+from raylab.experiment.heads import Head
+from raylab.models.backbone import torch_dtype
 from raylab.models.checkpoint import CONTRACT, contract_tokenizer, find_checkpoint, load_contract
+from raylab.models.identity import weights_fingerprint
 from raylab.models.published import is_published, published_description
 from raylab.models.retriever import Retriever
 from raylab.models.sentence import MODULES, SentenceRetriever, sentence_encoding, sentence_head
 from raylab.models.teachers import teacher_source
-from raylab.storage.artifacts import sha256_of
+from raylab.storage.checksums import checksum
 
 _WHAT_COUNTS = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
 _WEIGHTS = (".safetensors", ".bin")
@@ -40,10 +42,11 @@ class Found:
     source: str
     folder: Path
     kind: Literal["raylab", "authors", "sentence-transformers"]
-    head: HeadKind
+    head: Head
     encoding: Encoding
     fingerprint: str
     tokenizer: Tokenizer | None  # None: sentence-transformers keeps it to itself
+    compute_dtype: ComputeDtype = "float32"  # that of its training, where the checkpoint says
 
 
 def find_retriever(source: str, models_dir: str | None = None) -> Found:
@@ -76,9 +79,11 @@ def _found(source: str, folder: Path, models_dir: str | None) -> Found:
     facts = source, folder
     if (folder / CONTRACT).exists():
         contract = load_contract(folder)
+        head = Head(**contract["head"])
+        dtype = contract["backbone"]["compute_dtype"]
         encoding, own = Encoding(**contract["encoding"]), contract_tokenizer(folder, contract)
         fingerprint = _fingerprint(folder, models_dir)
-        return Found(*facts, "raylab", contract["head"], encoding, fingerprint, own)
+        return Found(*facts, "raylab", head, encoding, fingerprint, own, dtype)
     if is_published(folder):
         head, encoding, own = published_description(folder, models_dir)
         return Found(*facts, "authors", head, encoding, _fingerprint(folder, models_dir), own)
@@ -96,7 +101,7 @@ def _fingerprint(folder: Path, models_dir: str | None) -> str:
     files = sorted(
         (str(p.relative_to(folder)), p) for p in folder.rglob("*") if p.suffix in _WHAT_COUNTS
     )
-    content = "".join(name + sha256_of(path) for name, path in files)
+    content = "".join(name + checksum(path) for name, path in files)
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = json.loads(adapter.read_text())["base_model_name_or_path"]
@@ -105,9 +110,13 @@ def _fingerprint(folder: Path, models_dir: str | None) -> str:
 
 
 def open_retriever(
-    source: str, encoding: Encoding, models_dir: str | None = None, device: str | None = None
+    source: str,
+    encoding: Encoding,
+    models_dir: str | None = None,
+    device: str | None = None,
+    compute_dtype: ComputeDtype = "float32",
 ) -> AnyRetriever:
-    """Load a checkpoint's model, to encode under `encoding`.
+    """Load a checkpoint's model, to encode under `encoding` in `compute_dtype`.
 
     Raises:
         ConfigError: it cannot be loaded.
@@ -115,8 +124,8 @@ def open_retriever(
     folder = _folder(source, models_dir)
     try:
         if not (folder / CONTRACT).exists() and not is_published(folder):
-            return SentenceRetriever(folder, encoding, device)
-        retriever = Retriever.load(folder, models_dir, device)
+            return SentenceRetriever(folder, encoding, device, torch_dtype(compute_dtype))
+        retriever = Retriever.load(folder, models_dir, device, torch_dtype(compute_dtype))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise

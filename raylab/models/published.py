@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Backbone, ConfigError, Encoding, HeadKind, Tokenization
+from raylab.experiment.config import Backbone, ConfigError, Encoding, Tokenization
+from raylab.experiment.heads import DENSE, SPARSE, Head
 from raylab.models.backbone import load_backbone, resolve_source
 
 _SPARSE, _DENSE = "BiForMNTP", "BiModel"
@@ -38,9 +39,7 @@ def is_published(folder: Path) -> bool:
     return _base_class(folder).endswith((_SPARSE, _DENSE))
 
 
-def published_description(
-    folder: Path, models_dir: str | None
-) -> tuple[HeadKind, Encoding, Tokenizer]:
+def published_description(folder: Path, models_dir: str | None) -> tuple[Head, Encoding, Tokenizer]:
     """What can be said of such a folder without loading its model.
 
     Raises:
@@ -48,7 +47,7 @@ def published_description(
     """
     from peft import LoraConfig
 
-    head: HeadKind = "dense" if _base_class(folder).endswith(_DENSE) else "sparse"
+    head = DENSE if _base_class(folder).endswith(_DENSE) else SPARSE
     base = str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path)
     source = resolve_source(Backbone(folder.resolve().name, base), models_dir)
     if source.startswith(("/", ".")) and not Path(source).is_dir():
@@ -63,9 +62,9 @@ def published_description(
 def load_published(
     folder: Path,
     models_dir: str | None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | None = None,
-) -> tuple[Any, Tokenizer, HeadKind, Encoding]:
+) -> tuple[Any, Tokenizer, Head, Encoding]:
     """(model with the adapter merged, tokenizer, head, encoding).
 
     Raises:

@@ -16,7 +16,9 @@ import torch
 
 from raylab.data.supervision.batches import pad
 from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Backbone, Encoding, HeadKind
+from raylab.experiment.config import Backbone, Encoding
+from raylab.experiment.heads import Head
+from raylab.index.embeddings import Matrix
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.models.checkpoint import find_checkpoint, load_checkpoint
 from raylab.models.heads import prune_top_k, represent
@@ -24,8 +26,6 @@ from raylab.models.hub import load_base
 
 log = logging.getLogger("raylab")
 _MOST_PADDING = 0.02
-
-from raylab.index.embeddings import Matrix
 
 
 class Retriever:
@@ -39,12 +39,12 @@ class Retriever:
         self,
         model: Any,
         tokenizer: Tokenizer,
-        head: HeadKind,
+        head: Head,
         encoding: Encoding,
         scale: float | None = None,
     ):
         self.model, self.tokenizer, self.encoding = model.eval(), tokenizer, encoding
-        self.head: HeadKind = head
+        self.head = head
         self.scale = scale
         self._checked = False
 
@@ -61,27 +61,27 @@ class Retriever:
         Args:
             models_dir: where bases are looked for by their hub ids before the hub is asked.
             device: default CUDA where there is one, else CPU.
-            dtype: default bfloat16 on CUDA, else float32.
+            dtype: default that of its training, on any device; float32 where the checkpoint does not say.
 
         Raises:
             ConfigError: no retriever there, or a tokenizer that is not the one it was trained with.
         """
-        place, kind = placement(device, dtype)
-        return cls(*load_checkpoint(find_checkpoint(path_or_id), models_dir, kind, place))
+        return cls(
+            *load_checkpoint(find_checkpoint(path_or_id), models_dir, dtype, placement(device))
+        )
 
     @classmethod
     def untrained(
         cls,
         backbone: Backbone,
-        head: HeadKind,
+        head: Head,
         encoding: Encoding,
         models_dir: str | None = None,
         device: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Retriever:
-        """The backbone as it starts, under a head."""
-        place, kind = placement(device, dtype)
-        model, tokenizer = load_base(backbone, models_dir, kind, place)
+        """The backbone as it starts, under a head, in its `compute_dtype` by default."""
+        model, tokenizer = load_base(backbone, models_dir, dtype, placement(device))
         return cls(model, tokenizer, head, encoding)
 
     def encode_queries(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
@@ -115,7 +115,7 @@ class Retriever:
             hidden_BLD = hidden_states(self.model, ids_BL, mask_BL)
             reps = represent(self.head, hidden_BLD, weight_VD, mask_BL, self.scale).float()
             parts.append(
-                rows_of(prune_top_k(reps, top_k) if self.head == "sparse" else reps, self.head)
+                rows_of(prune_top_k(reps, top_k) if self.head.is_sparse else reps, self.head)
             )
             places.append(batch)
         if not parts:
@@ -124,24 +124,25 @@ class Retriever:
         if len(texts) > 1 and not self._checked:
             self._checked = True
             if warning := collapse(matrix):
-                log.warning("%s retriever of %s: %s", self.head, self.tokenizer.source, warning)
+                log.warning(
+                    "%s retriever of %s: %s", self.head.name, self.tokenizer.source, warning
+                )
         return matrix
 
     def _nothing(self, weight_VD: torch.Tensor) -> Matrix:
-        if self.head == "sparse":
+        if self.head.is_sparse:
             return sp.csr_matrix((0, weight_VD.shape[0]), dtype=np.float32)
         return np.zeros((0, weight_VD.shape[1]), np.float32)
 
 
-def placement(device: str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
-    """Where to encode, and in what: CUDA in bfloat16 where there is one, else CPU in float32."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return place, dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+def placement(device: str | None) -> torch.device:
+    """Where to encode: on CUDA where there is one, else on the CPU."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def rows_of(reps: torch.Tensor, head: HeadKind) -> Matrix:
-    """Representations [B, D] of a dense or [B, V] of a sparse head, off the device."""
-    return _csr(reps) if head == "sparse" else reps.cpu().numpy()
+def rows_of(reps: torch.Tensor, head: Head) -> Matrix:
+    """Representations of a head, off the device: CSR [B, V] where it is sparse, else [B, D]."""
+    return _csr(reps) if head.is_sparse else reps.cpu().numpy()
 
 
 def _csr(reps_BV: torch.Tensor) -> sp.csr_matrix:

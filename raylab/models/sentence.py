@@ -15,7 +15,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from raylab.experiment.config import ConfigError, Encoding, HeadKind
+from raylab.experiment.config import ConfigError, Encoding
+from raylab.experiment.heads import DENSE, SPARSE, Head
 from raylab.index.embeddings import Matrix
 from raylab.models.heads import prune_top_k
 from raylab.models.retriever import in_input_order, length_batches, rows_of, token_budget
@@ -29,12 +30,12 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def sentence_head(folder: Path) -> HeadKind:
+def sentence_head(folder: Path) -> Head:
     """Sparse for a `SparseEncoder`, else dense."""
     about = _json(folder / "config_sentence_transformers.json")
     types = [module.get("type", "") for module in _json(folder / MODULES)]
     sparse = about.get("model_type") == "SparseEncoder" or any("sparse_encoder" in t for t in types)
-    return "sparse" if sparse else "dense"
+    return SPARSE if sparse else DENSE
 
 
 def sentence_encoding(folder: Path) -> Encoding:
@@ -56,18 +57,24 @@ class SentenceRetriever:
             by something else than dot product or cosine.
     """
 
-    def __init__(self, folder: Path, encoding: Encoding, device: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        encoding: Encoding,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
         try:
             import sentence_transformers as library
         except ImportError:
             raise ConfigError(
                 f"{folder} is a sentence-transformers model: pip install sentence-transformers"
             ) from None
-        self.head: HeadKind = sentence_head(folder)
+        self.head = sentence_head(folder)
         self.encoding = encoding
-        sparse = self.head == "sparse"
+        sparse = self.head.is_sparse
         kind: Any = library.SparseEncoder if sparse else library.SentenceTransformer
-        self.model = kind(str(folder), device=device, trust_remote_code=False)
+        self.model = kind(str(folder), device=device, trust_remote_code=False).to(dtype)
         similarity = str(self.model.similarity_fn_name)
         if similarity not in ("dot", "cosine"):
             raise ConfigError(f"{folder}: similarity {similarity!r}; it must be dot or cosine")
@@ -98,7 +105,7 @@ class SentenceRetriever:
     def _encode(
         self, texts: Sequence[str], encode: Any, limit: int, top_k: int, batch_tokens: int | None
     ) -> Matrix:
-        sparse = self.head == "sparse"
+        sparse = self.head.is_sparse
         if not len(texts):
             width = int(self.model.get_embedding_dimension())
             empty = np.zeros((0, width), np.float32)

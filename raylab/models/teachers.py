@@ -9,7 +9,6 @@ A folder or hub id is taken for what its files say it is:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +26,13 @@ from transformers import (
 
 from raylab.data.supervision.batches import pad
 from raylab.data.supervision.published import form_of
-from raylab.experiment.config import Backbone, ConfigError
+from raylab.experiment.config import Backbone, ComputeDtype, ConfigError
 from raylab.index.embeddings import Matrix
-from raylab.models.backbone import resolve_source
+from raylab.models.backbone import resolve_source, torch_dtype
 from raylab.models.checkpoint import CONTRACT, find_checkpoint
+from raylab.models.identity import weights_fingerprint
 from raylab.models.published import is_published
 from raylab.models.retriever import Retriever, length_batches
-from raylab.storage.artifacts import sha256_of
 
 MAX_TOKENS = 160  # of a pair (cross-encoder) or a text (encoders; a retriever has its own lengths)
 Kind = Literal["cross-encoder", "sparse encoder", "bi-encoder", "retriever"]
@@ -52,16 +51,12 @@ def teacher_source(source: str, models_dir: str | None = None) -> str:
 
 
 def teacher_fingerprint(source: str, models_dir: str | None = None) -> str:
-    """Hash of a local teacher's configuration and weights, or of the hub id's name.
+    """What a teacher is: the content of its configuration, weights and tokenizer.
 
     Raises:
-        ConfigError: a package that is not installed.
+        ConfigError: no model there.
     """
-    folder = Path(teacher_source(source, models_dir))
-    if not folder.is_dir():
-        return hashlib.sha256(source.encode()).hexdigest()
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin"))
-    return hashlib.sha256("".join(p.name + sha256_of(p) for p in files).encode()).hexdigest()
+    return weights_fingerprint(Backbone("teacher", source), models_dir)
 
 
 def is_retriever(folder: Path) -> bool:
@@ -111,12 +106,18 @@ class Teacher:
 
     Args:
         source: local folder, hub id or `package:NAME/FOLDER`.
+        compute_dtype: what it computes in, on any device; a retriever checkpoint has its own.
 
     Raises:
         ConfigError: no model there.
     """
 
-    def __init__(self, source: str, models_dir: str | None = None):
+    def __init__(
+        self,
+        source: str,
+        models_dir: str | None = None,
+        compute_dtype: ComputeDtype = "float32",
+    ):
         path = teacher_source(source, models_dir)
         self.kind: Kind
         if is_retriever(Path(path)):
@@ -126,11 +127,11 @@ class Teacher:
             config = AutoConfig.from_pretrained(path)
             self.tokenizer = AutoTokenizer.from_pretrained(path)
             self.kind, auto = _kind_of(config.architectures or [])
-            self.model = auto.from_pretrained(path).eval()
+            self.model = auto.from_pretrained(path, dtype=torch_dtype(compute_dtype)).eval()
         except (OSError, ValueError) as error:
             raise ConfigError(f"teacher: no model at {source!r} ({error})") from None
         if torch.cuda.is_available():
-            self.model = self.model.half().cuda()
+            self.model = self.model.cuda()
 
     @property
     def is_cross_encoder(self) -> bool:

@@ -123,7 +123,7 @@ def _facts(
         return facts | {"kind": "baseline", "system": BM25, "fingerprint": run.fingerprint}
     facts |= {
         "size": subject.backbone.name,
-        "head": subject.head,
+        "head": subject.head.name,
         "parameters": _parameters(subject.backbone, execution),
     }
     if cell is None:
@@ -133,7 +133,7 @@ def _facts(
     return facts | {
         "kind": "trained",
         "system": cell.name,
-        "objective": cell.objective,
+        "objective": cell.objective.name,
         "seed": cell.seed,
         "budget_flops": cell.budget_flops,
         "spent_flops": meta["spent_flops"],

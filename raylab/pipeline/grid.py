@@ -26,7 +26,7 @@ from raylab.pipeline.driver import sole_driver
 from raylab.pipeline.walk import Walk
 from raylab.planning.flops import DEVICES
 from raylab.planning.plan import check_plan, plan_grid
-from raylab.stages.teach import SHIPPED
+from raylab.stages.teaching import SHIPPED
 from raylab.storage.artifacts import DamagedArtifact
 from raylab.storage.store import Store
 from raylab.storage.tables import PER_QUERY, read_table
@@ -89,7 +89,7 @@ def choose_teacher(grid: Grid, source: Source) -> str | None:
     Raises:
         ConfigError: a cell distils and no teacher is at hand.
     """
-    if all(cell.objective == "cl" for cell in grid.cells()) and not source.embedded:
+    if not any(cell.objective.needs_teacher for cell in grid.cells()) and not source.embedded:
         return grid.teacher
     if grid.teacher is not None:
         return grid.teacher

@@ -13,6 +13,7 @@ from raylab.data.collections import TRAIN
 from raylab.data.ingest import PASSAGES
 from raylab.experiment.config import Execution
 from raylab.experiment.grid import Cell, Recipe
+from raylab.experiment.objectives import CL
 from raylab.index.embeddings import shards
 from raylab.jobs.encode import encode_all
 from raylab.jobs.pool import encoders
@@ -258,9 +259,7 @@ class Measuring:
         profiles = {}
         for subject, cell in self.subjects:
             tuning = (
-                cell.fine_tuning
-                if cell
-                else self.recipe.tuning(subject.backbone, subject.head, "cl")
+                cell.fine_tuning if cell else self.recipe.tuning(subject.backbone, subject.head, CL)
             )
             own = {split: queries[subject.name, split] for split in self.splits}
             profiles[subject.name] = Profile(

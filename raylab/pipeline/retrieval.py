@@ -26,6 +26,7 @@ from raylab.experiment.config import Backbone, Encoding, Execution
 from raylab.index.embeddings import as_stored, read_row, shards
 from raylab.index.export import write_ciff, write_faiss, write_json_vectors
 from raylab.index.kernels.topk import merge_topk
+from raylab.index.kinds import index_class
 from raylab.jobs.encode import encode_all
 from raylab.jobs.ingest import ingest
 from raylab.jobs.pool import encoders
@@ -35,7 +36,7 @@ from raylab.jobs.tasks import build_index, evaluate_all, run_all
 from raylab.models.opening import AnyRetriever, Found, open_retriever
 from raylab.stages.encode import EncodeTask, Subject, passage_task, query_task
 from raylab.stages.scan import Scan, shard_addresses
-from raylab.stages.search import Evaluation, index_address, index_class, search_index
+from raylab.stages.search import Evaluation, index_address, search_index
 from raylab.stages.tokenise import tokenise, tokens_address
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
@@ -80,7 +81,7 @@ class Retrieval:
         self.connect, self.say = connect, say
         self.source, self.on_fault = source, on_fault
         name = f"checkpoint-{found.fingerprint[:12]}"
-        backbone = Backbone(name, str(found.folder))
+        backbone = Backbone(name, str(found.folder), compute_dtype=found.compute_dtype)
         self.subject = Subject(name, found.head, backbone, found.fingerprint, None, found.source)
 
     @functools.cached_property
@@ -158,7 +159,7 @@ class Retrieval:
             iter(places.values())
         ).parent  # the index of all is as large as what is asked for
         with tempfile.TemporaryDirectory(dir=beside) as folder:
-            whole: Any = index_class(self.found.head).build(folders, folder)
+            whole: Any = index_class(self.found.head.representation).build(folders, folder)
             for form, out in places.items():
                 if form == "faiss":
                     write_faiss(whole, out)
@@ -176,14 +177,19 @@ class Retrieval:
     def _open(self) -> AnyRetriever:
         device = "cuda" if self.execution.use_gpu else "cpu"
         models_dir = self.execution.models_dir
-        return open_retriever(self.found.source, self.encoding, models_dir, device)
+        return open_retriever(
+            self.found.source, self.encoding, models_dir, device, self.found.compute_dtype
+        )
 
     def search(self, text: str, k: int) -> list[Hit]:
         """The best k passages for a text; fewer where fewer share a term with it."""
         folders = [self.store.local(index) for index in self.indexes]
         retriever = self._open()
         query = as_stored(retriever.encode_queries([text]), self.encoding.precision, "query")
-        kind, products = index_class(self.found.head), "cuda" if self.execution.use_gpu else None
+        kind, products = (
+            index_class(self.found.head.representation),
+            "cuda" if self.execution.use_gpu else None,
+        )
         parts = [search_index(kind.load(folder), query, k, products) for folder in folders]
         ids, scores = merge_topk(parts, k)
         found = ids[0] != ""

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from raylab.data.ingest import collection_address
 from raylab.data.ingested import training_part
 from raylab.data.sources import EMBEDDED, Source
-from raylab.experiment.config import Backbone, Execution, HeadKind
+from raylab.experiment.config import Backbone, Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell, Grid
+from raylab.experiment.heads import Head
 from raylab.jobs.cluster import connect, device_bytes
 from raylab.jobs.filling import filling
 from raylab.jobs.ingest import ingest
@@ -19,8 +20,8 @@ from raylab.jobs.pools import data_pool, ray_pool
 from raylab.jobs.progress import Monitor
 from raylab.jobs.train import training_devices
 from raylab.jobs.trials import Job, Turns, run_trials
-from raylab.models.backbone import weights_fingerprint
 from raylab.models.hub import load_tokenizer
+from raylab.models.identity import weights_fingerprint
 from raylab.pipeline.collect import Walked
 from raylab.pipeline.measuring import Measuring
 from raylab.planning.contract import within_total
@@ -29,7 +30,9 @@ from raylab.planning.plan import GridPlan, check_plan
 from raylab.planning.scheduling import Item, Queue
 from raylab.stages.arrays import make_arrays
 from raylab.stages.encode import EncodeTask, Subject
-from raylab.stages.teach import Mining, Teaching, make_groups
+from raylab.stages.mine import Mining
+from raylab.stages.teach import make_groups
+from raylab.stages.teaching import Teaching
 from raylab.stages.tokenise import tokenise, tokens_address
 from raylab.stages.train import (
     AdaptationJob,
@@ -297,12 +300,12 @@ class Walk:
 
     def _subjects(self, trained: dict[Cell, Artifact]) -> list[tuple[Subject, Cell | None]]:
         subjects: list[tuple[Subject, Cell | None]] = []
-        pairs: dict[tuple[Backbone, HeadKind], None] = dict.fromkeys(
+        pairs: dict[tuple[Backbone, Head], None] = dict.fromkeys(
             (c.backbone, c.head) for c in self.cells
         )
         for backbone, head in pairs:
             causal = "" if backbone.bidirectional else "-causal"
-            name = f"untrained-{head}-{backbone.name}{causal}"
+            name = f"untrained-{head.name}-{backbone.name}{causal}"
             subjects.append((Subject(name, head, backbone, self.weights[backbone], None), None))
         subjects += [(_subject(cell, artifact), cell) for cell, artifact in trained.items()]
         return subjects

@@ -1,4 +1,4 @@
-"""The cost model: FLOPs of what the laboratory does, a budget into steps, hours of a device (rule 5).
+"""The cost model: FLOPs of what the laboratory does, a budget into steps, hours of a device.
 
 A multiply-add counts 2 FLOPs. What is counted is matrix products, as they are computed: padding
 included in the blocks, and not in the sparse head. Not counted: embedding (a lookup; where embeddings
@@ -32,10 +32,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylab.experiment.config import Adaptation, ConfigError, FineTuning, HeadKind, Lora, check
+from raylab.experiment.config import Adaptation, ConfigError, FineTuning, Lora, check
 from raylab.experiment.grid import Cell
+from raylab.experiment.heads import DENSE, Head
 
-# Of the vocabulary, active in a text of an untrained model (performance.md); training without Top-K
+# Of the vocabulary, active in a text of an untrained model (docs/log.md); training without Top-K
 # lowers it to below 1 %. What it stands for costs a third of one token's logits, or two thirds.
 ACTIVE_SHARE = 0.32
 # What a budget promises: what a cell spends is within this share of its plan, and cells of one budget of each other.
@@ -74,6 +75,10 @@ class Shape:
             tied=bool(getattr(config, "tie_word_embeddings", True)),
             gated=config.model_type not in _PLAIN_ENCODERS,
         )
+
+    def width(self, head: Head) -> int:
+        """Entries of a representation under a head."""
+        return head.width(self.hidden, self.vocabulary)
 
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
@@ -150,12 +155,13 @@ def block_forward_flops(shape: Shape, rows: Rows) -> tuple[float, float]:
     return linear, attention
 
 
-def head_forward_flops(shape: Shape, rows: Rows, head: HeadKind | None) -> float:
-    """FLOPs of projecting every real token on the vocabulary; none for the dense head."""
-    return 2.0 * rows.real * shape.hidden * shape.vocabulary if head == "sparse" else 0.0
+def head_forward_flops(shape: Shape, rows: Rows, head: Head | None) -> float:
+    """FLOPs of projecting every real token on the vocabulary, where the head does."""
+    projects = head is not None and head.is_sparse
+    return 2.0 * rows.real * shape.hidden * shape.vocabulary if projects else 0.0
 
 
-def encode_flops(shape: Shape, rows: Rows, head: HeadKind | None) -> float:
+def encode_flops(shape: Shape, rows: Rows, head: Head | None) -> float:
     """FLOPs of one forward pass with its head."""
     return sum(block_forward_flops(shape, rows)) + head_forward_flops(shape, rows, head)
 
@@ -163,7 +169,7 @@ def encode_flops(shape: Shape, rows: Rows, head: HeadKind | None) -> float:
 def train_flops(
     shape: Shape,
     rows: Sequence[Rows],
-    head: HeadKind | None,
+    head: Head | None,
     lora: Lora | None,
     checkpointing: bool,
     active_terms: Sequence[float] | None = None,
@@ -193,7 +199,7 @@ def train_flops(
                 last = 2.0 * shape.layers * lora.rank * shape.hidden * part.tokens
         recomputed = forward - last if checkpointing else 0.0
         vocabulary = head_forward_flops(shape, part, head)
-        if head == "sparse":
+        if head is not None and head.is_sparse:
             products = 2 if shape.trains_vocabulary(lora) else 1
             vocabulary += products * 2.0 * part.count * terms * shape.hidden
         total += forward + vocabulary + backward + recomputed
@@ -232,7 +238,7 @@ def fine_tuning_flops(cell: Cell, shape: Shape, rows: Sequence[Rows]) -> float:
         min(float(k), float(shape.vocabulary)) if k > 0 else ACTIVE_SHARE * shape.vocabulary
         for k in (tuning.top_k_query, tuning.top_k_passage)
     ]
-    width = shape.vocabulary if cell.head == "sparse" else shape.hidden
+    width = shape.width(cell.head)
     return train_flops(
         shape, rows, cell.head, tuning.lora, tuning.checkpointing, active
     ) + score_flops(queries.count, passages.count, width)
@@ -265,10 +271,8 @@ def fine_tuning_rows(
 
 
 def passages_per_query(cell: Cell) -> int:
-    """1 positive and the listed negatives; MarginMSE compares with one negative (paper.md)."""
-    if cell.objective == "kd" and cell.fine_tuning.kd_loss == "margin_mse":
-        return 2
-    return 1 + cell.fine_tuning.negatives
+    """Of a cell's step: 1 positive and the listed negatives."""
+    return cell.objective.passages(cell.fine_tuning)
 
 
 def adaptation_flops(shape: Shape, adaptation: Adaptation) -> float:
@@ -312,10 +316,10 @@ def cross_encoder_flops(shape: Shape, pairs: Rows) -> float:
 
 
 def bi_encoder_flops(
-    shape: Shape, texts: Sequence[Rows], pairs: float, head: HeadKind | None = "dense"
+    shape: Shape, texts: Sequence[Rows], pairs: float, head: Head | None = DENSE
 ) -> float:
     """FLOPs of a bi-encoder's (or sparse encoder's) scores: every text once, and a product a pair."""
-    width = shape.vocabulary if head == "sparse" else shape.hidden
+    width = shape.width(head) if head is not None else shape.hidden
     return sum(encode_flops(shape, rows, head) for rows in texts) + 2.0 * pairs * width
 
 
@@ -353,7 +357,6 @@ class Device:
     peak_flops: float
     memory_bytes: float
     efficiency: float = 0.4
-    weight_bytes: int = 2  # bf16
 
     def at(self, efficiency: float | None) -> Device:
         """The device at another share of its peak; None: its own.
@@ -379,7 +382,7 @@ DEVICES = {
         Device("h200", 989e12, 141 * 2**30),
         Device("l40s", 362e12, 45 * 2**30),
         Device("b200", 2250e12, 180 * 2**30),
-        Device("cpu-core", 76e9, 4 * 2**30, 0.45, weight_bytes=4),
+        Device("cpu-core", 76e9, 4 * 2**30, 0.45),
     )
 }
 

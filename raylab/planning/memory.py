@@ -10,7 +10,8 @@ is there at its fullest moment, one of
 
 With micro-batches (GradCache, `raylab.training.fine_tuning`) the loss is computed without any activations, and the
 other two hold those of one micro-batch, beside this worker's representations and their gradients.
-What the framework itself takes (CUDA context, workspaces, fragmentation) is left room for (`raylab.planning.memory_fit`).
+What the framework itself takes (CUDA context, workspaces, fragmentation) is left room for
+(`raylab.planning.memory_fit`).
 
 Legend: T tokens with padding, D hidden size, I intermediate size, A attention's width, V vocabulary,
 b bytes of a weight.
@@ -22,8 +23,9 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raylab.experiment.config import Adaptation, HeadKind, Lora
+from raylab.experiment.config import Adaptation, Lora
 from raylab.experiment.grid import Cell
+from raylab.experiment.heads import Head
 from raylab.planning.flops import (
     ACTIVE_SHARE,
     Rows,
@@ -72,7 +74,7 @@ class Load:
     """
 
     shape: Shape
-    head: HeadKind | None
+    head: Head | None
     lora: Lora | None
     checkpointing: bool
     rows: tuple[Rows, ...]
@@ -195,8 +197,7 @@ def _moments(load: Load) -> Iterator[tuple[float, float]]:
         yield kept, 12.0 * load.predicted / load.workers * load.shape.vocabulary
         yield kept + working, 0.0
         return
-    sparse = load.head == "sparse"
-    width = load.shape.vocabulary if sparse else load.shape.hidden
+    sparse, width = load.head.is_sparse, load.shape.width(load.head)
     everyone = 4.0 * load.texts * load.workers * width
     local = everyone / load.workers
     encoded = min(load.micro_batch, load.texts) if load.in_parts else load.texts
@@ -227,7 +228,7 @@ def _head_state(load: Load) -> float:
     The sparse head keeps the places of its maxima as well (int16), and pruning which terms were kept.
     """
     b = load.weight_bytes
-    if load.head != "sparse":
+    if load.head is None or not load.head.is_sparse:
         return 4.0 * load.shape.hidden
     copied = 4 if load.pruned or b != 4 else 0
     return float(load.shape.vocabulary * (b + 2 + copied + (1 if load.pruned else 0)))

@@ -11,7 +11,7 @@ import numpy as np
 from raylab.data.collections import TRAIN, read_passages, read_queries, read_topics
 from raylab.data.faults import Fault, OnFault, refuse
 from raylab.data.sources import Source
-from raylab.experiment.config import Adaptation, ConfigError, Execution, quarantined_kinds
+from raylab.experiment.config import Adaptation, Backbone, ConfigError, Execution, quarantined_kinds
 from raylab.experiment.families import Start
 from raylab.experiment.grid import Cell, Grid
 from raylab.models.backbone import load_config, resolve_source
@@ -225,7 +225,7 @@ def plan_cell(
         execution.workers,
         execution.zero_stage,
         execution.micro_batch_texts,
-        _weight_bytes(execution),
+        weight_bytes(cell.backbone),
     )
     step = fine_tuning_flops(cell, shape, rows)
     charged = 0.0
@@ -254,7 +254,7 @@ def _plan_adaptation(name: str, start: Start, shape: Shape, execution: Execution
         float(adaptation.steps * adaptation.batch_blocks * adaptation.block_length),
         adaptation_flops(shape, adaptation),
         adaptation_load(
-            shape, adaptation, execution.workers, execution.zero_stage, _weight_bytes(execution)
+            shape, adaptation, execution.workers, execution.zero_stage, weight_bytes(start[0])
         ),
         start,
     )
@@ -279,12 +279,12 @@ def _plan_evaluation(
         each = [encode_flops(shape, Rows(1, length), cell.head) for length in cut]
         flops += count * float(np.mean(each))
         tokens += count * float(np.mean(cut))
-    if cell.head == "sparse":
+    if cell.head.is_sparse:
         shared = min(encoding.top_k_query or shape.vocabulary, shape.vocabulary)
         search = sparse_search_flops(queries, sizes.passages, shared)
     else:
         search = dense_search_flops(queries, sizes.passages, shape.hidden)
-    name = f"{cell.head}-{cell.backbone.name}"
+    name = f"{cell.head.name}-{cell.backbone.name}"
     return EvaluationPlan(name, 1, sizes.passages, tokens, flops, search)
 
 
@@ -303,8 +303,9 @@ def _adaptation(cell: Cell, grid: Grid) -> Adaptation:
     return cell.adaptation or grid.ladder.recipe.adaptation
 
 
-def _weight_bytes(execution: Execution) -> int:
-    return 2 if execution.use_gpu else 4
+def weight_bytes(backbone: Backbone) -> int:
+    """Of one weight, as it is computed with."""
+    return 4 if backbone.compute_dtype == "float32" else 2
 
 
 def check_workers(cell: Cell, grid: Grid, execution: Execution) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from raylab.planning.flops import Device, device_hours
 from raylab.planning.memory import Load
 from raylab.planning.memory_fit import Fitting, fit
@@ -43,8 +41,6 @@ def plan_rows(
         }
 
     def amounts(steps: int, tokens: float, real_tokens: float, load: Load) -> dict[str, str]:
-        # What the device trains in, which is not where the plan is made.
-        load = dataclasses.replace(load, weight_bytes=device.weight_bytes)
         found = fit(load, device.memory_bytes)
         return {
             "steps": f"{steps:,}",

@@ -12,8 +12,10 @@ from raylab.data.ingest import PASSAGES
 from raylab.data.ingested import load_topics
 from raylab.data.texts import Texts
 from raylab.data.tokens import PassageStore
-from raylab.experiment.config import Backbone, Encoding, Execution, HeadKind, identity
+from raylab.experiment.config import Backbone, Encoding, Execution, identity
+from raylab.experiment.heads import Head
 from raylab.index.embeddings import Matrix, write_shard
+from raylab.models.backbone import torch_dtype
 from raylab.models.opening import AnyRetriever, open_retriever
 from raylab.models.retriever import Retriever, collapse
 from raylab.planning.flops import Rows, Shape, encode_flops
@@ -29,7 +31,7 @@ class Subject:
     """What is evaluated: a trained cell's checkpoint, or an untrained backbone under a head."""
 
     name: str
-    head: HeadKind
+    head: Head
     backbone: Backbone
     weights: str  # checksum of the starting weights, or fingerprint of the checkpoint
     checkpoint: Artifact | None
@@ -67,9 +69,11 @@ def query_task(
 def _address(
     subject: Subject, encoding: Encoding, source: Artifact, what: dict, suffix: str
 ) -> Address:
-    who = {"head": subject.head, "encoding": identity(encoding), **what}
+    who = {"head": identity(subject.head), "encoding": identity(encoding), **what}
     if subject.source is None:
         who["backbone"] = identity(subject.backbone)
+    else:
+        who["compute_dtype"] = subject.backbone.compute_dtype
     inputs = {"weights": subject.weights, "source": source.fingerprint}
     return Address(EMBEDDINGS, f"{subject.name}-{suffix}", who, inputs)
 
@@ -130,15 +134,18 @@ class ShardEncoder:
 
     def _retriever(self, task: EncodeTask) -> AnyRetriever:
         subject = task.subject
-        key = f"{subject.weights}-{subject.head}"
+        key = f"{subject.weights}-{subject.head.name}"
         if self.loaded is None or self.loaded[0] != key:
             models_dir = self.execution.models_dir
+            compute_dtype = subject.backbone.compute_dtype
             device = "cuda" if self.execution.use_gpu else "cpu"
             if subject.source is not None:
-                retriever = open_retriever(subject.source, task.encoding, models_dir, device)
+                retriever = open_retriever(
+                    subject.source, task.encoding, models_dir, device, compute_dtype
+                )
             elif subject.checkpoint is not None:
                 folder = self.store.local(subject.checkpoint)
-                retriever = Retriever.load(folder, models_dir, device)
+                retriever = Retriever.load(folder, models_dir, device, torch_dtype(compute_dtype))
             else:
                 retriever = Retriever.untrained(
                     subject.backbone, subject.head, task.encoding, models_dir, device
@@ -167,7 +174,7 @@ def commit_shard(store: Store, encoder: ShardEncoder, task: EncodeTask) -> str |
     with store.draft(task.address) as draft:
         ids, matrix, cost = encoder.encode(task)
         write_shard(draft.path, ids, matrix, task.encoding.precision)
-        draft.meta.update(rows=len(ids), head=task.subject.head, **cost)
+        draft.meta.update(rows=len(ids), representation=task.subject.head.representation, **cost)
     return collapse(matrix) if task.rows is not None and task.rows.start == 0 else None
 
 

@@ -36,7 +36,8 @@ from raylab.experiment.config import fault_identity
 from raylab.models.teachers import teacher_fingerprint
 from raylab.stages.mining_index import BM25, Indexer, Searcher, index_tasks, open_searcher
 from raylab.stages.shards import Pool, local_pool, make_shards, remove_shards
-from raylab.storage.artifacts import Address, Artifact, sha256_of
+from raylab.storage.artifacts import Address, Artifact
+from raylab.storage.checksums import checksum
 from raylab.storage.store import Store
 
 # Validation queries are mined and scored too, for whoever tunes a distillation loss; never trained on.
@@ -74,7 +75,7 @@ class Mining:
             "pseudo_queries": self.pseudo_queries,
         }
         if self.run is not None:
-            facts["run"] = sha256_of(self.run)
+            facts["run"] = checksum(self.run)
             facts |= fault_identity(self.on_fault)
         elif self.source != BM25:
             facts["retriever"] = teacher_fingerprint(self.source, models_dir)

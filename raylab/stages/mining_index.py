@@ -11,9 +11,8 @@ import numpy as np
 
 from raylab.data.texts import Texts, bm25_input, passage_ids
 from raylab.index.bm25 import BM25Index
-from raylab.index.dense import DenseIndex
 from raylab.index.kernels.topk import merge_topk
-from raylab.index.sparse import SparseIndex
+from raylab.index.kinds import index_class
 from raylab.models.retriever import Retriever
 from raylab.models.teachers import teacher_fingerprint, teacher_source
 from raylab.storage.artifacts import Address, Artifact
@@ -82,7 +81,7 @@ class Indexer:
                     index = BM25Index.build(*bm25_input(task.folder, task.part))
                 else:
                     texts = Texts.read(task.folder, task.part, task.rows)
-                    kind = DenseIndex if retriever.head == "dense" else SparseIndex
+                    kind = index_class(retriever.head.representation)
                     shard = texts.ids, retriever.encode_passages(texts.texts)
                     index = kind.build([shard])  # type: ignore[arg-type]
                 index.save(draft.path)
@@ -95,7 +94,7 @@ class _RetrieverSearcher:
     """Encodes queries and searches all index shards."""
 
     def __init__(self, retriever: Retriever, folders: Sequence[Path]):
-        kind = DenseIndex if retriever.head == "dense" else SparseIndex
+        kind = index_class(retriever.head.representation)
         self.retriever, self.indexes = retriever, [kind.load(folder) for folder in folders]
 
     def search(self, texts: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -31,6 +31,7 @@ from raylab.evaluation.entropy import Pairs
 from raylab.experiment.config import Encoding, Execution
 from raylab.index.embeddings import Matrix, as_stored
 from raylab.index.kernels.topk import merge_topk
+from raylab.index.kinds import index_class
 from raylab.stages.encode import ShardEncoder, Subject, passage_task
 from raylab.stages.profile import (
     Profile,
@@ -41,7 +42,7 @@ from raylab.stages.profile import (
     read_queries,
     stack,
 )
-from raylab.stages.search import index_class, merged_hits, search_index, write_hits
+from raylab.stages.search import merged_hits, search_index, write_hits
 from raylab.stages.shards import remove_shards
 from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store

@@ -28,11 +28,11 @@ from raylab.data.registry import Protocol, protocol
 from raylab.data.texts import bm25_input
 from raylab.evaluation.measures import binary_level, coverage, evaluate
 from raylab.evaluation.runs import Run, drop_own_document, read_run, write_run
-from raylab.experiment.config import HeadKind
 from raylab.index.bm25 import BM25Index
 from raylab.index.dense import DenseIndex
 from raylab.index.embeddings import read_shard
 from raylab.index.kernels.topk import merge_topk
+from raylab.index.kinds import index_class
 from raylab.index.sparse import SparseIndex
 from raylab.stages.shards import remove_shards
 from raylab.storage.artifacts import Address, Artifact
@@ -40,10 +40,6 @@ from raylab.storage.store import Store
 
 INDEX, RUN, MEASURES = "index", "run", "measures"
 _SHARDS_A_PIECE = 16
-
-
-def index_class(head: HeadKind) -> type[DenseIndex] | type[SparseIndex]:
-    return DenseIndex if head == "dense" else SparseIndex
 
 
 def index_address(shard: Artifact | Address) -> Address:
@@ -54,8 +50,8 @@ def index_address(shard: Artifact | Address) -> Address:
 def build_index(store: Store, shard: Artifact) -> None:
     """Commit the index of one embedding shard."""
     with store.draft(index_address(shard)) as draft:
-        index_class(shard.meta["head"]).build([store.local(shard)], draft.path)
-        draft.meta.update(rows=shard.meta["rows"], head=shard.meta["head"])
+        index_class(shard.meta["representation"]).build([store.local(shard)], draft.path)
+        draft.meta.update(rows=shard.meta["rows"], representation=shard.meta["representation"])
 
 
 @dataclass(frozen=True)
@@ -230,7 +226,7 @@ def _search(
 ) -> Found:
     assert evaluation.queries is not None
     query_ids, matrix = read_shard(store.local(evaluation.queries))
-    kind = index_class(evaluation.queries.meta["head"])
+    kind = index_class(evaluation.queries.meta["representation"])
     depth = evaluation.protocol.search_depth
     parts, seconds = [], 0.0
     for shard in shards:

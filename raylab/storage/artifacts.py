@@ -48,9 +48,18 @@ class StorageError(RuntimeError):
         )
 
 
+# Of how fingerprints are made: with another one nothing that was stored before is found.
+FINGERPRINT_VERSION = 2
+
+
 def fingerprint(stage: str, identity: Any, inputs: Mapping[str, str] | None = None) -> str:
     """sha256 (hex) of the canonical JSON of what a stage computes and from which inputs."""
-    payload = {"stage": stage, "identity": identity, "inputs": dict(inputs or {})}
+    payload = {
+        "version": FINGERPRINT_VERSION,
+        "stage": stage,
+        "identity": identity,
+        "inputs": dict(inputs or {}),
+    }
     text = json.dumps(payload, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raylab.experiment.config import FineTuning, ScheduleName
+from raylab.experiment.config import ComputeDtype, FineTuning, ScheduleName
 from raylab.models.backbone import final_norm, output_weight
 from raylab.training.distributed import barrier, rank_and_world
 
@@ -70,7 +70,7 @@ class Optimization:
     warmup_fraction: float
     clip_norm: float
     zero_stage: int
-    bf16: bool = False
+    compute_dtype: ComputeDtype = "float32"
     schedule: ScheduleName = "linear"
     decay_fraction: float = 0.2
     warmup_steps: int | None = None
@@ -100,7 +100,7 @@ def make_engine(module: nn.Module, steps: Callable[[], int], config: Optimizatio
     import deepspeed  # imported here: it reads DS_ACCELERATOR, and readers of this module need not have it
     import deepspeed.ops
 
-    # Otherwise the first CPU process group compiles a shared-memory op for a minute (stack.md).
+    # Otherwise the first CPU process group compiles a shared-memory op for a minute (docs/log.md).
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trainable = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -127,7 +127,8 @@ def make_engine(module: nn.Module, steps: Callable[[], int], config: Optimizatio
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
             },
-            "bf16": {"enabled": config.bf16},
+            "bf16": {"enabled": config.compute_dtype == "bfloat16"},
+            "fp16": {"enabled": config.compute_dtype == "float16"},
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         },

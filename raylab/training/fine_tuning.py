@@ -14,21 +14,18 @@ import torch
 from torch import nn
 
 from raylab.data.supervision.batches import Batch, TrainingBatches
-from raylab.experiment.config import HeadKind
 from raylab.experiment.grid import Cell
+from raylab.experiment.heads import Head
+from raylab.experiment.references import load_reference
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.models.heads import prune_top_k, represent
 from raylab.planning.flops import Rows, Shape, fine_tuning_flops
 from raylab.training.distributed import gather_with_gradient, rank_and_world
 from raylab.training.engine import random_state, restore_random_state
 from raylab.training.losses import (
+    StepScores,
     flops_regularizer,
     flops_weight,
-    hybrid,
-    info_nce,
-    kl_distillation,
-    listed_scores,
-    margin_mse,
 )
 
 # (ids_BL, mask_BL, Top-K) of texts of one kind; Top-K prunes the sparse head, and 0 keeps all terms.
@@ -38,10 +35,10 @@ Texts = tuple[torch.Tensor, torch.Tensor, int]
 class FineTuningModule(nn.Module):
     """Backbone and head as one module, so that ZeRO sees every use of a parameter."""
 
-    def __init__(self, model: Any, head: HeadKind):
+    def __init__(self, model: Any, head: Head):
         super().__init__()
         self.model = model
-        self.head: HeadKind = head
+        self.head = head
 
     def forward(self, *texts: Texts) -> tuple[torch.Tensor, ...]:
         """Float32 representations [B, D] of each kind of texts."""
@@ -49,7 +46,7 @@ class FineTuningModule(nn.Module):
         all_reps = []
         for ids, mask, k in texts:
             reps = represent(self.head, hidden_states(self.model, ids, mask), weight_VD, mask)
-            all_reps.append((prune_top_k(reps, k) if self.head == "sparse" else reps).float())
+            all_reps.append((prune_top_k(reps, k) if self.head.is_sparse else reps).float())
         return tuple(all_reps)
 
 
@@ -159,7 +156,7 @@ class FineTuningTask:
             None if teacher_QK is None else torch.from_numpy(teacher_QK).to(self._device),
             torch.from_numpy(batch.excluded_QP).to(self._device),
         )
-        if self.cell.head == "sparse":
+        if self.cell.head.is_sparse:
             tuning = self.cell.fine_tuning
             for reps, weight in (
                 (queries_QD, tuning.lambda_query),
@@ -213,16 +210,5 @@ def objective_loss(
 
     Which of the passages are a query's negatives: `raylab.training.losses.negatives_seen`.
     """
-    tuning = cell.fine_tuning
-    scores_QP = queries_QD @ passages_PD.T
-    if cell.objective == "kd":
-        assert teacher_QK is not None
-        own_QK = listed_scores(scores_QP, listed) / tuning.temperature
-        return (kl_distillation if tuning.kd_loss == "kl" else margin_mse)(own_QK, teacher_QK)
-    positive_Q = torch.arange(len(queries_QD), device=queries_QD.device) * listed
-    contrastive = info_nce(scores_QP, positive_Q, tuning.temperature, excluded_QP)
-    if cell.objective == "cl":
-        return contrastive
-    assert teacher_QK is not None
-    own_QK = listed_scores(scores_QP, listed) / tuning.temperature
-    return hybrid(contrastive, kl_distillation(own_QK, teacher_QK))
+    step = StepScores(queries_QD @ passages_PD.T, excluded_QP, listed, teacher_QK)
+    return load_reference(cell.objective.loss)(step, cell.fine_tuning)

@@ -1,4 +1,4 @@
-"""Losses: pure functions of score matrices and representations (paper.md, Fine-tuning).
+"""Losses: pure functions of score matrices and representations (2502.15526, Fine-tuning).
 
 Legend: Q queries, P passages of all queries, K listed passages a query (positive first), B texts,
 V vocabulary. Scores are float32.
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from raylab.experiment.config import ObjectiveName, check
+from raylab.experiment.config import FineTuning, check
+from raylab.experiment.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,12 @@ class Negatives:
         return self.listed + self.in_batch + self.across_devices
 
 
-def negatives_seen(
-    objective: ObjectiveName, queries: int, passages: int, workers: int
-) -> Negatives:
+def negatives_seen(objective: Objective, queries: int, passages: int, workers: int) -> Negatives:
     """The one place that says how many negatives each query really sees in a step.
 
-    `kd` compares a query with its listed passages alone. `cl`, and the InfoNCE half of `cl+kd`
-    (its KL half is as `kd`), take all passages of the step: the sum does not depend on the number
-    of workers, and is lowered only by the query's other positives, which are excluded.
+    An objective that is not `in_batch` compares a query with its listed passages alone. Any other takes
+    all passages of the step (of CL+KD its InfoNCE half): the sum does not depend on the number of
+    workers, and is lowered only by the query's other positives, which are excluded.
 
     Args:
         queries: of the whole batch, over all workers.
@@ -46,10 +45,62 @@ def negatives_seen(
     check(passages >= 2, "passages", passages, "a positive and at least one negative")
     check(workers >= 1, "workers", workers, "at least 1")
     check(queries % workers == 0, "queries", queries, f"divisible by {workers} workers")
-    if objective == "kd":
+    if not objective.in_batch:
         return Negatives(passages - 1, 0, 0)
     own = queries // workers
     return Negatives(passages - 1, (own - 1) * passages, (queries - own) * passages)
+
+
+@dataclass(frozen=True)
+class StepScores:
+    """The scores of one step, as an objective's loss sees them; K is `listed` passages a query.
+
+    `scores_QP`: every query with every passage of the step. `excluded_QP`: false negatives among them.
+    `teacher_QK`: the teacher's scores of each query's listed passages; None where none is needed.
+    """
+
+    scores_QP: torch.Tensor
+    excluded_QP: torch.Tensor
+    listed: int
+    teacher_QK: torch.Tensor | None
+
+    @property
+    def positive_Q(self) -> torch.Tensor:
+        """int64: the column of each query's positive, the first of its listed passages."""
+        return torch.arange(len(self.scores_QP), device=self.scores_QP.device) * self.listed
+
+    @property
+    def own_QK(self) -> torch.Tensor:
+        """Each query's scores of its own listed passages."""
+        return listed_scores(self.scores_QP, self.listed)
+
+    @property
+    def taught_QK(self) -> torch.Tensor:
+        """The teacher's scores.
+
+        Raises:
+            ValueError: the step has none.
+        """
+        if self.teacher_QK is None:
+            raise ValueError("the objective compares with a teacher, and the batch has no scores")
+        return self.teacher_QK
+
+
+def contrastive(step: StepScores, tuning: FineTuning) -> torch.Tensor:
+    """CL: InfoNCE over the passages of the whole step."""
+    return info_nce(step.scores_QP, step.positive_Q, tuning.temperature, step.excluded_QP)
+
+
+def distillation(step: StepScores, tuning: FineTuning) -> torch.Tensor:
+    """KD: MarginMSE or KL against the teacher on each query's listed passages."""
+    loss = kl_distillation if tuning.kd_loss == "kl" else margin_mse
+    return loss(step.own_QK / tuning.temperature, step.taught_QK)
+
+
+def contrastive_and_distillation(step: StepScores, tuning: FineTuning) -> torch.Tensor:
+    """CL+KD: the mean of InfoNCE over the step and KL over the listed passages."""
+    distilled = kl_distillation(step.own_QK / tuning.temperature, step.taught_QK)
+    return hybrid(contrastive(step, tuning), distilled)
 
 
 def info_nce(
@@ -58,7 +109,7 @@ def info_nce(
     temperature: float,
     excluded_QP: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of each query's positive against all passages, mean over queries (paper.md).
+    """Cross-entropy of each query's positive against all passages, mean over queries (2502.15526).
 
     Args:
         scores_QP: of every query with every passage that it sees (`negatives_seen`).
@@ -89,7 +140,7 @@ def kl_distillation(scores_QK: torch.Tensor, teacher_QK: torch.Tensor) -> torch.
 
 
 def hybrid(contrastive: torch.Tensor, distillation: torch.Tensor) -> torch.Tensor:
-    """CL+KD: 0.5 * (InfoNCE + KL) (paper.md, Fine-tuning)."""
+    """CL+KD: 0.5 * (InfoNCE + KL) (2502.15526, Fine-tuning)."""
     return 0.5 * (contrastive + distillation)
 
 

@@ -30,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raylab.data.supervision.batches import mask_tokens, pad
 from raylab.data.tokenizer import MASK_TOKEN
+from raylab.experiment.heads import SPARSE
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.models.heads import dense_reps, represent
 from raylab.models.hub import save_weights, state_to_save
@@ -159,8 +160,8 @@ class PretrainingModule(nn.Module):
         dense_s, dense_l = dense_reps(hidden_s, short[1]), dense_reps(hidden_l, long[1])
         loss = config.dense_weight * info_nce(dense_s @ dense_l.T, own, config.temperature)
         if config.sparse_weight:
-            sparse_s = represent("sparse", hidden_s, weight_VD, short[1])
-            sparse_l = represent("sparse", hidden_l, weight_VD, long[1])
+            sparse_s = represent(SPARSE, hidden_s, weight_VD, short[1])
+            sparse_l = represent(SPARSE, hidden_l, weight_VD, long[1])
             density = flops_regularizer(sparse_s) + flops_regularizer(sparse_l)
             loss = loss + config.sparse_weight * info_nce(sparse_s @ sparse_l.T, own, 1.0)
             loss = loss + config.flops_weight * density
@@ -200,11 +201,11 @@ class CropTask:
     def cost(self, step: int) -> tuple[float, float]:
         batch = self.batch(step)
         short, long = (Rows(*crops[0].shape) for crops in (batch.short, batch.long))
-        head = "sparse" if self.config.sparse_weight else None
+        head = SPARSE if self.config.sparse_weight else None
         flops = train_flops(self.shape, [short, long], head, None, checkpointing=False)
         flops += train_flops(self.shape, [long], None, None, checkpointing=False)
         predicted = Rows(float(batch.selected_BL.sum() + batch.visible_BL.sum()), 1)
-        flops += 3 * head_forward_flops(self.shape, predicted, "sparse")
+        flops += 3 * head_forward_flops(self.shape, predicted, SPARSE)
         return flops, float(short.tokens + long.tokens)
 
     def backward(self, engine: Any, step: int) -> float:

@@ -3,7 +3,9 @@
 import pytest
 
 from raylab.experiment.config import ConfigError, Lora, Tokenization
+from raylab.experiment.heads import HEADS
 from raylab.experiment.ladders import LADDERS, LLAMA3, PICO, SMOLLM2, find_ladder
+from raylab.experiment.objectives import OBJECTIVES
 
 SEVEN_PROJECTIONS = {
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
@@ -79,7 +81,7 @@ def test_llama3_names_the_papers_base_models():
 )  # fmt: skip
 def test_llama3_fine_tunes_as_the_paper_did(head, size, objective, queries):
     (backbone,) = LLAMA3.select((size,))
-    tuning = LLAMA3.recipe.tuning(backbone, head, objective)
+    tuning = LLAMA3.recipe.tuning(backbone, HEADS[head], OBJECTIVES[objective])
     assert tuning.batch_queries == queries
     assert tuning.negatives == 16
     assert tuning.learning_rate == 1e-4
@@ -155,6 +157,39 @@ def test_sources_are_relative_to_the_file(write, tmp_path, monkeypatch):
     assert find_ladder(str(path)).backbones[0].source == str(tmp_path / "models" / "x")
 
 
+def test_sources_are_absolute_where_the_file_is_named_by_a_relative_path(
+    write, tmp_path, monkeypatch
+):
+    """Workers have another folder than the command."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "sub").mkdir()
+    write('[[size]]\nname = "a"\nsource = "model"\n')
+    monkeypatch.chdir(tmp_path / "sub")
+    assert find_ladder("../mine.toml").backbones[0].source == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("source", ["./none", "../none", "/nowhere/none", "~/none", "a/b/c", "x/"])
+def test_a_source_that_can_only_be_a_folder_must_be_there(write, source):
+    message = refusal(write(f'[[size]]\nname = "x"\nsource = "{source}"\n'))
+    assert message.startswith(f"size 'x': source = {source!r}: there is no folder /")
+
+
+def test_a_source_below_a_folder_beside_the_file_is_no_hub_id(write, tmp_path):
+    (tmp_path / "models").mkdir()
+    path = write('[[size]]\nname = "x"\nsource = "models/Llama-3.2-1B"\n')
+    assert "there is no folder" in refusal(path)
+
+
+def test_batches_that_a_file_gives_hold_for_all_sizes(write):
+    """The paper's batches by size would else come before the file's for a size named 1b."""
+    path = write('[[size]]\nname = "1b"\nsource = "o/m"\n[fine_tuning]\nbatch_queries = 24\n')
+    ladder = find_ladder(str(path))
+    for head in HEADS.values():
+        for objective in OBJECTIVES.values():
+            tuning = ladder.recipe.tuning(ladder.backbones[0], head, objective)
+            assert tuning.batch_queries == 24
+
+
 @pytest.mark.parametrize("source", ["org/x", "package:some_package/x"])
 def test_sources_that_are_no_folder_stay_as_they_are(write, source):
     path = write(f'[[size]]\nname = "x"\nsource = "{source}"\n')
@@ -192,7 +227,7 @@ def test_a_lora_table_keeps_what_the_pico_recipe_chose(write):
     ("text", "words"),
     [
         (f"colour = 1\n{SIZE}", ["unknown key 'colour'", "budget_flops", "fine_tuning"]),
-        (f"{SIZE}[adaptation]\nstep = 1\n", ["adaptation", "unknown key 'step'", "steps"]),
+        (f"{SIZE}[adaptation]\nstep = 1\n", ["adaptation", "unknown key 'step'", "mean 'steps'"]),
         (f"{SIZE}[fine_tuning]\nbatch = 1\n", ["fine_tuning", "'batch'", "batch_queries"]),
         (f"{SIZE}[encoding]\ntop_k = 1\n", ["encoding", "'top_k'", "top_k_query"]),
         (f"{SIZE}[fine_tuning.lora]\nr = 1\n", ["lora", "'r'", "rank"]),

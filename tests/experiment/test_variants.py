@@ -5,7 +5,9 @@ import pytest
 from raylab.experiment.config import ConfigError
 from raylab.experiment.families import families, start_of
 from raylab.experiment.grid import Grid, Variant
+from raylab.experiment.heads import DENSE, SPARSE
 from raylab.experiment.ladders import LLAMA3, PICO
+from raylab.experiment.objectives import CL
 from raylab.experiment.variants import ablation_variants, budget_variants, corruption_variants
 
 
@@ -14,12 +16,12 @@ def grid(variants, **more) -> Grid:
 
 
 def test_several_budgets_of_a_cell_are_one_family_smallest_first():
-    cells = grid(budget_variants((4e12, 1e12, 2e12)), objectives=("cl",), seeds=(0, 1)).cells()
+    cells = grid(budget_variants((4e12, 1e12, 2e12)), objectives=(CL,), seeds=(0, 1)).cells()
     assert len(cells) == 12
     found = families(cells)
     assert [[cell.budget_flops for cell in family] for family in found] == [[1e12, 2e12, 4e12]] * 4
     assert {(f[0].head, f[0].seed) for f in found} == {
-        (h, s) for h in ("sparse", "dense") for s in (0, 1)
+        (h, s) for h in (SPARSE, DENSE) for s in (0, 1)
     }
     assert [cell.name for cell in found[0]] == [
         f"sparse-pico-1x96-cl-{b}" for b in ("1e+12", "2e+12", "4e+12")
@@ -32,12 +34,12 @@ def test_what_has_no_stable_phase_is_run_alone():
     assert {len(f) for f in families(grid(tuple(plain)).cells())} == {1}
     for missing in ("warmup_steps", "ramp_steps"):
         settings = {"schedule": "wsd", "warmup_steps": 4, "ramp_steps": 20, missing: None}
-        cells = grid(budget_variants((1e12, 2e12), settings), heads=("sparse",)).cells()
+        cells = grid(budget_variants((1e12, 2e12), settings), heads=(SPARSE,)).cells()
         assert {len(f) for f in families(cells)} == {1}, missing
 
 
 def test_corruption_touches_nothing_but_supervision():
-    cells = grid(corruption_variants((0.0, 0.5)), heads=("dense",), objectives=("cl",)).cells()
+    cells = grid(corruption_variants((0.0, 0.5)), heads=(DENSE,), objectives=(CL,)).cells()
     right, wrong = cells
     assert right.fine_tuning.corrupted_positives == 0
     assert wrong.fine_tuning.corrupted_scores == 0.5
@@ -59,7 +61,7 @@ def test_ablations_change_one_thing_each_and_start_where_they_should():
 
 def test_the_papers_epochs_are_the_recipes():
     cells = Grid(LLAMA3, "c", epochs="recipe").cells()
-    assert {(c.backbone.name, c.objective): c.epochs for c in cells} == LLAMA3.recipe.epochs
+    assert {(c.backbone.name, c.objective.name): c.epochs for c in cells} == LLAMA3.recipe.epochs
     assert {c.budget_flops for c in cells} == {0.0}
     with pytest.raises(ConfigError, match="lists none for pico-1x96 and cl"):
         Grid(PICO, "c", epochs="recipe").cells()

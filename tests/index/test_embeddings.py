@@ -6,6 +6,7 @@ import scipy.sparse as sp
 
 from raylab.data.tokens import PassageStore, write_store
 from raylab.experiment.config import Backbone, Encoding
+from raylab.experiment.heads import HEADS
 from raylab.index.embeddings import as_stored, read_row, read_shard, shards, write_shard
 from raylab.models.retriever import Retriever
 from raylab.stages.encode import encode_rows
@@ -75,7 +76,7 @@ def test_rows_of_the_store_are_encoded_as_their_cut_texts(tmp_path, model_folder
     """A shard's row is what encoding its passage alone gives: right row, right limit, title included."""
     texts = ["cell protein", "virus mouse heart liver brain bone", "drug dose gene " * 5]
     encoding = Encoding(passage_length=6, top_k_passage=5)
-    retriever = Retriever.untrained(Backbone("tiny", str(model_folder)), head, encoding)
+    retriever = Retriever.untrained(Backbone("tiny", str(model_folder)), HEADS[head], encoding)
     tokens = retriever.tokenizer.encode(texts)
     write_store(tmp_path / "store", [(["a", "b", "c"], tokens, [1, 1, 1])], np.uint16)
     matrix = encode_rows(retriever, PassageStore(tmp_path / "store"), range(1, 3), 8)

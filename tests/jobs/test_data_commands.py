@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylab.stages.mine import Mining, mine
+from raylab.stages.score import teach
 from raylab.stages.shards import local_pool
-from raylab.stages.teach import Teaching, make_groups, teach
+from raylab.stages.teach import make_groups
+from raylab.stages.teaching import Teaching
 from raylab.storage.store import Store
 from tests.jobs.collections import committed
 from tests.jobs.commands import run

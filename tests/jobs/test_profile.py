@@ -57,7 +57,7 @@ def embeddings(store: Store, name: str, ids: list[str], matrix) -> Artifact:
     with store.draft(address) as draft:
         write_shard(draft.path, ids, matrix)
         draft.meta.update(
-            rows=len(ids), head="dense" if isinstance(matrix, np.ndarray) else "sparse"
+            rows=len(ids), representation="dense" if isinstance(matrix, np.ndarray) else "sparse"
         )
     return store.committed(address)
 

@@ -21,7 +21,8 @@ from raylab.models.hub import load_tokenizer
 from raylab.models.teachers import Teacher
 from raylab.stages.arrays import make_arrays
 from raylab.stages.mine import Mining
-from raylab.stages.teach import Teaching, make_groups
+from raylab.stages.teach import make_groups
+from raylab.stages.teaching import Teaching
 from raylab.stages.tokenise import tokenise
 from raylab.storage.store import Store
 

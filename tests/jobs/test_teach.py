@@ -15,10 +15,12 @@ from raylab.models.retriever import Retriever
 from raylab.models.teachers import Teacher, teacher_fingerprint
 from raylab.stages import mine as mining_module
 from raylab.stages import mining_index
-from raylab.stages import teach as teaching_module
+from raylab.stages import score as scoring
 from raylab.stages.mine import Mining, candidates_by_query, mine
+from raylab.stages.score import teach
 from raylab.stages.shards import local_pool
-from raylab.stages.teach import Teaching, make_groups, teach
+from raylab.stages.teach import make_groups
+from raylab.stages.teaching import Teaching
 from raylab.storage.store import Store
 from tests.jobs.collections import committed
 
@@ -81,7 +83,7 @@ def truth(collection_folder) -> tuple[dict[str, str], dict]:
 
 
 def test_every_pair_has_the_score_of_its_texts(teaching, teacher_folder, truth, monkeypatch):
-    monkeypatch.setattr(teaching_module, "_SHARD_PAIRS", 100)
+    monkeypatch.setattr(scoring, "_SHARD_PAIRS", 100)
     teaching = with_teacher(teaching, teacher_folder)
     mined = mine(teaching.store, teaching.collection, SMALL, 1, pool=local_pool)
     scores = teach(teaching, mined)
@@ -118,7 +120,7 @@ def test_every_pair_has_the_score_of_its_texts(teaching, teacher_folder, truth, 
 def test_a_killed_teacher_goes_on_from_its_finished_shards(
     teaching, teacher_folder, tmp_path, collection_folder, monkeypatch
 ):
-    monkeypatch.setattr(teaching_module, "_SHARD_PAIRS", 300)
+    monkeypatch.setattr(scoring, "_SHARD_PAIRS", 300)
     teaching = with_teacher(teaching, teacher_folder)
     whole = Store(str(tmp_path / "whole"))
     undisturbed = dataclasses.replace(

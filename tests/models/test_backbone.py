@@ -15,9 +15,9 @@ from raylab.models.backbone import (
     probe,
     resolve_source,
     set_lora_dropout,
-    weights_fingerprint,
 )
 from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
+from raylab.models.identity import weights_fingerprint
 
 
 @pytest.fixture

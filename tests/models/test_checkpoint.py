@@ -19,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from raylab.experiment.config import Backbone, ConfigError, Encoding, Lora, Tokenization
+from raylab.experiment.heads import DENSE, SPARSE
 from raylab.models.backbone import add_lora
 from raylab.models.checkpoint import load_contract, on_a_hub, save_retriever
 from raylab.models.hub import load_base, state_to_save
@@ -33,13 +34,13 @@ PROMPTED = Tokenization(special_tokens=True, query_prompt="query: ", passage_pro
 
 # name: (head, LoRA or full, base on a hub, tokenisation)
 CASES = {
-    "sparse-adapter": ("sparse", Lora(rank=4, dropout=0.1), True, Tokenization()),
-    "dense-adapter": ("dense", Lora(rank=4, dropout=0.1), True, Tokenization()),
-    "sparse-merged": ("sparse", Lora(rank=4, train_embeddings=True), False, Tokenization()),
-    "dense-merged": ("dense", Lora(rank=4), False, Tokenization()),
-    "sparse-full": ("sparse", None, False, Tokenization()),
-    "sparse-prompted": ("sparse", Lora(rank=4), True, PROMPTED),
-    "dense-prompted": ("dense", Lora(rank=4), False, PROMPTED),
+    "sparse-adapter": (SPARSE, Lora(rank=4, dropout=0.1), True, Tokenization()),
+    "dense-adapter": (DENSE, Lora(rank=4, dropout=0.1), True, Tokenization()),
+    "sparse-merged": (SPARSE, Lora(rank=4, train_embeddings=True), False, Tokenization()),
+    "dense-merged": (DENSE, Lora(rank=4), False, Tokenization()),
+    "sparse-full": (SPARSE, None, False, Tokenization()),
+    "sparse-prompted": (SPARSE, Lora(rank=4), True, PROMPTED),
+    "dense-prompted": (DENSE, Lora(rank=4), False, PROMPTED),
 }
 
 
@@ -240,7 +241,7 @@ def test_only_a_whole_pretrained_hub_model_is_referred_to(model_folder):
 
 def test_the_contract_is_plain_json_with_its_provenance(checkpoints):
     facts = load_contract(checkpoints["sparse-prompted"][0])
-    assert facts["head"] == "sparse"
+    assert facts["head"]["name"] == "sparse"
     assert facts["encoding"]["passage_length"] == 24
     assert facts["tokenizer"]["query_prompt"] == "query: "
     assert facts["tokenizer"]["special_tokens"] is True
@@ -275,6 +276,6 @@ def test_a_prompt_that_merges_with_the_text_is_refused(hub_base):
 
 def test_a_limit_shorter_than_the_prompt_is_refused(hub_base):
     backbone = Backbone("tiny", HUB_ID, tokenization=PROMPTED)
-    retriever = Retriever.untrained(backbone, "dense", Encoding(query_length=4), str(hub_base[1]))
+    retriever = Retriever.untrained(backbone, DENSE, Encoding(query_length=4), str(hub_base[1]))
     with pytest.raises(ConfigError, match="query_length = 4: prompt and special tokens alone are"):
         retriever.encode_queries(["cell"])

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from raylab.experiment.config import Backbone, ConfigError, Encoding, Lora
+from raylab.experiment.heads import HEADS
 from raylab.models.backbone import (
     add_lora,
     final_norm,
@@ -87,10 +88,10 @@ def test_every_family_trains_saves_and_loads_under_both_heads(folders, family, h
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.add_(torch.randn_like(weight) * 0.1)
-    expected = Retriever(model, tokenizer, head, ENCODING).encode_passages(TEXTS)
+    expected = Retriever(model, tokenizer, HEADS[head], ENCODING).encode_passages(TEXTS)
     facts = {"name": "x"}
     save_retriever(
-        tmp_path, model, state_to_save(model), tokenizer, backbone, head, ENCODING, facts
+        tmp_path, model, state_to_save(model), tokenizer, backbone, HEADS[head], ENCODING, facts
     )
     found = Retriever.load(tmp_path).encode_passages(TEXTS)
     if head == "sparse":

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from raylab.experiment.config import ConfigError
+from raylab.experiment.heads import HEADS
 from raylab.models.retriever import Retriever
 
 BASE_ID = "meta-llama/Llama-3.2-1B"
@@ -98,7 +99,7 @@ def by_the_paper(model_folder, head, text) -> np.ndarray:
 def test_it_encodes_by_the_papers_formulas(model_folder, models_dir, tmp_path, head, binary):
     folder = write(tmp_path / "lion", head, model_folder, binary=binary)
     retriever = Retriever.load(folder, models_dir=str(models_dir))
-    assert retriever.head == head
+    assert retriever.head == HEADS[head]
     found = retriever.encode_passages(TEXTS)
     found = found if isinstance(found, np.ndarray) else found.toarray()
     expected = np.stack([by_the_paper(model_folder, head, text) for text in TEXTS])

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
 from raylab.experiment.config import Backbone, Encoding
+from raylab.experiment.heads import DENSE, HEADS, SPARSE
 from raylab.models.hub import load_tokenizer
 from raylab.models.retriever import Retriever, collapse, length_batches
 
@@ -113,7 +114,7 @@ def test_representations_are_those_of_each_text_alone_in_input_order(
     backbone, stock, head, batch_tokens
 ):
     encoding = Encoding(query_length=8, passage_length=20, top_k_query=0, top_k_passage=0)
-    retriever = Retriever.untrained(backbone, head, encoding)
+    retriever = Retriever.untrained(backbone, HEADS[head], encoding)
     passages = retriever.encode_passages(TEXTS, batch_tokens)
     queries = retriever.encode_queries(TEXTS, batch_tokens)
     assert sp.issparse(passages) == (head == "sparse")
@@ -126,7 +127,7 @@ def test_representations_are_those_of_each_text_alone_in_input_order(
 
 @pytest.mark.parametrize("head", ["sparse", "dense"])
 def test_a_text_without_tokens_hurts_no_other(backbone, head):
-    retriever = Retriever.untrained(backbone, head, Encoding())
+    retriever = Retriever.untrained(backbone, HEADS[head], Encoding())
     alone, among = (
         retriever.encode_passages(["cell gene"]),
         retriever.encode_passages(["", "cell gene"]),
@@ -138,9 +139,9 @@ def test_a_text_without_tokens_hurts_no_other(backbone, head):
 def test_pruning_keeps_the_largest_terms_at_their_values(backbone):
     """40 terms a query and 400 a passage in the paper's setting (SPLARE); here 4 and 9."""
     full = Retriever.untrained(
-        backbone, "sparse", Encoding(top_k_query=0, top_k_passage=0)
+        backbone, SPARSE, Encoding(top_k_query=0, top_k_passage=0)
     ).encode_queries(TEXTS)
-    pruned = Retriever.untrained(backbone, "sparse", Encoding(top_k_query=4, top_k_passage=9))
+    pruned = Retriever.untrained(backbone, SPARSE, Encoding(top_k_query=4, top_k_passage=9))
     for matrix, kept in ((pruned.encode_queries(TEXTS), 4), (pruned.encode_passages(TEXTS), 9)):
         assert np.diff(matrix.indptr).tolist() == [kept] * len(TEXTS)  # all have more than that
         for row, reference in zip(matrix.toarray(), full.toarray(), strict=True):
@@ -150,8 +151,8 @@ def test_pruning_keeps_the_largest_terms_at_their_values(backbone):
 
 
 def test_the_default_keeps_40_and_400_terms(backbone):
-    retriever = Retriever.untrained(backbone, "sparse", Encoding())
-    full = Retriever.untrained(backbone, "sparse", Encoding(top_k_query=0, top_k_passage=0))
+    retriever = Retriever.untrained(backbone, SPARSE, Encoding())
+    full = Retriever.untrained(backbone, SPARSE, Encoding(top_k_query=0, top_k_passage=0))
     active = np.diff(full.encode_passages(TEXTS).indptr)
     assert active.min() > 40
     assert set(np.diff(retriever.encode_queries(TEXTS).indptr)) == {40}
@@ -197,7 +198,7 @@ def test_a_silenced_head_is_noticed():
 
 
 def test_a_collapsed_retriever_says_so_when_it_encodes(backbone, caplog):
-    retriever = Retriever.untrained(backbone, "dense", Encoding())
+    retriever = Retriever.untrained(backbone, DENSE, Encoding())
     with torch.no_grad():
         embeddings = retriever.model.get_input_embeddings().weight
         embeddings.copy_(embeddings[5].expand_as(embeddings))  # every token is the same one
@@ -209,5 +210,5 @@ def test_a_collapsed_retriever_says_so_when_it_encodes(backbone, caplog):
 
 
 def test_nothing_to_encode_gives_nothing(backbone):
-    assert Retriever.untrained(backbone, "dense", Encoding()).encode_queries([]).shape == (0, 32)
-    assert Retriever.untrained(backbone, "sparse", Encoding()).encode_queries([]).shape == (0, 400)
+    assert Retriever.untrained(backbone, DENSE, Encoding()).encode_queries([]).shape == (0, 32)
+    assert Retriever.untrained(backbone, SPARSE, Encoding()).encode_queries([]).shape == (0, 400)

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from raylab.cli.main import app
 from raylab.experiment.config import Backbone, Encoding, Lora
+from raylab.experiment.heads import DENSE
 from raylab.models.backbone import add_lora
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, state_to_save
@@ -32,7 +33,7 @@ def storage(model_folder, tmp_path):
             state_to_save(model),
             tokenizer,
             backbone,
-            "dense",
+            DENSE,
             Encoding(),
             {"name": RUN},
         )

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from raylab.experiment.config import Adaptation, Backbone, ConfigError, FineTuning
 from raylab.experiment.families import start_of
 from raylab.experiment.grid import Cell, Grid, Variant
+from raylab.experiment.heads import DENSE
 from raylab.experiment.ladders import PICO
+from raylab.experiment.objectives import CL
 from raylab.experiment.variants import budget_variants
 from raylab.models.backbone import load_config, resolve_source
 from raylab.planning.contract import (
@@ -68,7 +70,7 @@ def test_several_budgets():
 
 def cell(budget: float = 0.0, **more) -> Cell:
     tuning = FineTuning(batch_queries=8, pseudo_fraction=more.pop("pseudo", 0.0))
-    return Cell(Backbone("t", "nowhere"), "dense", "cl", tuning, budget, **more)
+    return Cell(Backbone("t", "nowhere"), DENSE, CL, tuning, budget, **more)
 
 
 @given(st.lists(st.floats(1.0, 1.1), min_size=300, max_size=300), st.floats(50.0, 250.0))
@@ -115,7 +117,7 @@ def test_what_whole_steps_cannot_make_alike_is_said():
     shape = Shape.of(load_config(PICO.backbones[2], resolve_source(PICO.backbones[2], None)))
     budgets = (1e11, 4e11)
     grid = Grid(
-        PICO, "scifact", heads=("dense",), objectives=("cl",), variants=budget_variants(budgets)
+        PICO, "scifact", heads=(DENSE,), objectives=(CL,), variants=budget_variants(budgets)
     )
     lengths = Lengths(query=32, passage=128, real_query=20, real_passage=100)
 
@@ -133,8 +135,8 @@ def test_what_whole_steps_cannot_make_alike_is_said():
 
 
 def test_a_total_holds_cells_and_the_mntp_that_they_share_once():
-    grid = Grid(PICO, "scifact", sizes=("pico-1x96", "pico-2x96"), heads=("dense",), seeds=(0, 1))
-    cells = [c for c in grid.cells() if c.objective == "cl"]
+    grid = Grid(PICO, "scifact", sizes=("pico-1x96", "pico-2x96"), heads=(DENSE,), seeds=(0, 1))
+    cells = [c for c in grid.cells() if c.objective == CL]
     small, large = cells[:2], cells[2:]
 
     def chosen(total, missing=cells, spent=0.0, starts=()):

@@ -29,6 +29,8 @@ from raylab.experiment.config import (
     Lora,
 )
 from raylab.experiment.grid import Cell
+from raylab.experiment.heads import DENSE, HEADS, SPARSE
+from raylab.experiment.objectives import CL, KD
 from raylab.models import sparse_head
 from raylab.models.backbone import add_lora, hidden_states, output_weight
 from raylab.models.heads import represent
@@ -94,7 +96,7 @@ def counted(network, head, backward, checkpointing=False):
         if head == "sparse":  # the bare projection: the counter does not see sparse products
             hidden = hidden @ output_weight(network).T.detach()
         elif head == "dense":
-            hidden = represent("dense", hidden, output_weight(network), mask)
+            hidden = represent(DENSE, hidden, output_weight(network), mask)
         if backward:
             hidden.sum().backward()
     return counter.get_total_flops()
@@ -121,7 +123,7 @@ def entries(monkeypatch) -> list[int]:
 def test_encoding_cost_is_what_torch_counts(head):
     with torch.no_grad():
         measured = counted(model(), head, backward=False)
-    assert encode_flops(SHAPE, ROWS, head) == pytest.approx(measured, rel=0.02)
+    assert encode_flops(SHAPE, ROWS, HEADS[head]) == pytest.approx(measured, rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -129,7 +131,7 @@ def test_encoding_cost_is_what_torch_counts(head):
 def test_training_cost_is_what_torch_counts(lora, checkpointing):
     network = add_lora(model(), lora).train()
     measured = counted(network, "dense", backward=True, checkpointing=checkpointing)
-    assert train_flops(SHAPE, [ROWS], "dense", lora, checkpointing) == pytest.approx(
+    assert train_flops(SHAPE, [ROWS], DENSE, lora, checkpointing) == pytest.approx(
         measured, rel=0.02
     )
 
@@ -153,7 +155,7 @@ def test_nothing_is_counted_below_the_first_adapter(targets, error, checkpointin
     network = for_training(model(), lora, checkpointing)
     with FlopCounterMode(display=False) as counter:
         hidden_states(network, torch.zeros(6, 40).long(), torch.ones(6, 40)).sum().backward()
-    own = train_flops(SHAPE, [ROWS], "dense", lora, checkpointing)
+    own = train_flops(SHAPE, [ROWS], DENSE, lora, checkpointing)
     assert own == pytest.approx(counter.get_total_flops(), rel=error)
 
 
@@ -171,8 +173,8 @@ def test_a_fine_tuning_step_costs_what_torch_counts(lora, head, top_k, checkpoin
         top_k_query=top_k,
         top_k_passage=top_k,
     )
-    own = Cell(Backbone("t", "nowhere"), head, "cl", tuning, 1.0)
-    module = FineTuningModule(for_training(model(), lora, checkpointing), head)
+    own = Cell(Backbone("t", "nowhere"), HEADS[head], CL, tuning, 1.0)
+    module = FineTuningModule(for_training(model(), lora, checkpointing), HEADS[head])
     texts = []
     for count, length, real in ((4, 16, 12), (12, 40, 31)):
         mask = torch.zeros(count, length, dtype=torch.bool)
@@ -188,7 +190,7 @@ def test_a_fine_tuning_step_costs_what_torch_counts(lora, head, top_k, checkpoin
         assert fine_tuning_flops(own, SHAPE, rows) == pytest.approx(measured, rel=0.001)
     else:  # all that is active: more than is assumed in a model that has learnt nothing
         active = [(reps.count_nonzero() / len(reps)).item() for reps in (queries_QD, passages_PD)]
-        exact = train_flops(SHAPE, rows, head, lora, checkpointing, active) + score_flops(
+        exact = train_flops(SHAPE, rows, HEADS[head], lora, checkpointing, active) + score_flops(
             4, 12, 500
         )
         assert exact == pytest.approx(measured, rel=0.001)
@@ -199,7 +201,7 @@ def test_without_top_k_a_stated_share_of_the_vocabulary_is_assumed():
     """A third of the vocabulary in the backward pass is below 1/3 of a token's logits forward."""
     rows = [Rows(1, 40)]
     none, assumed = (
-        train_flops(SHAPE, rows, "sparse", Lora(), False, active) for active in ([0.0], None)
+        train_flops(SHAPE, rows, SPARSE, Lora(), False, active) for active in ([0.0], None)
     )
     assert assumed - none == pytest.approx(2 * 64 * 500 * ACTIVE_SHARE)
 
@@ -272,7 +274,7 @@ def test_encoding_with_the_papers_models(size, head):
         states = states_on_meta(network)
         if head == "sparse":
             _ = states @ output_weight(network).T
-    own = encode_flops(Shape.of(network.config), Rows(2, 128), head)
+    own = encode_flops(Shape.of(network.config), Rows(2, 128), HEADS[head])
     assert own == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
@@ -290,15 +292,15 @@ def test_training_the_papers_models(size, lora, checkpointing):
         _ = states.detach() @ output_weight(network).detach().T
     measured = blocks.get_total_flops()
     rows = [Rows(2, 128)]
-    assert train_flops(shape, rows, "dense", lora, checkpointing) == pytest.approx(
+    assert train_flops(shape, rows, DENSE, lora, checkpointing) == pytest.approx(
         measured, rel=0.02
     )
     measured += projection.get_total_flops()
-    assert train_flops(shape, rows, "sparse", lora, checkpointing, [0.0]) == pytest.approx(
+    assert train_flops(shape, rows, SPARSE, lora, checkpointing, [0.0]) == pytest.approx(
         measured, rel=0.02
     )
     # What the sparse backward pass adds at most, without Top-K.
-    assert train_flops(shape, rows, "sparse", lora, checkpointing) == pytest.approx(
+    assert train_flops(shape, rows, SPARSE, lora, checkpointing) == pytest.approx(
         measured, rel=0.02
     )
 
@@ -403,9 +405,9 @@ def test_teaching_costs_what_torch_counts():
 # ------------------------------------------------------------------------------- budgets into steps
 
 
-def cell(budget: float, objective="cl") -> Cell:
+def cell(budget: float, objective=CL) -> Cell:
     tuning = FineTuning(batch_queries=4, negatives=3, checkpointing=False)
-    return Cell(Backbone("t", "nowhere"), "sparse", objective, tuning, budget)
+    return Cell(Backbone("t", "nowhere"), SPARSE, objective, tuning, budget)
 
 
 def test_a_budget_becomes_the_nearest_number_of_steps():
@@ -442,7 +444,7 @@ def test_mntp_that_is_charged_is_paid_first():
 
 def test_margin_mse_encodes_two_passages_a_query():
     assert passages_per_query(cell(1.0)) == 4
-    assert passages_per_query(cell(1.0, "kd")) == 2
+    assert passages_per_query(cell(1.0, KD)) == 2
 
 
 def test_hours_follow_from_peak_and_efficiency():

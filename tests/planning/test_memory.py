@@ -17,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from raylab.data.supervision.batches import Batch
 from raylab.experiment.config import Adaptation, Backbone, ConfigError, FineTuning, Lora
 from raylab.experiment.grid import Cell
+from raylab.experiment.heads import DENSE, HEADS, SPARSE
+from raylab.experiment.objectives import CL
 from raylab.models.backbone import add_lora, hidden_states
 from raylab.planning.flops import ACTIVE_SHARE, Rows, Shape
 from raylab.planning.memory import (
@@ -142,9 +144,9 @@ def step_bytes(dims, head, lora, checkpointing, micro, tuning) -> tuple[float, f
     """(measured, expected) peaks of one fine-tuning step."""
     network, shape = small(*dims, lora, checkpointing)
     tuning = dataclasses.replace(tuning, lora=lora, checkpointing=checkpointing)
-    cell = Cell(Backbone("t", "nowhere"), head, "cl", tuning, 1.0)
+    cell = Cell(Backbone("t", "nowhere"), HEADS[head], CL, tuning, 1.0)
     batches = Batches(tuning, shape.vocabulary)
-    module = FineTuningModule(network, head)
+    module = FineTuningModule(network, HEADS[head])
     task = FineTuningTask(module, cell, shape, batches, 10, micro)
     with Live(module) as live:
         task.backward(Engine(module), 1)
@@ -245,7 +247,7 @@ def test_what_autograd_keeps_of_the_layers(lora, checkpointing, dtype):
 def full(**changes) -> Load:
     tuning = FineTuning(lora=None, batch_queries=8)
     return cell_load(
-        Cell(Backbone("t", "t"), "dense", "cl", tuning, 1.0), LLAMA_8B, 64, 128, **changes
+        Cell(Backbone("t", "t"), DENSE, CL, tuning, 1.0), LLAMA_8B, 64, 128, **changes
     )
 
 
@@ -268,7 +270,7 @@ def test_zero_shards_state_then_gradients_then_weights():
 
 
 def test_adapters_have_gradients_and_state_alone():
-    cell = Cell(Backbone("t", "t"), "sparse", "cl", FineTuning(), 1.0)
+    cell = Cell(Backbone("t", "t"), SPARSE, CL, FineTuning(), 1.0)
     weights, gradients, optimizer, _ = _states(cell_load(cell, LLAMA_1B, 64, 128))
     trained = LLAMA_1B.lora_parameters(Lora())
     assert weights == 2 * (LLAMA_1B.parameters + LLAMA_1B.embedding_parameters)
@@ -278,7 +280,7 @@ def test_adapters_have_gradients_and_state_alone():
 def test_every_worker_holds_the_representations_of_all():
     """112 queries and 1,904 passages in fp32 do not shrink with workers; activations do."""
     tuning = FineTuning(top_k_query=40, top_k_passage=400)
-    cell = Cell(Backbone("t", "t"), "sparse", "cl", tuning, 1.0)
+    cell = Cell(Backbone("t", "t"), SPARSE, CL, tuning, 1.0)
     everyone = 4 * 112 * 18 * 128_256
     for workers in (2, 8):
         load = cell_load(cell, LLAMA_1B, 64, 128, workers)
@@ -292,7 +294,7 @@ def test_every_worker_holds_the_representations_of_all():
 
 
 def test_without_top_k_the_worst_is_planned_for():
-    cell = Cell(Backbone("t", "t"), "sparse", "cl", FineTuning(), 1.0)
+    cell = Cell(Backbone("t", "t"), SPARSE, CL, FineTuning(), 1.0)
     assert cell_load(cell, LLAMA_1B, 64, 128).active_terms == ACTIVE_SHARE * 128_256
 
 
@@ -307,7 +309,7 @@ def test_the_parts_add_up():
 
 def fitting(device_gib, shape=LLAMA_8B, checkpointing=True, lora: Lora | None = PLAIN, **execution):
     tuning = FineTuning(batch_queries=32, checkpointing=checkpointing, lora=lora)
-    cell = Cell(Backbone("8b", "nowhere"), "sparse", "cl", tuning, 1.0)
+    cell = Cell(Backbone("8b", "nowhere"), SPARSE, CL, tuning, 1.0)
     execution = {"weight_bytes": 2} | execution
     load = cell_load(cell, shape, tuning.query_length, tuning.passage_length, **execution)
     return fit(load, device_gib * GIB)
@@ -341,7 +343,7 @@ def test_smaller_micro_batches_come_first():
 
 def test_checkpointing_is_next_where_a_text_alone_is_too_much():
     """One text of 8,192 tokens a worker is no smaller in any micro-batch."""
-    load = Load(LLAMA_1B, "dense", PLAIN, False, (Rows(8, 8192),), workers=8, zero_stage=1)
+    load = Load(LLAMA_1B, DENSE, PLAIN, False, (Rows(8, 8192),), workers=8, zero_stage=1)
     least = dataclasses.replace(load, checkpointing=True).memory().total
     found = fit(load, least / USABLE * 1.01)
     assert_cheapest(found)
@@ -350,7 +352,7 @@ def test_checkpointing_is_next_where_a_text_alone_is_too_much():
 
 def test_changes_are_combined_in_their_order():
     """Where nothing does alone: micro-batch and checkpointing, before either with ZeRO."""
-    load = Load(LLAMA_1B, "dense", PLAIN, False, (Rows(32, 4096),), workers=8, zero_stage=1)
+    load = Load(LLAMA_1B, DENSE, PLAIN, False, (Rows(32, 4096),), workers=8, zero_stage=1)
     least = dataclasses.replace(load, checkpointing=True, micro_batch=1).memory().total
     found = fit(load, least / USABLE * 1.01)
     assert_cheapest(found)

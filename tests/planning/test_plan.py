@@ -15,7 +15,9 @@ from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
 from raylab.experiment.config import Adaptation, ConfigError, Execution, Lora
 from raylab.experiment.grid import Grid
+from raylab.experiment.heads import DENSE, HEADS
 from raylab.experiment.ladders import PICO, find_ladder
+from raylab.experiment.objectives import CL, KD, OBJECTIVES
 from raylab.planning.flops import Device, Rows, Shape, encode_flops
 from raylab.planning.memory import Load
 from raylab.planning.memory_fit import USABLE
@@ -125,13 +127,13 @@ def test_encoding_and_search_are_those_of_the_whole_collection(
     depths = {"sparse": encoding.top_k_query, "dense": shape.hidden}
     for own, (head, depth) in zip(plan.evaluations, depths.items(), strict=True):
         one_by_one = sum(
-            encode_flops(shape, Rows(1, length), head)
+            encode_flops(shape, Rows(1, length), HEADS[head])
             for length in lengths(passages, encoding.passage_length)
         )
         # Queries are a sample of the training ones here: of passages alone the sum is exact.
         ours = own.encode_flops / 3 - one_by_one
         asked = sum(
-            encode_flops(shape, Rows(1, n), head) for n in lengths(queries, encoding.query_length)
+            encode_flops(shape, Rows(1, n), HEADS[head]) for n in lengths(queries, encoding.query_length)
         )
         assert ours == pytest.approx(asked, rel=0.25)
         assert own.search_flops == 3 * 2 * len(queries) * len(passages) * depth
@@ -186,7 +188,7 @@ def test_tokens_are_those_of_batches_padded_to_their_longest_text(
 ):
     """8 queries, each with its positive and 2 negatives (MarginMSE: 1), none longer than the limits."""
     own = with_tuning(grid, query_length=1_000, passage_length=1_000, kd_loss=kd_loss)
-    plan = plan_grid(dataclasses.replace(own, objectives=(objective,)), source, Execution())
+    plan = plan_grid(dataclasses.replace(own, objectives=(OBJECTIVES[objective],)), source, Execution())
     listed = 8 * passages_a_query
     query, passage = naive_padded_lengths(collection_folder, model_folder, 8, listed)
     for cell in plan.cells:
@@ -198,7 +200,7 @@ def test_tokens_are_those_of_batches_padded_to_their_longest_text(
 def test_real_tokens_are_the_texts_own(grid, source, collection_folder, model_folder):
     """Cut to their limits: mean length times texts."""
     own = with_tuning(grid, query_length=6, passage_length=40)
-    plan = plan_grid(dataclasses.replace(own, objectives=("cl",)), source, Execution())
+    plan = plan_grid(dataclasses.replace(own, objectives=(CL,)), source, Execution())
     query, passage = naive_lengths(collection_folder, model_folder, 6, 40)
     for cell in plan.cells:
         assert cell.real_tokens / cell.steps == pytest.approx(8 * query + 24 * passage)
@@ -215,7 +217,7 @@ def test_kd_pads_to_the_longest_of_the_passages_it_reads(grid, source, tmp_path,
     own = with_tuning(
         grid, negatives=64, query_length=1_000, passage_length=1_000, kd_loss="margin_mse"
     )
-    kd = dataclasses.replace(own, objectives=("kd",), heads=("dense",))
+    kd = dataclasses.replace(own, objectives=(KD,), heads=(DENSE,))
     one = dataclasses.replace(kd, ladder=with_tuning(kd, negatives=1).ladder)
     skewed = open_collection(str(folder))
     planned, expected = (plan_grid(g, skewed, Execution()).cells[0] for g in (kd, one))
@@ -240,7 +242,7 @@ def test_faulty_records_are_refused_or_passed_over_as_ingest_will(
 
 def test_texts_are_cut_to_their_limits(grid, source):
     own = with_tuning(grid, query_length=3, passage_length=5)
-    plan = plan_grid(dataclasses.replace(own, objectives=("cl",)), source, Execution())
+    plan = plan_grid(dataclasses.replace(own, objectives=(CL,)), source, Execution())
     for cell in plan.cells:  # every text of the collection is longer
         assert cell.tokens / cell.steps == 8 * 3 + 8 * 3 * 5
 
@@ -282,7 +284,7 @@ def test_micro_batches_take_device_time_and_no_budget(grid, source):
 
 def load(texts: int, **changes) -> Load:
     shape = Shape(16, 2048, 8192, 32, 8, 64, 128_256, tied=True)
-    return Load(shape, "dense", Lora(), True, (Rows(texts, 128),), **changes)
+    return Load(shape, DENSE, Lora(), True, (Rows(texts, 128),), **changes)
 
 
 def test_rows_hold_the_arithmetic_of_hours_and_price():

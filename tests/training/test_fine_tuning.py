@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.cli.experiment import chosen, parser
+from raylab.cli.experiment import chosen
+from raylab.cli.options import Options
 from raylab.experiment.config import ConfigError, Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
@@ -172,9 +173,7 @@ def test_the_plan_of_memory_knows_of_micro_batches(model_folder, tmp_path):
 
 def test_the_command_line_asks_for_micro_batches():
     grid = Grid(PICO, "scifact")
-    options = parser("grid", grid)
-    _, execution = chosen(options.parse_args(["--micro-batch", "8"]), grid)
-    assert execution.micro_batch_texts == 8
-    assert chosen(options.parse_args([]), grid)[1].micro_batch_texts == 0
-    with pytest.raises(ConfigError, match="micro_batch_texts = -1: it must be 0 or more"):
-        chosen(options.parse_args(["--micro-batch", "-1"]), grid)
+    assert chosen(Options(micro_batch=8), grid)[1].micro_batch_texts == 8
+    assert chosen(Options(), grid)[1].micro_batch_texts == 0
+    with pytest.raises(ConfigError, match="--micro-batch -1: it must be 0 or more"):
+        Options(micro_batch=-1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raylab.experiment.config import Adaptation, Backbone, ConfigError, Encoding, FineTuning
+from raylab.experiment.heads import SPARSE
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_tokenizer, state_to_save
 from raylab.models.retriever import Retriever
@@ -172,7 +173,7 @@ def bf16_losses(model_folder: Path, folder: Path):
         task = make_task(model_folder, folder, micro=micro, **options)
         task.module.bfloat16()
         reporter = FolderReporter(folder / "none")
-        _, _, history = train(task, reporter, zero, checkpoints=0, lr=1e-3, bf16=True)
+        _, _, history = train(task, reporter, zero, checkpoints=0, lr=1e-3, compute_dtype="bfloat16")
         losses[zero, micro] = [point["loss"] for point in history]
     return losses
 
@@ -358,7 +359,7 @@ def save_on_workers(model_folder: Path, folder: Path, zero: int, hub: bool):
     with gathered(model, zero):
         state = state_to_save(model)
         if rank_and_world()[0] == 0:
-            save_retriever(out, model, state, tokenizer, backbone, "sparse", Encoding(), {})
+            save_retriever(out, model, state, tokenizer, backbone, SPARSE, Encoding(), {})
 
 
 @pytest.mark.parametrize("hub", [False, True], ids=["whole", "adapter"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from raylab.experiment.config import ConfigError
+from raylab.experiment.objectives import CL, OBJECTIVES
 from raylab.training.losses import (
     Negatives,
     flops_regularizer,
@@ -196,17 +197,17 @@ def counted(objective, queries, passages, workers) -> Negatives:
 @pytest.mark.parametrize("objective", ["cl", "kd", "cl+kd"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_negatives_are_counted_in_one_place(objective, workers):
-    seen = negatives_seen(objective, 8, 3, workers)
+    seen = negatives_seen(OBJECTIVES[objective], 8, 3, workers)
     assert seen == counted(objective, 8, 3, workers)
     assert seen.total == (2 if objective == "kd" else 8 * 3 - 1)  # whatever the workers
 
 
 def test_the_papers_contrastive_batch():
     """paper.md: 112 queries of 1B with 17 passages each over 4 devices."""
-    assert negatives_seen("cl", 112, 17, 4) == Negatives(16, 27 * 17, 84 * 17)
+    assert negatives_seen(CL, 112, 17, 4) == Negatives(16, 27 * 17, 84 * 17)
 
 
 @pytest.mark.parametrize(("queries", "passages", "workers"), [(8, 1, 1), (8, 2, 3), (8, 2, 0)])
 def test_batches_that_cannot_be_are_refused(queries, passages, workers):
     with pytest.raises(ConfigError, match="it must be"):
-        negatives_seen("cl", queries, passages, workers)
+        negatives_seen(CL, queries, passages, workers)

@@ -1,0 +1,131 @@
+"""What a model is: the content of the files that are really loaded, wherever they are.
+
+The same folder by another path, moved, or a hub id and its local copy have one fingerprint; other weights
+under the same path have another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+
+from raylab.experiment.config import Backbone, ConfigError
+from raylab.models.backbone import resolve_source
+from raylab.storage.checksums import checksum
+
+_CONFIG = ("config.json", "retriever.json")
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+_ADAPTER = "adapter_config.json"
+# In the order in which transformers looks for them: an index that names shards, or one file.
+_WEIGHTS = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_SMALL = ["*.json", "*.txt", "tokenizer.model"]  # fetched to read what else there is
+
+
+def weights_fingerprint(backbone: Backbone, models_dir: str | None = None) -> str:
+    """sha256 (hex) over configuration, weights and tokenizer of what a backbone starts from.
+
+    A random start has no weights: its configuration and tokenizer count.
+
+    Raises:
+        ConfigError: no model there, or one without weights that can be loaded.
+    """
+    source = resolve_source(backbone, models_dir)
+    with_weights = backbone.start == "pretrained"
+    sums = model_checksums(source, with_weights, f"size {backbone.name!r}", models_dir)
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def model_checksums(
+    source: str, with_weights: bool, owner: str, models_dir: str | None = None
+) -> dict[str, str]:
+    """sha256 (hex) by file name, of the files that loading a model reads.
+
+    Args:
+        source: a local folder or a hub id.
+        owner: who asks, for messages.
+
+    Raises:
+        ConfigError: as `weights_fingerprint`.
+    """
+    folder = Path(source)
+    weights: Mapping[str, str] | None = None
+    if not folder.is_dir():
+        folder, weights = _on_hub(source, owner)
+    names = {path.name for path in folder.iterdir()}
+    wanted = [name for name in (*_CONFIG, *_TOKENIZER) if name in names]
+    sums = {name: checksum(folder / name) for name in wanted}
+    if with_weights:
+        for name in _weight_files(folder, names | set(weights or {}), source, owner):
+            hub_sum = (weights or {}).get(name)
+            sums[name] = hub_sum if hub_sum and name not in names else checksum(folder / name)
+        if _ADAPTER in names:
+            sums |= _adapter(folder, names, owner, models_dir)
+    return sums
+
+
+def _weight_files(folder: Path, names: set[str], source: str, owner: str) -> list[str]:
+    for name in _WEIGHTS:
+        if name in names and name.endswith(".index.json"):
+            index = json.loads((folder / name).read_text())
+            return [name, *sorted(set(index["weight_map"].values()))]
+        if name in names:
+            return [name]
+    gguf = sorted(name for name in names if name.endswith(".gguf"))
+    if gguf:
+        return gguf[:1]
+    if _ADAPTER in names:
+        return []
+    raise ConfigError(f"{owner}: {source} holds no weights ({', '.join(_WEIGHTS)} or *.gguf)")
+
+
+def _adapter(folder: Path, names: set[str], owner: str, models_dir: str | None) -> dict[str, str]:
+    """An adapter's own files, and those of the base that it names."""
+    own = [_ADAPTER, *(name for name in _ADAPTER_WEIGHTS if name in names)]
+    base = json.loads((folder / _ADAPTER).read_text()).get("base_model_name_or_path")
+    sums = {name: checksum(folder / name) for name in own}
+    if base and not (names & set(_WEIGHTS)):
+        place = resolve_source(Backbone("base", str(base)), models_dir)
+        below = model_checksums(place, True, f"{owner}, the base of its adapter", models_dir)
+        sums |= {f"base/{name}": value for name, value in below.items()}
+    return sums
+
+
+def _on_hub(repository: str, owner: str) -> tuple[Path, Mapping[str, str]]:
+    """A hub repository's small files as a local folder, and the sums of its large ones.
+
+    What is in the local cache is not asked of the hub; its weights are read there.
+    """
+    try:
+        cached = Path(snapshot_download(repository, local_files_only=True))
+        names = {path.name for path in cached.iterdir()}
+        if names & set(_WEIGHTS) or any(name.endswith(".gguf") for name in names):
+            return cached, {}
+    except Exception:  # not in the cache: the hub is asked
+        cached = None
+    try:
+        revision = HfApi().model_info(repository, files_metadata=True)
+        folder = Path(snapshot_download(repository, revision=revision.sha, allow_patterns=_SMALL))
+    except Exception as error:  # the hub's client raises a dozen kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{owner}: no model at {repository!r} ({reason})") from None
+    large = {f.rfilename: f.lfs.sha256 for f in revision.siblings or [] if f.lfs is not None}
+    return folder, large
