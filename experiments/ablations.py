@@ -9,13 +9,14 @@ python experiments/ablations.py --storage lab-ablations
 from raylab.cli.experiment import run_experiment
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
+from raylab.experiment.objectives import CL, KD
 from raylab.experiment.variants import ablation_variants
 
 GRID = Grid(
     ladder=PICO,
     collection="scifact",
     sizes=("pico-1x96",),
-    objectives=("cl", "kd"),
+    objectives=(CL, KD),
     variants=ablation_variants(),
 )
 

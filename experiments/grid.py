@@ -6,13 +6,15 @@ python experiments/grid.py --ladder llama3 --collection DIR --gpu --workers 8 --
 
 from raylab.cli.experiment import run_experiment
 from raylab.experiment.grid import Grid
+from raylab.experiment.heads import DENSE, SPARSE
 from raylab.experiment.ladders import PICO
+from raylab.experiment.objectives import CL, CL_KD, KD
 
 GRID = Grid(
     ladder=PICO,
     collection="scifact",
-    heads=("sparse", "dense"),
-    objectives=("cl", "kd", "cl+kd"),
+    heads=(SPARSE, DENSE),
+    objectives=(CL, KD, CL_KD),
     seeds=(0,),
 )
 

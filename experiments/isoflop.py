@@ -10,13 +10,14 @@ python experiments/isoflop.py --ladder llama3 --budgets 5e18,1e19,2e19,4e19 --co
 from raylab.cli.experiment import run_experiment
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
+from raylab.experiment.objectives import CL
 from raylab.experiment.variants import budget_variants
 
 GRID = Grid(
     ladder=PICO,
     collection="scifact",
     sizes=tuple(backbone.name for backbone in PICO.backbones),
-    objectives=("cl",),
+    objectives=(CL,),
     variants=budget_variants((1.2e12, 1.6e12, 2.5e12, 4e12)),
 )
 

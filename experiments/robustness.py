@@ -8,13 +8,14 @@ python experiments/robustness.py --storage lab-robustness --seeds 2
 from raylab.cli.experiment import run_experiment
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
+from raylab.experiment.objectives import CL, KD
 from raylab.experiment.variants import corruption_variants
 
 GRID = Grid(
     ladder=PICO,
     collection="scifact",
     sizes=("pico-1x96",),
-    objectives=("cl", "kd"),
+    objectives=(CL, KD),
     variants=corruption_variants((0.0, 0.1, 0.25, 0.5)),
 )
 

@@ -1,58 +1,45 @@
-"""`raylab data`: read a collection, bring candidates and teacher scores to it."""
+"""Read a collection; bring candidates and teacher scores to it."""
 
 from __future__ import annotations
 
 import functools
-import os
+import math
 import shutil
-import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from raylab.data.faults import QUARANTINE, CollectionError
-from raylab.data.ingest import collection_address
+from raylab.cli.errors import LaboratoryGroup
+from raylab.cli.files import absolute, open_store, output_path
+from raylab.cli.shared import Gpu, Models, OnFault, Storage
+from raylab.data.faults import QUARANTINE
 from raylab.data.registry import BENCHMARKS
-from raylab.data.sources import open_collection
 from raylab.experiment.config import FAULTS, Backbone, ConfigError, Execution, quarantined_kinds
 from raylab.experiment.ladders import LADDERS, find_ladder
-from raylab.storage.artifacts import Artifact, StorageError
-from raylab.storage.store import Store
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from raylab.storage.artifacts import Artifact
+    from raylab.storage.store import Store
+
+app = typer.Typer(
+    cls=LaboratoryGroup, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False
+)
 console = Console()
 
 _Collection = Annotated[str, typer.Option(help="scifact, or a folder in BEIR or MS MARCO layout")]
-_Storage = Annotated[str, typer.Option(help="a local folder or any fsspec address")]
 _Source = Annotated[str, typer.Option(help="bm25, a retriever checkpoint, or a TREC run file")]
 _Depth = Annotated[int, typer.Option(min=1, help="candidates a query, best first")]
 _Random = Annotated[int, typer.Option(min=0, help="passages drawn at random beside them")]
 _Titles = Annotated[bool, typer.Option(help="passages' titles ask for their bodies, too")]
 _Actors = Annotated[int, typer.Option(min=1, help="worker processes")]
-_Models = Annotated[str | None, typer.Option(help="folder with local copies of hub models")]
-_Gpu = Annotated[bool, typer.Option("--gpu", help="one GPU a worker")]
-_OnFault = Annotated[
-    str,
-    typer.Option(
-        help="error: the first faulty record ends it; quarantine, or quarantine:KIND,...: it is set "
-        f"aside; kinds: {', '.join(FAULTS)}"
-    ),
-]
 _TEACHER = (
     "cross-encoder, sparse or dense encoder, or retriever: folder, hub id, package:NAME/FOLDER"
 )
-
-
-def fail(error: Exception) -> typer.Exit:
-    """Say it in one line; bad input ends with status 2, a storage that fails with 1."""
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
-    return typer.Exit(1 if isinstance(error, StorageError) else 2)
 
 
 @app.command("list")
@@ -88,37 +75,43 @@ def ingest_collection(
             "irds:NAME"
         ),
     ],
-    storage: _Storage = "lab",
-    on_fault: _OnFault = "error",
+    storage: Storage = "lab",
+    on_fault: Annotated[
+        str,
+        typer.Option(
+            help="error: the first faulty record ends it; quarantine, or quarantine:KIND,...: it is set "
+            f"aside; kinds: {', '.join(FAULTS)}"
+        ),
+    ] = "error",
     ladder: Annotated[
         str, typer.Option(help=f"whose tokenizers: {', '.join(LADDERS)} or a TOML file")
     ] = "pico",
     tokens: Annotated[bool, typer.Option(help="write the passage store, too")] = True,
-    models: _Models = None,
+    models: Models = None,
 ) -> None:
     """Validate a collection into Parquet shards in id order and the passage store of their tokens.
 
     What is finished is kept: killed, the same command goes on.
     """
-    store = Store(storage)
-    try:
-        source = open_collection(collection)
-        address = collection_address(source, on_fault)
-        backbones = find_ladder(ladder).backbones if tokens else ()
-        with ExitStack() as stack:
-            made = store.find(address)
-            if made is None:
-                from raylab.jobs.ingest import ingest
-                from raylab.pipeline.driver import take_over
+    from raylab.data.ingest import collection_address
+    from raylab.data.sources import open_collection
 
-                take_over(stack, store)
-                made = ingest(store, source, on_fault)
-            stores = _tokenised(stack, store, made, backbones, models)
-    except (ConfigError, CollectionError, StorageError, OSError) as error:
-        raise fail(error) from None
-    _show_collection(store, made)
-    for one in stores:
-        print(f"{'tokens':>14}  {_folder(store, one)}")
+    quarantined_kinds(on_fault)
+    store = open_store(storage)
+    backbones = find_ladder(ladder).backbones if tokens else ()
+    source = open_collection(collection)
+    with ExitStack() as stack:
+        ingested = store.find(collection_address(source, on_fault))
+        if ingested is None:
+            from raylab.jobs.ingest import ingest
+            from raylab.pipeline.driver import take_over
+
+            take_over(stack, store)
+            ingested = ingest(store, source, on_fault)
+        token_stores = _tokenised(stack, store, ingested, backbones, models)
+    _show_collection(store, ingested)
+    for token_store in token_stores:
+        print(f"{'tokens':>14}  {_folder(store, token_store)}")
 
 
 def _tokenised(
@@ -136,46 +129,47 @@ def _tokenised(
     from raylab.pipeline.driver import take_over
     from raylab.stages.tokenise import tokenise, tokens_address
 
-    made: dict[str, Artifact] = {}
+    token_stores: dict[str, Artifact] = {}
     for backbone in backbones:
         tokenizer = load_tokenizer(backbone, models)
         address = tokens_address(collection, tokenizer)
-        if address.path not in made:
-            found = store.find(address)
-            if found is None:
-                take_over(stack, store)
-                found = tokenise(store, collection, tokenizer, data_pool)
-            made[address.path] = found
-    return list(made.values())
+        if address.path in token_stores:
+            continue
+        token_store = store.find(address)
+        if token_store is None:
+            take_over(stack, store)
+            token_store = tokenise(store, collection, tokenizer, data_pool)
+        token_stores[address.path] = token_store
+    return list(token_stores.values())
 
 
-def _show_collection(store: Store, made: Artifact) -> None:
-    meta = made.meta
+def _show_collection(store: Store, collection: Artifact) -> None:
+    meta = collection.meta
     kept_apart = f", {meta['train_passages']:,} for training" if meta["train_passages"] else ""
     print(f"{meta['passages']:,} passages{kept_apart}")
     for split, queries in meta["splits"].items():
         print(f"{split:>14}  {queries:,} judged queries")
     print(f"{'verified':>14}  {', '.join(meta.get('verified', [])) or 'no published checksum'}")
-    _show_quarantined(store, made)
-    print(f"{'collection':>14}  {_folder(store, made)}")
+    _show_quarantined(store, collection)
+    print(f"{'collection':>14}  {_folder(store, collection)}")
 
 
-def _folder(store: Store, made: Artifact) -> str:
-    return f"{store.uri}/{made.path}/{made.manifest['attempt']}"
+def _folder(store: Store, artifact: Artifact) -> str:
+    return f"{store.uri}/{artifact.path}/{artifact.manifest['attempt']}"
 
 
-def _show_quarantined(store: Store, made: Artifact) -> None:
-    for kind, count in made.meta.get("quarantined", {}).items():
+def _show_quarantined(store: Store, artifact: Artifact) -> None:
+    for kind, count in artifact.meta.get("quarantined", {}).items():
         print(f"{'quarantined':>14}  {count:,} x {kind}")
-    if made.meta.get("quarantined"):
-        print(f"{'reasons':>14}  {_folder(store, made)}/{QUARANTINE}")
+    if artifact.meta.get("quarantined"):
+        print(f"{'reasons':>14}  {_folder(store, artifact)}/{QUARANTINE}")
 
 
 @app.command()
 def mine(
     out: Annotated[Path, typer.Option(help="Parquet file of training groups to write")],
     collection: _Collection = "scifact",
-    storage: _Storage = "lab",
+    storage: Storage = "lab",
     source: _Source = "bm25",
     depth: _Depth = 20,
     random: _Random = 12,
@@ -186,31 +180,30 @@ def mine(
         typer.Option(help="leave out negatives scored above the positive minus this"),
     ] = None,
     actors: _Actors = 2,
-    models: _Models = None,
-    gpu: _Gpu = False,
-    on_fault: _OnFault = "error",
+    models: Models = None,
+    gpu: Gpu = False,
+    on_fault: OnFault = "error",
 ) -> None:
     """Mine candidates for every training query: training groups, as `--teacher FILE` of a grid takes them.
 
     Positives and copies of them are never among the candidates, nor are passages kept for evaluation.
     """
-    try:
-        if margin is not None and teacher is None:
-            raise ConfigError("--margin: it needs --teacher, whose scores it compares")
-        _check(source, teacher, models, on_fault)
-        with _teaching(
-            collection, storage, source, depth, random, titles, actors, models, gpu, on_fault
-        ) as make:
-            from raylab.stages.teach import make_groups
+    if margin is not None and teacher is None:
+        raise ConfigError("--margin: it needs --teacher, whose scores it compares")
+    if margin is not None and not math.isfinite(margin):
+        raise ConfigError(f"--margin {margin}: it must be a finite number")
+    _check(source, teacher, models, on_fault)
+    with _teaching(
+        collection, storage, source, depth, random, titles, actors, models, gpu, on_fault
+    ) as make:
+        from raylab.stages.teach import make_groups
 
-            teaching = make(teacher, margin)
-            groups = make_groups(teaching)
-            _write_groups(teaching.store, groups, out)
-    except (ConfigError, CollectionError, StorageError, OSError) as error:
-        raise fail(error) from None
+        teaching = make(teacher, margin)
+        groups = make_groups(teaching)
+        _write_groups(teaching.store, groups, out)
     left_out = groups.meta.get("groups_without_negatives_left", 0)
-    told = f", {left_out} left out for want of a negative below the margin" if left_out else ""
-    print(f"{groups.meta['groups']} groups in {out}{told}")
+    note = f", {left_out} left out for want of a negative below the margin" if left_out else ""
+    print(f"{groups.meta['groups']} groups in {out}{note}")
     _show_quarantined(teaching.store, groups)
 
 
@@ -219,37 +212,34 @@ def teach(
     teacher: Annotated[str, typer.Option(help=_TEACHER)],
     out: Annotated[Path, typer.Option(help="Parquet file of scores to write")],
     collection: _Collection = "scifact",
-    storage: _Storage = "lab",
+    storage: Storage = "lab",
     source: _Source = "bm25",
     depth: _Depth = 20,
     random: _Random = 12,
     titles: _Titles = True,
     actors: _Actors = 2,
-    models: _Models = None,
-    gpu: _Gpu = False,
-    on_fault: _OnFault = "error",
+    models: Models = None,
+    gpu: Gpu = False,
+    on_fault: OnFault = "error",
 ) -> None:
     """Mine candidates for every training query and title, and score them with a teacher.
 
     What is killed goes on from its finished shards when it is run again.
     """
-    try:
-        _check(source, teacher, models, on_fault)
-        with _teaching(
-            collection, storage, source, depth, random, titles, actors, models, gpu, on_fault
-        ) as make:
-            from raylab.stages.mine import mine as find
-            from raylab.stages.teach import teach as score
+    _check(source, teacher, models, on_fault)
+    with _teaching(
+        collection, storage, source, depth, random, titles, actors, models, gpu, on_fault
+    ) as make:
+        from raylab.stages.mine import mine as mine_candidates
+        from raylab.stages.score import teach as score_candidates
 
-            teaching = make(teacher, None)
-            store, found = teaching.store, teaching.collection
-            scores = score(
-                teaching, find(store, found, teaching.mining, actors, models, teaching.pool)
-            )
-            with whole(out) as aside:
-                shutil.copyfile(store.local(scores) / "scores.parquet", aside)
-    except (ConfigError, CollectionError, StorageError, OSError) as error:
-        raise fail(error) from None
+        teaching = make(teacher, None)
+        store, pool = teaching.store, teaching.pool
+        mined = mine_candidates(store, teaching.collection, teaching.mining, actors, models, pool)
+        scores = score_candidates(teaching, mined)
+        scored = store.local(scores) / "scores.parquet"
+        with output_path("--out", out) as aside:
+            shutil.copyfile(scored, aside)
     print(f"{scores.meta['pairs']} scores in {out}")
 
 
@@ -290,22 +280,34 @@ def _teaching(
     on_fault: str,
 ) -> Iterator[Any]:
     """On Ray, with the collection ingested: a function (teacher, margin) -> `Teaching`."""
-    found = open_collection(collection)
+    from raylab.data.ingest import collection_address
+    from raylab.data.sources import open_collection
+
+    source_files = open_collection(collection)
+    store = open_store(storage)
     from raylab.jobs.ingest import ingest
     from raylab.jobs.pools import ray_pool
     from raylab.pipeline.driver import take_over
     from raylab.stages.mine import Mining
-    from raylab.stages.teach import Teaching
+    from raylab.stages.teaching import Teaching
 
-    store, pool = Store(storage), functools.partial(ray_pool, gpu=gpu)
+    pool = functools.partial(ray_pool, gpu=gpu)
+    source = source if source == "bm25" else absolute(source)
+    models = None if models is None else absolute(models)
     execution = Execution(storage=storage, models_dir=models, use_gpu=gpu)
     with ExitStack() as stack:
         take_over(stack, store, execution)
-        ingested = store.find(collection_address(found, on_fault)) or ingest(store, found, on_fault)
+        address = collection_address(source_files, on_fault)
+        ingested = store.find(address) or ingest(store, source_files, on_fault)
         mining = Mining(depth, random, titles, source, on_fault)
-        yield lambda teacher, margin: Teaching(
-            store, ingested, mining, teacher, models, actors, margin=margin, pool=pool
-        )
+
+        def make(teacher: str | None, margin: float | None) -> Teaching:
+            teacher = None if teacher is None else absolute(teacher)
+            return Teaching(
+                store, ingested, mining, teacher, models, actors, margin=margin, pool=pool
+            )
+
+        yield make
 
 
 def _write_groups(store: Store, groups: Artifact, out: Path) -> None:
@@ -313,19 +315,11 @@ def _write_groups(store: Store, groups: Artifact, out: Path) -> None:
 
     from raylab.data.supervision.teacher import GROUP_SCHEMA
 
-    with whole(out) as aside, pq.ParquetWriter(aside, GROUP_SCHEMA, compression="zstd") as writer:
-        for shard in sorted(store.local(groups).glob("*.parquet")):
+    shards = sorted(store.local(groups).glob("*.parquet"))
+    with (
+        output_path("--out", out) as aside,
+        pq.ParquetWriter(aside, GROUP_SCHEMA, compression="zstd") as writer,
+    ):
+        for shard in shards:
             for batch in pq.ParquetFile(shard).iter_batches(1_024):
                 writer.write_batch(batch.cast(GROUP_SCHEMA))
-
-
-@contextmanager
-def whole(out: Path) -> Iterator[Path]:
-    """A file beside `out` that takes its name when the block ends without an error."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield aside
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylab.cli.data import fail
-from raylab.data.collections import read_qrels
+from raylab.cli.files import output_stream, stored_table
 from raylab.data.registry import BENCHMARKS, Protocol, find_benchmark
 from raylab.experiment.config import ConfigError
 
@@ -54,24 +53,23 @@ def evaluate(
 
     Files may be plain or end in .gz. Equal scores are ordered by passage id, highest first.
     """
+    from raylab.data.collections import read_qrels
     from raylab.evaluation.intervals import mean_interval
     from raylab.evaluation.measures import binary_level, coverage
     from raylab.evaluation.measures import evaluate as measure_run
 
-    try:
-        rules = _rules(protocol)
-        names = _names(measures, rules)
-        judged, ranked = read_qrels(qrels), _read(run, rules)
-        values = measure_run(ranked, judged, names)
-        rows = []
-        for name in names:
-            mean, low, high = mean_interval(list(values[name].values()), confidence)
-            rows.append((name, f"{mean:.4f}", f"[{low:.4f}, {high:.4f}]"))
-        if per_query is not None:
-            _write_per_query(per_query, values)
-        notes = {level: coverage(ranked, judged, level) for level in (1, binary_level(names))}
-    except (ValueError, OSError) as error:
-        raise fail(error) from None
+    _check_confidence(confidence)
+    rules = _rules(protocol)
+    names = _names(measures, rules)
+    judged, ranked = read_qrels(qrels), _read(run, rules)
+    values = measure_run(ranked, judged, names)
+    rows = []
+    for name in names:
+        mean, low, high = mean_interval(list(values[name].values()), confidence)
+        rows.append((name, f"{mean:.4f}", f"[{low:.4f}, {high:.4f}]"))
+    if per_query is not None:
+        _write_per_query(per_query, values)
+    notes = {level: coverage(ranked, judged, level) for level in (1, binary_level(names))}
     _print_table(("measure", "mean", f"{confidence:.0%} interval"), rows)
     same = len({str(note) for note in notes.values()}) == 1
     for level, note in list(notes.items())[: 1 if same else None]:
@@ -94,7 +92,7 @@ def compare(
     split: Annotated[str | None, typer.Option(help="with --storage: on this split alone")] = None,
     confidence: Annotated[float, typer.Option(help="of the intervals")] = 0.95,
     draws: Annotated[int, typer.Option(min=1, help="of the randomisation test")] = 100_000,
-    seed: Annotated[int, typer.Option(help="of those draws")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of those draws")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="write every figure in full precision here (CSV)")
     ] = None,
@@ -103,27 +101,24 @@ def compare(
 
     Every pair on every measure of every split is one comparison; all of them are the family.
     """
-    from raylab.evaluation.runs import atomic_writer
     from raylab.evaluation.significance import compare as compare_systems
 
-    try:
-        if storage is None:
-            if split is not None:
-                raise ConfigError("--split: it needs --storage")
-            values = _values_of_runs(files, measures, protocol)
-        else:
-            if protocol is not None:
-                raise ConfigError("--protocol: not with --storage, whose splits have their own")
-            values = _values_of_storage(storage, files, measures, split)
-        systems = list(next(iter(values.values())))
-        pairs = [(systems[0], other) for other in systems[1:]] if baseline else None
-        found = compare_systems(values, pairs, confidence, draws, seed)
-        if out is not None:
-            with atomic_writer(out) as stream:
-                stream.write(_csv(found).encode())
-    except (ValueError, OSError) as error:
-        raise fail(error) from None
-    _show(found, values, systems, confidence, draws)
+    _check_confidence(confidence)
+    if storage is None:
+        if split is not None:
+            raise ConfigError("--split: it needs --storage")
+        values = _values_of_runs(files, measures, protocol)
+    else:
+        if protocol is not None:
+            raise ConfigError("--protocol: not with --storage, whose splits have their own")
+        values = _values_of_storage(storage, files, measures, split)
+    systems = list(next(iter(values.values())))
+    pairs = [(systems[0], other) for other in systems[1:]] if baseline else None
+    comparisons = compare_systems(values, pairs, confidence, draws, seed)
+    if out is not None:
+        with output_stream("--out", out) as stream:
+            stream.write(_csv(comparisons).encode())
+    _show(comparisons, values, systems, confidence, draws)
 
 
 def beir(
@@ -139,23 +134,27 @@ def beir(
     from raylab.data.registry import BEIR_SETS
     from raylab.evaluation.beir import beir_mean
 
-    try:
-        values: dict[str, dict[str, float]] = {}
-        for storage in storages:
-            for row in _stored(storage, "results.parquet"):
-                name = row["collection"]
-                if (row["measure"], row["split"]) != (measure, "test") or name not in BEIR_SETS:
-                    continue
-                system = _seeded(row["system"], row["seed"])
-                if values.setdefault(system, {}).setdefault(name, row["value"]) != row["value"]:
-                    raise ConfigError(f"{storage}: another {measure} of {system} on {name}")
-        if not values:
-            raise ConfigError(f"{', '.join(storages)}: no {measure} on a test split of BEIR there")
-        means = {system: beir_mean(own, partial) for system, own in values.items()}
-    except ValueError as error:
-        raise fail(error) from None
+    values: dict[str, dict[str, float]] = {}
+    for storage in storages:
+        for row in _stored(storage, "results.parquet"):
+            name = row["collection"]
+            if (row["measure"], row["split"]) != (measure, "test") or name not in BEIR_SETS:
+                continue
+            system = _seeded(row["system"], row["seed"])
+            if values.setdefault(system, {}).setdefault(name, row["value"]) != row["value"]:
+                raise ConfigError(f"{storage}: another {measure} of {system} on {name}")
+    if not values:
+        raise ConfigError(f"{', '.join(storages)}: no {measure} on a test split of BEIR there")
+    means = {system: beir_mean(by_set, partial) for system, by_set in values.items()}
     for system, mean in means.items():
         print(f"{system}  {measure} {mean}")
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ConfigError(
+            f"--confidence: confidence is {confidence}; it must lie between 0 and 1, such as 0.95"
+        )
 
 
 # ------------------------------------------------------------------------------ what is compared
@@ -195,6 +194,7 @@ def _read(path: str | Path, rules: Protocol | None) -> Run:
 def _values_of_runs(
     files: Sequence[str], measures: str | None, protocol: str | None
 ) -> dict[tuple[str, str], PerQuery]:
+    from raylab.data.collections import read_qrels
     from raylab.evaluation.measures import evaluate as measure_run
 
     if len(files) < 3:
@@ -243,11 +243,11 @@ def _values_of_storage(
         wanted = _names(measures, None) if measures else [protocol(collection, part).primary]
         if measure in wanted:
             values[f"{collection} {part}", measure] = {
-                name: {query_id: fmean(own) for query_id, own in by_system[name].items()}
+                name: {query_id: fmean(of_seeds) for query_id, of_seeds in by_system[name].items()}
                 for name in systems
                 if name in by_system
             }
-    named = {name for own in values.values() for name in own}
+    named = {name for by_name in values.values() for name in by_name}
     for name in systems:
         if name not in named:
             where = f"{storage}{f', split {split!r}' if split else ''}"
@@ -262,15 +262,7 @@ def _seeded(system: str, seed: float | None) -> str:
 
 
 def _stored(storage: str, name: str) -> list[dict[str, Any]]:
-    from raylab.storage.store import Store
-    from raylab.storage.tables import read_table
-
-    try:
-        table = read_table(Store(storage), name)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{storage}: no {name} there; run experiments/grid.py --storage {storage}"
-        ) from None
+    table = stored_table(storage, name)
     columns = {str(column): table[column].tolist() for column in table.columns}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -279,23 +271,21 @@ def _stored(storage: str, name: str) -> list[dict[str, Any]]:
 
 
 def _write_per_query(path: Path, values: Mapping[str, Mapping[str, float]]) -> None:
-    from raylab.evaluation.runs import atomic_writer
-
     lines = [
         f"{query_id}\t{measure}\t{value!r}\n"
         for measure, by_query in values.items()
         for query_id, value in sorted(by_query.items())
     ]
-    with atomic_writer(path) as stream:
+    with output_stream("--per-query", path) as stream:
         stream.write("".join(["query_id\tmeasure\tvalue\n", *lines]).encode())
 
 
-def _csv(found: Sequence[Comparison]) -> str:
+def _csv(comparisons: Sequence[Comparison]) -> str:
     buffer = io.StringIO()
-    names = [field.name for field in dataclasses.fields(found[0])]
+    names = [field.name for field in dataclasses.fields(comparisons[0])]
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(dataclasses.asdict(one) for one in found)
+    writer.writerows(dataclasses.asdict(one) for one in comparisons)
     return buffer.getvalue()
 
 
@@ -310,7 +300,7 @@ def _print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _show(
-    found: Sequence[Comparison],
+    comparisons: Sequence[Comparison],
     values: Mapping[tuple[str, str], PerQuery],
     systems: Sequence[str],
     confidence: float,
@@ -323,9 +313,9 @@ def _show(
             (letter, system, *(f"{fmean(values[where, m][system].values()):.4f}" for m in measures))
             for system, letter in letters.items()
         ]
-        own = [one for one in found if one.where == where]
+        of_collection = [one for one in comparisons if one.where == where]
         effects, tests = [], []
-        for one in own:
+        for one in of_collection:
             key = (f"{letters[one.b]} - {letters[one.a]}", one.measure)
             difference = f"{one.difference:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
             effect = f"{one.effect:+.2f} [{one.effect_low:+.2f}, {one.effect_high:+.2f}]"
@@ -334,7 +324,7 @@ def _show(
             randomised = (one.p_random, one.p_random_bonferroni, one.p_random_holm)
             tests.append((*key, *(f"{p:.2g}" for p in (one.p_t, *corrected, *randomised))))
         within = f"[{confidence:.0%}]"
-        print(f"{where}: {own[0].queries} queries")
+        print(f"{where}: {of_collection[0].queries} queries")
         _print_table(("", "system", *measures), means)
         print()
         _print_table(("pair", "measure", f"difference {within}", f"Cohen's d {within}"), effects)
@@ -342,11 +332,11 @@ def _show(
         names = ("pair", "measure", "t-test p", "Bonf.", "Holm", "random. p", "Bonf.", "Holm")
         _print_table(names, tests)
         print()
-    exact = sum(one.exact for one in found)
+    exact = sum(one.exact for one in comparisons)
     print(
-        f"Family: {found[0].family} comparison(s), for which Bonferroni and Holm correct; intervals "
+        f"Family: {comparisons[0].family} comparison(s), for which Bonferroni and Holm correct; intervals "
         "are of each alone.\nTwo-sided paired t-test; paired randomisation test, "
-        f"{exact} exact, {len(found) - exact} by {draws:,} draws of signs."
+        f"{exact} exact, {len(comparisons) - exact} by {draws:,} draws of signs."
     )
 
 

@@ -15,12 +15,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raylab.cli.data import fail
+from raylab.cli.files import output_stream, stored_table
+from raylab.cli.shared import Storage
 from raylab.experiment.config import ConfigError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from raylab.scaling import Claim, Facts, Fit, Forecast, Optimum, Series, Study
 
 console = Console(width=None if sys.stdout.isatty() else 200)
@@ -29,7 +28,7 @@ _SEARCH_LAWS = ("retrieval_flops", "index_bytes")  # of sparse retrievers
 
 
 def fit(
-    storage: str = "lab",
+    storage: Storage = "lab",
     measure: Annotated[
         list[str] | None, typer.Option(help="CE@256 or nDCG@10, more than once for more; both")
     ] = None,
@@ -39,8 +38,8 @@ def fit(
     ] = "all",
     head: Annotated[str | None, typer.Option(help="sparse or dense")] = None,
     objective: Annotated[str | None, typer.Option(help="cl, kd or cl+kd")] = None,
-    collection: str | None = None,
-    split: str | None = None,
+    collection: Annotated[str | None, typer.Option(help="by its name in the results")] = None,
+    split: Annotated[str | None, typer.Option(help="such as test or valid")] = None,
     variant: Annotated[
         str | None, typer.Option(help="a glob; default the plain recipe and isoFLOP budgets")
     ] = None,
@@ -49,7 +48,7 @@ def fit(
         float, typer.Option(help="nDCG@10 per decade of N within which KD is flat")
     ] = 0.02,
     draws: Annotated[int, typer.Option(min=2, help="of the hierarchical bootstrap")] = 1000,
-    seed: Annotated[int, typer.Option(help="of those draws")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of those draws")] = 0,
     out: Annotated[Path | None, typer.Option(help="write every estimate here (CSV)")] = None,
 ) -> None:
     """Fit scaling laws to the trained runs, forecast the largest, find optima, test the claims.
@@ -57,54 +56,44 @@ def fit(
     Every interval is of the hierarchical bootstrap: runs and seeds first, then queries. L(N) is fitted
     a budget at a time and L(D) a size at a time; targets are losses: CE@256, and 1 - nDCG@10.
     """
-    from raylab.evaluation.runs import atomic_writer
-    from raylab.scaling import COLUMNS, LAWS, Study, claims, rows, series
+    from raylab.scaling import LAWS, Study, claims, series
     from raylab.scaling.points import D_CHOICES, MEASURES
     from raylab.storage.tables import PER_QUERY, RESULTS
 
-    try:
-        if law != "all" and law not in LAWS:
-            raise ConfigError(f"--law {law}: it must be all or one of {', '.join(LAWS)}")
-        if data not in D_CHOICES:
-            raise ConfigError(f"--data {data}: it must be one of {', '.join(D_CHOICES)}")
-        results, per_query = _table(storage, RESULTS), _table(storage, PER_QUERY)
-        chosen: dict[str, Any] = {
-            "head": head, "objective": objective, "collection": collection, "split": split,
-            "variant": variant,
-        }  # fmt: skip
-        found = series(results, per_query, measure or MEASURES, **chosen)
-        if not found:
-            given = {"measure": measure, **chosen}
-            said = ", ".join(f"{n} {v}" for n, v in given.items() if v is not None)
-            raise ConfigError(f"{storage}: no trained run with values of {said or 'a measure'}")
-        study = Study(draws, data, seed)
-        for one in found:
-            for name in _laws(law, one):
-                study.add(one, name)
-        study.claims += claims(results, per_query, margin=margin, draws=draws, seed=seed, **chosen)
-        if out is not None:
-            every = [row for made in study.made() for row in rows(made)]
-            buffer = io.StringIO()
-            writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(every)
-            with atomic_writer(out) as stream:
-                stream.write(buffer.getvalue().encode())
-    except (ValueError, OSError) as error:
-        raise fail(error) from None
+    if law != "all" and law not in LAWS:
+        raise ConfigError(f"--law {law}: it must be all or one of {', '.join(LAWS)}")
+    if data not in D_CHOICES:
+        raise ConfigError(f"--data {data}: it must be one of {', '.join(D_CHOICES)}")
+    results, per_query = stored_table(storage, RESULTS), stored_table(storage, PER_QUERY)
+    chosen: dict[str, Any] = {
+        "head": head, "objective": objective, "collection": collection, "split": split,
+        "variant": variant,
+    }  # fmt: skip
+    chosen_series = series(results, per_query, measure or MEASURES, **chosen)
+    if not chosen_series:
+        given = {"measure": measure, **chosen}
+        described = ", ".join(f"{n} {v}" for n, v in given.items() if v is not None)
+        raise ConfigError(f"{storage}: no trained run with values of {described or 'a measure'}")
+    study = Study(draws, data, seed)
+    for one in chosen_series:
+        for name in _laws(law, one):
+            study.add(one, name)
+    study.claims += claims(results, per_query, margin=margin, draws=draws, seed=seed, **chosen)
+    if out is not None:
+        with output_stream("--out", out) as stream:
+            stream.write(_csv(study).encode())
     _show(study)
 
 
-def _table(storage: str, name: str) -> pd.DataFrame:
-    from raylab.storage.store import Store
-    from raylab.storage.tables import read_table
+def _csv(study: Study) -> str:
+    from raylab.scaling import COLUMNS, rows
 
-    try:
-        return read_table(Store(storage), name)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{storage}: no {name} there; run experiments/grid.py --storage {storage}"
-        ) from None
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for estimate in study.made():
+        writer.writerows(rows(estimate))
+    return buffer.getvalue()
 
 
 def _laws(law: str, one: Series) -> tuple[str, ...]:

@@ -1,93 +1,67 @@
-"""`raylab`: small commands around a grid (`experiments/grid.py` runs one)."""
+"""`raylab`: run grids of retrievers, and search, measure, compare and fit what they leave."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from raylab import __version__
 from raylab.cli.data import app as data
-from raylab.cli.data import fail, teach
+from raylab.cli.errors import LaboratoryGroup
 from raylab.cli.evaluate import beir, compare, evaluate
+from raylab.cli.experiment import plan, run
+from raylab.cli.files import open_store, stored_table, writing
 from raylab.cli.fit import fit
 from raylab.cli.search import encode, index, search
+from raylab.cli.shared import Storage
 from raylab.experiment.config import ConfigError
-from raylab.storage.artifacts import DamagedArtifact
-from raylab.storage.store import Store
-from raylab.storage.tables import LEDGER, RESULTS, read_table
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=LaboratoryGroup, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
 console = Console()
 
 
-@app.command()
-def report(storage: str = "lab") -> None:
-    """Make tables, figures and the page again, from the results table alone."""
-    from raylab.report import rebuild
-
-    try:
-        made = rebuild(storage)
-    except FileNotFoundError:
-        raise fail(
-            ConfigError(
-                f"{storage}: no {RESULTS} there; run experiments/grid.py --storage {storage}"
-            )
-        ) from None
-    made.show(console)
-    for label, path in made.paths.items():
-        print(f"{label:>14}  {path}")
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"raylab {__version__}")
+        raise typer.Exit
 
 
-@app.command(
-    context_settings={
-        "allow_extra_args": True,
-        "ignore_unknown_options": True,
-        "help_option_names": [],
-    }
-)
-def plan(context: typer.Context) -> None:
-    """What the paper's grid would take, under the options of experiments/grid.py; nothing is run."""
-    from raylab.cli.experiment import run_experiment
-    from raylab.experiment.grid import Grid
-    from raylab.experiment.ladders import PICO
+@app.callback()
+def raylab(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="print the version and stop"
+        ),
+    ] = False,
+) -> None:
+    """Run grids of retrievers on Ray, and search, measure, compare and fit what they leave."""
 
-    grid = Grid(PICO, "scifact")
-    raise typer.Exit(run_experiment(plan.__doc__ or "", grid, [*context.args, "--dry-run"]))
+
+app.command("run")(run)
+app.command("plan")(plan)
 
 
 @app.command()
-def export(run: str, folder: Path, storage: str = "lab") -> None:
-    """Copy a trained retriever, such as sparse-pico-1x96-cl-seed0, with its measures on its card.
-
-    The folder is raylab's, peft's and sentence-transformers' alike.
-    """
-    from raylab.pipeline.export import export_retriever
-
-    try:
-        measures = export_retriever(storage, run, folder)
-    except (ConfigError, DamagedArtifact) as error:
-        raise fail(error) from None
-    print(f"{run} with {measures} measures in {folder}")
-
-
-@app.command()
-def status(storage: str = "lab") -> None:
+def status(storage: Storage = "lab") -> None:
     """What a storage holds, by stage: artifacts, seconds, FLOPs, bytes."""
-    try:
-        ledger = read_table(Store(storage), LEDGER)
-    except FileNotFoundError:
-        raise fail(
-            ConfigError(
-                f"{storage}: no {LEDGER} there; run experiments/grid.py --storage {storage}"
-            )
-        ) from None
-    sums = ledger.groupby("stage", sort=False).agg(
-        artifacts=("name", "size"),
-        seconds=("seconds", "sum"),
-        flops=("flops", "sum"),
-        size_bytes=("size_bytes", "sum"),
+    from raylab.storage.tables import LEDGER
+
+    sums = (
+        stored_table(storage, LEDGER)
+        .groupby("stage", sort=False)
+        .agg(
+            artifacts=("name", "size"),
+            seconds=("seconds", "sum"),
+            flops=("flops", "sum"),
+            size_bytes=("size_bytes", "sum"),
+        )
     )
     table = Table("stage", "artifacts", "seconds", "FLOPs", "MiB")
     for stage, (artifacts, seconds, flops, size) in zip(sums.index, sums.to_numpy(), strict=True):
@@ -97,10 +71,47 @@ def status(storage: str = "lab") -> None:
     console.print(table)
 
 
-app.add_typer(data, name="data")
-app.command()(teach)  # the shorter name of `data teach`
-for command in (encode, index, search, evaluate, compare, beir, fit):
+@app.command()
+def report(storage: Storage = "lab") -> None:
+    """Make tables, figures and the page again, from the results table alone."""
+    from raylab.report import rebuild
+    from raylab.storage.tables import LEDGER, RESULTS
+
+    for name in (RESULTS, LEDGER):
+        stored_table(storage, name)
+    written = rebuild(storage)
+    written.show(console)
+    for label, path in written.paths.items():
+        print(f"{label:>14}  {path}")
+
+
+for command in (evaluate, compare, beir, search, encode, index, fit):
     app.command()(command)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="a trained run, such as sparse-pico-1x96-cl-seed0")],
+    folder: Annotated[Path, typer.Argument(help="folder to write; it must be new, or empty")],
+    storage: Storage = "lab",
+) -> None:
+    """Copy a trained retriever out of a storage, with its measures on its card.
+
+    The folder is raylab's, peft's and sentence-transformers' alike.
+    """
+    from raylab.pipeline.export import export_retriever
+
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(
+            f"FOLDER {folder}: it is a file; it must be a folder that is new, or empty"
+        )
+    open_store(storage)
+    with writing("FOLDER", folder):
+        measures = export_retriever(storage, run, folder)
+    print(f"{run} with {measures} measures in {folder}")
+
+
+app.add_typer(data, name="data")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylab.cli.data import fail, whole
-from raylab.data.faults import CollectionError
-from raylab.data.sources import open_collection
+from raylab.cli.files import absolute, open_store, output_path, writing
+from raylab.cli.shared import Gpu, Models, OnFault, Storage
 from raylab.experiment.config import ConfigError, Execution, quarantined_kinds
-from raylab.storage.artifacts import Artifact, DamagedArtifact, StorageError
-from raylab.storage.store import Store
 
 if TYPE_CHECKING:
     from raylab.pipeline.retrieval import Hit, Retrieval
+    from raylab.storage.artifacts import Artifact
 
 _TEXT_WIDTH = 160
 _TERMS = 10
@@ -35,9 +33,6 @@ _Checkpoint = Annotated[
 _Collection = Annotated[
     str, typer.Argument(help="scifact, or a folder in BEIR or MS MARCO layout, ... (data ingest)")
 ]
-_Storage = Annotated[str, typer.Option(help="a local folder or any fsspec address")]
-_Models = Annotated[str | None, typer.Option(help="folder with local copies of hub models")]
-_Gpu = Annotated[bool, typer.Option("--gpu", help="one GPU an encoder")]
 _Encoders = Annotated[int, typer.Option(help="encoding actors; 0: as many as the cluster takes")]
 _ShardPassages = Annotated[
     int,
@@ -45,7 +40,6 @@ _ShardPassages = Annotated[
         help="passages a shard, what an actor that dies loses; shards of another size are other artifacts"
     ),
 ]
-_OnFault = Annotated[str, typer.Option(help="error, or quarantine[:KIND,...] (data ingest)")]
 _QueryLength = Annotated[
     int | None, typer.Option(help="tokens a query; none: the checkpoint's own")
 ]
@@ -67,8 +61,8 @@ _Precision = Annotated[
 def encode(
     checkpoint: _Checkpoint,
     collection: _Collection,
-    storage: _Storage = "lab",
-    models: _Models = None,
+    storage: Storage = "lab",
+    models: Models = None,
     query_length: _QueryLength = None,
     passage_length: _PassageLength = None,
     top_k_query: _TopKQuery = None,
@@ -76,21 +70,21 @@ def encode(
     precision: _Precision = None,
     encoders: _Encoders = 2,
     shard_passages: _ShardPassages = Execution.shard_passages,
-    gpu: _Gpu = False,
-    on_fault: _OnFault = "error",
+    gpu: Gpu = False,
+    on_fault: OnFault = "error",
 ) -> None:
     """Encode a collection's passages into embedding shards in the storage."""
-    what = (query_length, passage_length, top_k_query, top_k_passage, precision)
+    encoding = (query_length, passage_length, top_k_query, top_k_passage, precision)
     how = {"encoding_actors": encoders, "shard_passages": shard_passages, "use_gpu": gpu}
-    with _retrieval(checkpoint, collection, storage, models, what, on_fault, how) as made:
-        _show("embeddings", made.embeddings)
+    with _retrieval(checkpoint, collection, storage, models, encoding, on_fault, how) as retrieval:
+        _show("embeddings", retrieval.embeddings)
 
 
 def index(
     checkpoint: _Checkpoint,
     collection: _Collection,
-    storage: _Storage = "lab",
-    models: _Models = None,
+    storage: Storage = "lab",
+    models: Models = None,
     query_length: _QueryLength = None,
     passage_length: _PassageLength = None,
     top_k_query: _TopKQuery = None,
@@ -98,8 +92,8 @@ def index(
     precision: _Precision = None,
     encoders: _Encoders = 2,
     shard_passages: _ShardPassages = Execution.shard_passages,
-    gpu: _Gpu = False,
-    on_fault: _OnFault = "error",
+    gpu: Gpu = False,
+    on_fault: OnFault = "error",
     ciff: Annotated[
         Path | None, typer.Option(help="all of them as one CIFF file, too (sparse; .gz)")
     ] = None,
@@ -112,20 +106,23 @@ def index(
     ] = None,
 ) -> None:
     """Index a collection's passages, encoded first where they are not yet; export them where asked."""
-    what = (query_length, passage_length, top_k_query, top_k_passage, precision)
+    encoding = (query_length, passage_length, top_k_query, top_k_passage, precision)
     how = {"encoding_actors": encoders, "shard_passages": shard_passages, "use_gpu": gpu}
     exports = {"ciff": ciff, "json_vectors": json_vectors, "faiss": faiss}
-    with _retrieval(checkpoint, collection, storage, models, what, on_fault, how) as made:
+    with _retrieval(checkpoint, collection, storage, models, encoding, on_fault, how) as retrieval:
         wanted = {form: out for form, out in exports.items() if out is not None}
         for form in wanted:
             needs = "dense" if form == "faiss" else "sparse"
-            if made.found.head != needs:
+            representation = retrieval.found.head.representation
+            if representation != needs:
                 option = form.replace("_", "-")
                 raise ConfigError(
-                    f"--{option}: it takes a {needs} retriever; {checkpoint} is {made.found.head}"
+                    f"--{option}: it takes a {needs} retriever; {checkpoint} is {representation}"
                 )
-        _show("index", made.indexes)
-        made.export(wanted)
+        _show("index", retrieval.indexes)
+        names = ", ".join(f"--{form.replace('_', '-')}" for form in wanted)
+        with writing(names, next(iter(wanted.values()), Path())):
+            retrieval.export(wanted)
         for form, out in wanted.items():
             print(f"{form.replace('_', '-'):>14}  {out}")
 
@@ -146,8 +143,8 @@ def search(
             help="with --split: score passages as they are encoded, and store no embedding",
         ),
     ] = False,
-    storage: _Storage = "lab",
-    models: _Models = None,
+    storage: Storage = "lab",
+    models: Models = None,
     query_length: _QueryLength = None,
     passage_length: _PassageLength = None,
     top_k_query: _TopKQuery = None,
@@ -155,40 +152,38 @@ def search(
     precision: _Precision = None,
     encoders: _Encoders = 2,
     shard_passages: _ShardPassages = Execution.shard_passages,
-    gpu: _Gpu = False,
-    on_fault: _OnFault = "error",
+    gpu: Gpu = False,
+    on_fault: OnFault = "error",
 ) -> None:
     """Search a collection with a checkpoint: the best passages for a text, or the run of a split.
 
     Passages are encoded and indexed once into the storage. Of a sparse retriever, every hit says which
     terms matched: query weight x passage weight.
     """
-    what = (query_length, passage_length, top_k_query, top_k_passage, precision)
+    encoding = (query_length, passage_length, top_k_query, top_k_passage, precision)
     how = {"encoding_actors": encoders, "shard_passages": shard_passages, "use_gpu": gpu}
     how["no_index"] = no_index
-    try:
-        _check(query, k, split, out)
-        if no_index and split is None:
-            raise ConfigError("--no-index: it needs --split, whose queries are known beforehand")
-    except ConfigError as error:
-        raise fail(error) from None
-    with _retrieval(checkpoint, collection, storage, models, what, on_fault, how) as made:
+    _check(query, k, split, out)
+    if no_index and split is None:
+        raise ConfigError("--no-index: it needs --split, whose queries are known beforehand")
+    with _retrieval(checkpoint, collection, storage, models, encoding, on_fault, how) as retrieval:
         if split is None:
             assert query is not None
             started = time.time()
-            hits = made.search(query, k)
+            hits = retrieval.search(query, k)
             _print_hits(hits)
             print(f"{len(hits)} passage(s) in {time.time() - started:.2f} s", file=sys.stderr)
             return
-        if split not in made.splits:
-            known = ", ".join(made.splits)
+        if split not in retrieval.splits:
+            known = ", ".join(retrieval.splits)
             raise ConfigError(f"--split {split}: {collection} has no such split; it has {known}")
-        run, measures = made.run(split)
+        run, measures = retrieval.run(split)
         if out is not None:
-            with whole(out) as aside:
-                shutil.copyfile(made.store.local(run) / "run.trec.gz", aside)
+            ranked = retrieval.store.local(run) / "run.trec.gz"
+            with output_path("--out", out) as aside:
+                shutil.copyfile(ranked, aside)
             print(f"{'run':>14}  {out}")
-        for name, value in made.means(measures).items():
+        for name, value in retrieval.means(measures).items():
             print(f"{name:>14}  {value:.4f}")
 
 
@@ -215,43 +210,43 @@ def _retrieval(
     on_fault: str,
     how: dict[str, Any],
 ) -> Iterator[Retrieval]:
-    """The stages, for as long as the block runs; bad input ends in one line."""
+    """The stages, for as long as the block runs."""
+    from raylab.data.sources import open_collection
+
     names = ("query_length", "passage_length", "top_k_query", "top_k_passage", "precision")
-    try:
-        quarantined_kinds(on_fault)
-        execution = Execution(storage=storage, models_dir=models, **how)
-        source = open_collection(collection)
-        from transformers.utils.logging import disable_progress_bar
+    quarantined_kinds(on_fault)
+    models = None if models is None else absolute(models)
+    execution = Execution(storage=storage, models_dir=models, **how)
+    source = open_collection(collection)
+    store = open_store(storage)
+    from transformers.utils.logging import disable_progress_bar
 
-        from raylab.models.opening import find_retriever
+    from raylab.models.opening import find_retriever
 
-        disable_progress_bar()
-        found = find_retriever(checkpoint, models)
-        wanted = found.encoding.changed(**dict(zip(names, encoding, strict=True)))
-        store = Store(storage)
-        with ExitStack() as stack:
-            from raylab.pipeline.driver import take_over
-            from raylab.pipeline.retrieval import Retrieval
+    disable_progress_bar()
+    checkpoint_files = find_retriever(checkpoint, models)
+    wanted = checkpoint_files.encoding.changed(**dict(zip(names, encoding, strict=True)))
+    with ExitStack() as stack:
+        from raylab.pipeline.driver import take_over
+        from raylab.pipeline.retrieval import Retrieval
 
-            yield Retrieval(
-                store,
-                execution,
-                source,
-                on_fault,
-                found,
-                wanted,
-                lambda: take_over(stack, store, execution),
-                lambda text: print(text, file=sys.stderr),
-            )
-    except (ConfigError, CollectionError, DamagedArtifact, StorageError, OSError) as error:
-        raise fail(error) from None
+        yield Retrieval(
+            store,
+            execution,
+            source,
+            on_fault,
+            checkpoint_files,
+            wanted,
+            lambda: take_over(stack, store, execution),
+            lambda text: print(text, file=sys.stderr),
+        )
 
 
-def _show(stage: str, made: list[Artifact]) -> None:
-    rows, size = sum(a.meta["rows"] for a in made), sum(a.size_bytes for a in made)
-    print(f"{rows:,} passages in {len(made)} shard(s), {size:,} bytes")
-    for one in made:
-        print(f"{stage:>14}  {one.path}")
+def _show(stage: str, shards: list[Artifact]) -> None:
+    rows, size = sum(a.meta["rows"] for a in shards), sum(a.size_bytes for a in shards)
+    print(f"{rows:,} passages in {len(shards)} shard(s), {size:,} bytes")
+    for shard in shards:
+        print(f"{stage:>14}  {shard.path}")
 
 
 def _print_hits(hits: list[Hit]) -> None:

@@ -1,0 +1,105 @@
+"""Files and storages that a user names: what goes wrong with them is told with the option's name."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raylab.experiment.config import ConfigError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raylab.storage.store import Store
+
+
+def absolute(source: str) -> str:
+    """The absolute path of what is there, since workers have other folders; a hub id and the like as it is."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """A block that writes a file (or folder) of the user's.
+
+    Raises:
+        ConfigError: it cannot be written; names the option and the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{option} {path}: it cannot be written ({reason})") from None
+
+
+@contextmanager
+def output_stream(option: str, path: Path) -> Iterator[io.BufferedIOBase]:
+    """A binary stream of a file that appears whole or not at all; gzip if its name ends in `.gz`.
+
+    Raises:
+        ConfigError: as `writing`; or a form of compression that is only read.
+    """
+    from raylab.evaluation.runs import atomic_writer
+
+    if path.suffix == ".zst":
+        raise ConfigError(f"{option} {path}: written are plain files and .gz")
+    with writing(option, path), atomic_writer(path) as stream:
+        yield stream
+
+
+@contextmanager
+def output_path(option: str, path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its name when the block ends without an error.
+
+    Raises:
+        ConfigError: as `writing`.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(option, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield aside
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def open_store(storage: str) -> Store:
+    """The storage of `--storage`; nothing is made there.
+
+    Raises:
+        ConfigError: no such kind of address, or one whose package is not installed.
+    """
+    from raylab.storage.store import Store
+
+    try:
+        return Store(storage)
+    except (ValueError, ImportError) as error:  # of fsspec, for the address
+        raise ConfigError(f"--storage {storage}: {error}") from None
+
+
+def stored_table(storage: str, name: str) -> pd.DataFrame:
+    """A table that a grid left in a storage.
+
+    Raises:
+        ConfigError: none there, or not a whole one.
+    """
+    import pyarrow as pa
+
+    from raylab.storage.tables import read_table
+
+    store = open_store(storage)
+    try:
+        return read_table(store, name)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{storage}: no {name} there; run experiments/grid.py --storage {storage}"
+        ) from None
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{storage}/{name}: not a whole table ({error})") from None

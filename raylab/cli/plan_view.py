@@ -1,0 +1,64 @@
+"""What `raylab plan` and `--dry-run` print."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from raylab.cli.options import Options
+from raylab.data.sources import open_collection
+from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.grid import Grid
+from raylab.planning.contract import rounding
+from raylab.planning.durations import Durations, Pace
+from raylab.planning.plan import named_device, plan_grid
+from raylab.planning.plan_table import plan_rows
+
+_PRICE = 2.0  # of a device hour
+_EMBEDDED = "package:raylab/"
+
+
+def show_plan(grid: Grid, execution: Execution, options: Options, console: Console) -> None:
+    """Print the plan of every cell, and how long the whole would take.
+
+    Raises:
+        ConfigError, CollectionError: what a run would refuse.
+    """
+    at_once = (execution.concurrent_trials or 1) * execution.workers
+    devices = at_once if options.devices is None else options.devices
+    if devices < execution.workers:
+        raise ConfigError(
+            f"--devices {devices}: it must be at least the {execution.workers} workers of a cell"
+        )
+    name = execution.device or _usual_device(grid)
+    device = named_device(name, options.efficiency)
+    price = _PRICE if options.gpu_hour_rate is None else options.gpu_hour_rate
+    plan = plan_grid(grid, open_collection(grid.collection), execution)
+    rows = plan_rows(plan, device, price, execution.workers, execution.encoding_actors or None)
+    table = Table(
+        title=f"{len(plan.cells)} cells on {device.name} at {device.efficiency:.0%} of {device.peak_flops:.3g} FLOP/s"
+    )
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    hours = sum(float(row["device hours"]) for row in rows)
+    console.print(
+        f"in all {plan.flops:.3g} FLOPs, {hours:.3g} device hours, {hours * price:,.2f} at {price} an hour"
+    )
+    if (coarse := rounding(grid, plan)) is not None:
+        console.print(coarse)
+    pace = None if name == "cpu-core" and options.efficiency is None else Pace.of(device)
+    predicted = Durations(plan, execution, pace).simulated(grid, devices)
+    console.print(
+        f"on {devices} of them: {predicted.makespan_s / 3600:.3g} h, of which {predicted.trained_s / 3600:.3g} h "
+        f"until the last run is trained; {predicted.utilisation:.0%} of the devices' time used"
+    )
+
+
+def _usual_device(grid: Grid) -> str:
+    """A core for the embedded models, whose default grid runs on a laptop; else a common GPU."""
+    sources = [backbone.source for backbone in grid.ladder.backbones]
+    embedded = all(source.startswith(_EMBEDDED) for source in sources)
+    return "cpu-core" if embedded else "a100-80gb"
