@@ -20,13 +20,13 @@ from raylab.data.sources import open_collection
 from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
 from raylab.experiment.config import Encoding, Execution
+from raylab.experiment.heads import SPARSE
 from raylab.jobs.cluster import connect
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import Retriever
 from raylab.pipeline import driver
 from raylab.pipeline import retrieval as retrieve
 from raylab.pipeline.retrieval import Retrieval
-from raylab.stages import search as searching
 from raylab.stages.encode import ShardEncoder, commit_shard
 from raylab.stages.tokenise import tokens_address
 from raylab.storage.store import Store
@@ -49,7 +49,7 @@ def cluster():
         yield
 
 
-def _tokenised(store, collection, tokenizer):
+def _tokenised(store, collection, tokenizer, *_):
     table = pq.read_table(store.local(collection) / "passages").sort_by("passage_id").to_pydict()
     texts = [f"{a} {b}" for a, b in zip(table["title"], table["text"], strict=True)]
     address = tokens_address(collection, tokenizer)
@@ -76,7 +76,6 @@ def in_this_process(monkeypatch, collection_folder):
     monkeypatch.setattr(retrieve, "tokenise", _tokenised)
     monkeypatch.setattr(retrieve, "encode_all", encode_all)
     monkeypatch.setattr(retrieve, "run_all", run_all)
-    monkeypatch.setattr(searching, "run_all", run_all)
     monkeypatch.setattr(driver, "take_over", lambda *_: None)
 
 
@@ -299,7 +298,7 @@ def test_a_sparse_encoder_of_sentence_transformers_is_the_same_retriever(
     folder = shutil.copytree(retriever_folders["sparse"], tmp_path / "splade")
     (folder / "retriever.json").unlink()
     found = find_retriever(str(folder))
-    assert (found.kind, found.head) == ("sentence-transformers", "sparse")
+    assert (found.kind, found.head) == ("sentence-transformers", SPARSE)
     own = Retriever.load(retriever_folders["sparse"]).encoding
     assert (found.encoding.query_length, found.encoding.passage_length) == (64, 48)
     assert (found.encoding.top_k_query, found.encoding.top_k_passage) == (0, 0)
