@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A room may import from rooms before it in this list, and from itself.
 ROOMS = (
-    "storage",
     "experiment",
+    "storage",
     "data",
     "index",
     "models",

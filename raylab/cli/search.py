@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,7 +77,7 @@ def encode(
     encoding = (query_length, passage_length, top_k_query, top_k_passage, precision)
     how = {"encoding_actors": encoders, "shard_passages": shard_passages, "use_gpu": gpu}
     with _retrieval(checkpoint, collection, storage, models, encoding, on_fault, how) as retrieval:
-        _show("embeddings", retrieval.embeddings)
+        _show("embeddings", retrieval.parts)
 
 
 def index(
@@ -113,7 +113,7 @@ def index(
         wanted = {form: out for form, out in exports.items() if out is not None}
         for form in wanted:
             needs = "dense" if form == "faiss" else "sparse"
-            representation = retrieval.found.head.representation
+            representation = retrieval.checkpoint.head.representation
             if representation != needs:
                 option = form.replace("_", "-")
                 raise ConfigError(
@@ -242,7 +242,7 @@ def _retrieval(
         )
 
 
-def _show(stage: str, shards: list[Artifact]) -> None:
+def _show(stage: str, shards: Sequence[Artifact]) -> None:
     rows, size = sum(a.meta["rows"] for a in shards), sum(a.size_bytes for a in shards)
     print(f"{rows:,} passages in {len(shards)} shard(s), {size:,} bytes")
     for shard in shards:

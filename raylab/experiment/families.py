@@ -22,7 +22,7 @@ def families(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     begins as a shorter one does; any other cell alone."""
     groups: dict[Cell, list[Cell]] = {}
     for cell in cells:
-        alike = replace(cell, budget_flops=1.0, variant="") if _extends(cell) else cell
+        alike = replace(cell, budget_flops=1.0, variant="", varied="") if _extends(cell) else cell
         groups.setdefault(alike, []).append(cell)
     return [tuple(sorted(own, key=lambda cell: cell.budget_flops)) for own in groups.values()]
 

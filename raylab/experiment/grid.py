@@ -24,6 +24,7 @@ from raylab.experiment.heads import HEADS, Head
 from raylab.experiment.objectives import OBJECTIVES, Objective
 
 AdaptationCharge = Literal["shared", "charged"]
+Varied = Literal["", "budget", "recipe"]
 CHARGES: tuple[AdaptationCharge, ...] = ("shared", "charged")
 
 
@@ -34,7 +35,8 @@ class Cell:
     The contract is `budget_flops` FLOPs, or `epochs` over the training queries where these are set
     (`budget_flops` is then 0: what they cost follows). `adaptation` is the MNTP that the backbone has
     gone through, None the recipe's; with `charged_adaptation` its FLOPs are paid from the budget, in full,
-    as if the retriever stood alone. `variant` names what an experiment changed.
+    as if the retriever stood alone. `variant` names what an
+    experiment changed, `varied` says what kind of change that is.
     """
 
     backbone: Backbone
@@ -47,6 +49,7 @@ class Cell:
     charged_adaptation: bool = False
     adaptation: Adaptation | None = field(default=None, metadata={ELSEWHERE: True})
     variant: str = field(default="", metadata={ELSEWHERE: True})
+    varied: Varied = field(default="", metadata={ELSEWHERE: True})
 
     def __post_init__(self) -> None:
         flops, epochs = self.budget_flops, self.epochs
@@ -86,6 +89,13 @@ class Variant:
     budget_flops: float | None = None
     heads: tuple[Head, ...] | None = None  # None: all of the grid
     objectives: tuple[Objective, ...] | None = None
+
+    @property
+    def varied(self) -> Varied:
+        """What kind of change it is: none, another budget, or another recipe."""
+        if not self.name:
+            return ""
+        return "recipe" if self.budget_flops is None else "budget"
 
     def concerns(self, head: Head, objective: Objective) -> bool:
         """Whether cells of this head and objective are among those it changes."""
@@ -251,4 +261,5 @@ class Grid:
             charged_adaptation=self.adaptation_charge == "charged",
             adaptation=dataclasses.replace(recipe.adaptation, **variant.adaptation),
             variant=variant.name,
+            varied=variant.varied,
         )

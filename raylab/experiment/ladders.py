@@ -36,9 +36,9 @@ SMOLLM2 = Ladder(
 LLAMA3 = Ladder(
     "llama3",
     (
-        Backbone("1b", "meta-llama/Llama-3.2-1B"),
-        Backbone("3b", "meta-llama/Llama-3.2-3B"),
-        Backbone("8b", "meta-llama/Meta-Llama-3-8B"),
+        Backbone("1b", "meta-llama/Llama-3.2-1B", compute_dtype="bfloat16"),
+        Backbone("3b", "meta-llama/Llama-3.2-3B", compute_dtype="bfloat16"),
+        Backbone("8b", "meta-llama/Meta-Llama-3-8B", compute_dtype="bfloat16"),
     ),
     paper_recipe(),
 )

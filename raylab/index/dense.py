@@ -9,7 +9,7 @@ Shapes: Q queries, N passages, D dimensions, k hits.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from raylab.index.shards import VALUE_TYPES, DenseShard, Source, opened_dense, v
 _FORMAT = "raylab.dense.2"
 _QUERY_BLOCK = 1024
 _FILES = ("ids.npy", "ranks.npy", "vectors.npy", "index.json")
+_BESIDE_VECTORS = ("ids.npy", "ranks.npy", "index.json")
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -90,6 +91,23 @@ class DenseIndex:
             return cls._build(opened, None, dtype)
 
     @classmethod
+    def over(cls, shard: Path, directory: Path) -> "DenseIndex":
+        """Index one embedding shard where it stands: everything but the vectors goes to ``directory``.
+
+        Returns the index with the shard's own vectors, memory-mapped; `load` opens it again.
+        Raises ValueError as `build`.
+        """
+        with made_files(directory, _BESIDE_VECTORS), opened_dense([shard]) as (opened,):
+            matrix = np.asarray(opened.matrix)
+            ids, ranks = rank_ids([opened.ids])
+            max_norm = max_residual = 0.0
+            for _, block_norm, residual in _blocks(opened, matrix.dtype):
+                max_norm, max_residual = max(max_norm, block_norm), max(max_residual, residual)
+            index = cls(ids, ranks, matrix, max_norm, max_residual)
+            index._save_rest(directory)
+        return index
+
+    @classmethod
     def _build(
         cls, shards: list[DenseShard], folder: Path | None, dtype: str | None
     ) -> "DenseIndex":
@@ -102,19 +120,8 @@ class DenseIndex:
             vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", kept, shape)
         max_norm, max_residual, filled = 0.0, 0.0, 0
         for shard in shards:
-            for start in range(0, len(shard.ids), PASSAGE_BLOCK):
-                with np.errstate(over="ignore"):
-                    block = np.asarray(shard.matrix[start : start + PASSAGE_BLOCK]).astype(kept)
-                wrong = ~np.isfinite(block).all(axis=1)
-                if wrong.any():
-                    passage_id = bytes(shard.ids[start + int(wrong.argmax())]).decode()
-                    raise ValueError(
-                        f"the vector of passage {passage_id!r} ({shard.name}) holds a NaN or "
-                        f"infinite value in {np.dtype(kept).name}"
-                    )
-                max_norm = max(max_norm, float(norms(block).max()))
-                residual = block.astype(np.float64) - rounded_to_bfloat16(block)
-                max_residual = max(max_residual, float(norms(residual).max()))
+            for block, block_norm, residual in _blocks(shard, kept):
+                max_norm, max_residual = max(max_norm, block_norm), max(max_residual, residual)
                 vectors[filled : filled + len(block)] = block
                 filled += len(block)
         return cls(ids, ranks, vectors, max_norm, max_residual)
@@ -144,8 +151,11 @@ class DenseIndex:
         (directory / "index.json").write_text(json.dumps(description, indent=1) + "\n")
 
     @classmethod
-    def load(cls, directory: str | Path) -> "DenseIndex":
-        """Open a saved index, memory-mapped; FileNotFoundError or ValueError for a wrong file."""
+    def load(cls, directory: str | Path, vectors: Path | None = None) -> "DenseIndex":
+        """Open a saved index, memory-mapped; FileNotFoundError or ValueError for a wrong file.
+
+        ``vectors``: the file that holds them, of an index that `over` made; by default its own.
+        """
         directory = Path(directory)
         description = json.loads((directory / "index.json").read_text())
         if description.get("format") != _FORMAT:
@@ -153,18 +163,21 @@ class DenseIndex:
                 f"{directory / 'index.json'}: format is {description.get('format')!r}; "
                 f"a dense index has {_FORMAT!r}"
             )
-        ids, ranks, vectors = (
-            np.asarray(open_array(directory / name)) for name in _FILES if name.endswith(".npy")
+        files = (
+            directory / "ids.npy",
+            directory / "ranks.npy",
+            vectors or directory / "vectors.npy",
         )
+        ids, ranks, matrix = (np.asarray(open_array(file)) for file in files)
         n_passages, dimension = description["passages"], description["dimension"]
-        found = (len(ids), len(ranks), vectors.shape, vectors.dtype.name)
+        found = (len(ids), len(ranks), matrix.shape, matrix.dtype.name)
         expected = (n_passages, n_passages, (n_passages, dimension), description["dtype"])
         if found != expected:
             raise ValueError(
                 f"{directory}: holds (ids, ranks, shape of vectors, type) {found}; "
                 f"index.json says {expected}"
             )
-        return cls(ids, ranks, vectors, description["max_norm"], description["max_residual"])
+        return cls(ids, ranks, matrix, description["max_norm"], description["max_residual"])
 
     def search(
         self, queries_QD: np.ndarray, k: int, *, threads: int = 1, device: str | None = None
@@ -208,3 +221,24 @@ class DenseIndex:
                 f"the longest passage {self.max_norm:.3g}"
             )
         return queries_QD
+
+
+def _blocks(
+    shard: DenseShard, dtype: np.dtype | type[np.floating]
+) -> Iterator[tuple[np.ndarray, float, float]]:
+    """Blocks of a shard's vectors as they are kept, the largest norm in each, and what bfloat16 drops of it.
+
+    Raises ValueError for a NaN or infinite value.
+    """
+    for start in range(0, len(shard.ids), PASSAGE_BLOCK):
+        with np.errstate(over="ignore"):
+            block = np.asarray(shard.matrix[start : start + PASSAGE_BLOCK]).astype(dtype)
+        wrong = ~np.isfinite(block).all(axis=1)
+        if wrong.any():
+            passage_id = bytes(shard.ids[start + int(wrong.argmax())]).decode()
+            raise ValueError(
+                f"the vector of passage {passage_id!r} ({shard.name}) holds a NaN or "
+                f"infinite value in {np.dtype(dtype).name}"
+            )
+        residual = block.astype(np.float64) - rounded_to_bfloat16(block)
+        yield block, float(norms(block).max()), float(norms(residual).max())

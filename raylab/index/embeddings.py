@@ -22,6 +22,10 @@ Matrix: TypeAlias = np.ndarray | sp.csr_matrix
 """Representations of texts: [N, D] dense, or [N, V] sparse."""
 
 
+VECTORS = "dense.npy"
+"""Of a dense shard: float16 or float32 [N, D]."""
+
+
 def write_shard(
     folder: Path, ids: Sequence[str], matrix: Matrix, precision: Precision = "float16"
 ) -> None:
@@ -33,7 +37,7 @@ def write_shard(
     values = _values(folder.name, matrix, precision)
     np.save(folder / "ids.npy", np.array([i.encode() for i in ids], dtype=np.bytes_))
     if isinstance(matrix, np.ndarray):
-        np.save(folder / "dense.npy", values)
+        np.save(folder / VECTORS, values)
     else:
         np.save(folder / "indptr.npy", matrix.indptr.astype(np.int64))
         np.save(folder / "terms.npy", matrix.indices.astype(np.uint32))
@@ -92,8 +96,8 @@ def open_shard(folder: Path) -> tuple[np.ndarray, np.ndarray | SparseArrays]:
     shape = json.loads((folder / "shape.json").read_text())
     rows, columns = shape["rows"], shape["columns"]
     ids = np.load(folder / "ids.npy")
-    if (folder / "dense.npy").exists():
-        matrix = _mapped(folder / "dense.npy")
+    if (folder / VECTORS).exists():
+        matrix = _mapped(folder / VECTORS)
         found, whole = (len(ids), *matrix.shape), (rows, rows, columns)
     else:
         arrays = [_mapped(folder / f"{name}.npy") for name in ("indptr", "terms", "impacts")]
@@ -111,8 +115,8 @@ def _mapped(path: Path) -> np.ndarray:
 
 def read_row(folder: Path, row: int) -> Matrix:
     """One row [1, D] or [1, V] of an embedding shard, float32, without the others."""
-    if (folder / "dense.npy").exists():
-        return np.load(folder / "dense.npy", mmap_mode="r")[row : row + 1].astype(np.float32)
+    if (folder / VECTORS).exists():
+        return np.load(folder / VECTORS, mmap_mode="r")[row : row + 1].astype(np.float32)
     start, stop = np.load(folder / "indptr.npy", mmap_mode="r")[row : row + 2].tolist()
     terms, impacts = (
         np.load(folder / f"{n}.npy", mmap_mode="r")[start:stop] for n in ("terms", "impacts")

@@ -75,6 +75,6 @@ def scan_all(
 
 
 def _next_piece(last: Piece | None, queue: list[Piece]) -> Piece:
-    """The first of the same subject, whose model the actor has loaded, else the first of all."""
-    same = (i for i, p in enumerate(queue) if last and p.subject == last.subject)
+    """The first of the same system, whose model the actor has loaded, else the first of all."""
+    same = (i for i, p in enumerate(queue) if last and p.system == last.system)
     return queue.pop(next(same, 0))

@@ -16,7 +16,7 @@ _task: Any = ray.remote(num_cpus=1, max_retries=5)
 build_index = _task(search.build_index)
 _search_piece = _task(search.search_piece)
 _search_and_evaluate = _task(search.search_and_evaluate)
-profile_subject = _task(profile.make_profile)
+profile_system = _task(profile.make_profile)
 scanned_profile = _task(scan.make_scanned_profile)
 
 

@@ -23,7 +23,7 @@ from raylab.storage.store import Store
 Job = AdaptationJob | FineTuningJob
 
 
-class Turns:
+class RunQueue:
     """The queue as threads share it: Tune starts and ends runs, the filler asks what is left.
 
     Args:
@@ -59,21 +59,21 @@ class Turns:
             return max(0, self.devices() - self.queue.busy)
 
 
-class _InTurn(Searcher):
+class _QueueSearcher(Searcher):
     """Tune's search algorithm: the next run of the queue."""
 
-    def __init__(self, turns: Turns):
+    def __init__(self, runs: RunQueue):
         super().__init__()
-        self.turns = turns
+        self.runs = runs
         self.names: dict[str, str] = {}  # by trial
 
     def __getstate__(self) -> dict:
         return {}  # as `_Finished`
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.turns.done:
+        if self.runs.done:
             return Searcher.FINISHED
-        name = self.turns.take()
+        name = self.runs.take()
         if name is None:
             return None
         self.names[trial_id] = name
@@ -82,7 +82,7 @@ class _InTurn(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict | None = None, error: bool = False
     ) -> None:
-        self.turns.end(self.names[trial_id], error)
+        self.runs.end(self.names[trial_id], error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is done stands in the storage, and the same command asks it."""
@@ -111,7 +111,7 @@ def _trial(config: dict[str, Any], jobs: dict[str, Job]) -> dict[str, Any]:
 
 
 def run_trials(
-    store: Store, jobs: Mapping[str, Job], turns: Turns, finished: Callable[[str], None]
+    store: Store, jobs: Mapping[str, Job], runs: RunQueue, finished: Callable[[str], None]
 ) -> None:
     """Run all jobs, each when its turn comes.
 
@@ -127,7 +127,7 @@ def run_trials(
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, jobs=dict(jobs)), {"CPU": 0.01}),
         tune_config=tune.TuneConfig(
-            search_alg=_InTurn(turns),
+            search_alg=_QueueSearcher(runs),
             reuse_actors=True,  # a process takes 3 s to start
             num_samples=len(jobs),
             trial_name_creator=lambda trial: trial.config["run"],

@@ -65,7 +65,7 @@ def adapt(job: AdaptationJob) -> None:
     model = add_lora(model, job.adaptation.lora).to(device)
     _train_mode(model, job.adaptation.checkpointing)
     module = MaskedModule(model)
-    store = PassageStore(job.store.local(job.tokens) / PASSAGES)
+    store = PassageStore(job.store.local(job.store.committed(job.tokens)) / PASSAGES)
     blocks = MaskedBlocks(store, tokenizer, job.adaptation, seed=0)
     task = AdaptationTask(module, job.adaptation, shape, blocks)
     optimization = Optimization(
@@ -207,9 +207,9 @@ def _save(
 
 def training_batches(job: FineTuningJob, cell: Cell, tokenizer: Tokenizer) -> TrainingBatches:
     """The cell's batches, from the token store and the training groups."""
-    store = PassageStore(job.store.local(job.tokens) / job.training_part)
-    assert job.arrays is not None
-    groups = open_groups(job.store.local(job.arrays), job.groups.path)
+    store = PassageStore(job.store.local(job.store.committed(job.tokens)) / job.training_part)
+    arrays = job.store.local(job.store.committed(job.arrays))
+    groups = open_groups(arrays, job.groups.path)
     return TrainingBatches(
         groups,
         store,

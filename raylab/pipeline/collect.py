@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,136 +14,150 @@ from raylab.evaluation.intervals import mean_interval
 from raylab.experiment.config import Backbone, Execution
 from raylab.experiment.grid import Cell
 from raylab.models.backbone import load_config, resolve_source
+from raylab.pipeline.stages import BM25
 from raylab.planning.flops import Shape
-from raylab.stages.encode import Subject
+from raylab.stages.encode import System
 from raylab.stages.profile import ENTROPY
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
 from raylab.storage.tables import (
     LEDGER,
-    LEDGER_SCHEMA,
     PER_QUERY,
-    PER_QUERY_SCHEMA,
     RESULTS,
-    RESULTS_SCHEMA,
-    ledger_row,
+    LedgerRow,
+    QueryValue,
+    Result,
     write_table,
 )
 
-BM25 = "BM25"
-_TOLD = (
+# Of a retriever's manifest, under the same names.
+_NOTED = (
     "tokens",
     "examples",
     "head_parameters",
     "epochs",
     "charged_flops",
-)  # of a retriever's meta
+    "spent_flops",
+    "steps",
+)
 
 
 @dataclass(frozen=True)
-class Walked:
-    """What a walk along the chain ended with."""
+class Measured:
+    """What a grid ended with.
 
-    subjects: list[tuple[Subject, Cell | None]]
-    trained: dict[Cell, Artifact]
-    evaluations: dict[
-        tuple[str, str], tuple[Artifact, Artifact]
-    ]  # (run, measures) by (system, split)
-    profiles: dict[str, Artifact]  # by system; BM25 has none
-    used: list[Artifact]  # every other artifact that stands behind them
+    Args:
+        systems: with the cells that made them, None for untrained ones.
+        trained: retrievers by cell.
+        evaluations: (run, measures) by system and split.
+        profiles: by system; BM25 has none.
+        used: every other artifact that stands behind them.
+    """
+
+    systems: Sequence[tuple[System, Cell | None]]
+    trained: Mapping[Cell, Artifact]
+    evaluations: Mapping[tuple[str, str], tuple[Artifact, Artifact]]
+    profiles: Mapping[str, Artifact]
+    used: Sequence[Artifact]
 
 
 def collect(
-    store: Store, collection: str, walked: Walked, execution: Execution
+    store: Store, collection: str, measured: Measured, execution: Execution
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write results, per-query values and ledger; returns (results, ledger)."""
-    by_name = {subject.name: (subject, cell) for subject, cell in walked.subjects}
-    rows: list[dict[str, Any]] = []
-    per_query: list[dict[str, Any]] = []
-    for (system, split), (run, measures) in walked.evaluations.items():
-        subject, cell = by_name.get(system, (None, None))
-        facts = _facts(subject, cell, walked.trained, run, execution)
-        where = {"collection": collection, "split": split}
-        profile = walked.profiles.get(system)
+    by_name = {system.name: (system, cell) for system, cell in measured.systems}
+    results: list[Result] = []
+    per_query: list[QueryValue] = []
+    for (name, split), (run, measures) in measured.evaluations.items():
+        system, cell = by_name.get(name, (None, None))
+        profile = measured.profiles.get(name)
+        facts = _facts(system, cell, measured.trained, run, execution)
         facts |= _efficiency(run, profile, split)
-        table = pq.read_table(store.local(measures) / "measures.parquet").to_pandas()
-        sources = [(run, table)]
-        if profile is not None:
-            sources.append((profile, _entropy(store, profile, split)))
+        where = {"collection": collection, "split": split}
         zeros = measures.meta.get("without_relevant", {})
-        for source, values in sources:
+        for source, values in _sources(store, run, measures, profile, split):
             for measure, own in values.groupby("measure", sort=False):
                 value, low, high = mean_interval(own["value"].to_numpy())
                 interval = {"value": value, "ci_low": low, "ci_high": high, "queries": len(own)}
                 counted = {"measure": measure, "without_relevant": zeros.get(measure)}
-                rows.append(facts | where | counted | interval)
-            key = {
-                "fingerprint": source.fingerprint,
-                "system": facts["system"],
-                "seed": facts["seed"],
-            }
-            per_query += [{**key, **where, **record} for record in values.to_dict("records")]
-    used = walked.used + [a for pair in walked.evaluations.values() for a in pair]
-    used += walked.profiles.values()
-    unique = {artifact.path: artifact for artifact in used}
-    results = write_table(store, RESULTS, rows, RESULTS_SCHEMA)
-    write_table(store, PER_QUERY, per_query, PER_QUERY_SCHEMA)
-    return results, write_table(store, LEDGER, map(ledger_row, unique.values()), LEDGER_SCHEMA)
+                row: Any = _EMPTY | facts | where | counted | interval
+                results.append(Result(**row))
+            key = {"system": facts["system"], "seed": facts.get("seed"), **where}
+            per_query += [
+                QueryValue(source.fingerprint, **key, **record)
+                for record in values.to_dict("records")
+            ]
+    used = [*measured.used, *(a for pair in measured.evaluations.values() for a in pair)]
+    unique = {artifact.path: artifact for artifact in [*used, *measured.profiles.values()]}
+    table = write_table(store, RESULTS, results, Result)
+    write_table(store, PER_QUERY, per_query, QueryValue)
+    ledger = write_table(store, LEDGER, map(LedgerRow.of, unique.values()), LedgerRow)
+    return table, ledger
 
 
-def _entropy(store: Store, profile: Artifact, split: str) -> pd.DataFrame:
-    """Its values on a split, as a table of measures has them; no row where no query has a positive."""
-    table = pq.read_table(store.local(profile) / ENTROPY).to_pandas()
-    return table[table["split"] == split].drop(columns="split").assign(measure=ENTROPY_MEASURE)
+_EMPTY: dict[str, Any] = dict.fromkeys(Result.__dataclass_fields__) | {"variant": "", "varied": ""}
+
+
+def _sources(
+    store: Store, run: Artifact, measures: Artifact, profile: Artifact | None, split: str
+) -> Iterator[tuple[Artifact, pd.DataFrame]]:
+    """What per-query values are of, and the values; no row where no query has a positive."""
+    yield run, pq.read_table(store.local(measures) / "measures.parquet").to_pandas()
+    if profile is not None:
+        table = pq.read_table(store.local(profile) / ENTROPY).to_pandas()
+        table = table[table["split"] == split].drop(columns="split")
+        yield profile, table.assign(measure=ENTROPY_MEASURE)
 
 
 def _efficiency(run: Artifact, profile: Artifact | None, split: str) -> dict[str, float | None]:
-    """What a search costs; runs made before it was measured have neither time nor bytes."""
+    """What a search costs; a run whose passages were not stored has neither time nor bytes."""
     meta = run.meta
-    own = profile.meta["splits"][split] if profile is not None else meta
+    noted = profile.meta["splits"][split] if profile is not None else meta
     seconds = meta.get("search_seconds")
     return {
-        "query_postings": own.get("query_postings"),
-        "passage_postings": own.get("passage_postings"),
-        "retrieval_flops": own.get("retrieval_flops"),
+        "query_postings": noted.get("query_postings"),
+        "passage_postings": noted.get("passage_postings"),
+        "retrieval_flops": noted.get("retrieval_flops"),
         "index_bytes": meta.get("index_bytes"),
         "query_ms": None if seconds is None else 1_000 * seconds / max(meta["queries"], 1),
     }
 
 
 def _facts(
-    subject: Subject | None,
+    system: System | None,
     cell: Cell | None,
     trained: Mapping[Cell, Artifact],
     run: Artifact,
     execution: Execution,
 ) -> dict[str, Any]:
-    facts: dict[str, Any] = dict.fromkeys(RESULTS_SCHEMA.names)
-    if subject is None:
-        return facts | {"kind": "baseline", "system": BM25, "fingerprint": run.fingerprint}
-    facts |= {
-        "size": subject.backbone.name,
-        "head": subject.head.name,
-        "parameters": _parameters(subject.backbone, execution),
+    if system is None:
+        return {"kind": "baseline", "system": BM25, "fingerprint": run.fingerprint}
+    facts = {
+        "size": system.backbone.name,
+        "head": system.head.name,
+        "parameters": _parameters(system.backbone, execution),
+        "compute_dtype": system.backbone.compute_dtype,
     }
     if cell is None:
-        own = {"kind": "untrained", "system": subject.name, "fingerprint": run.fingerprint}
-        return facts | own
-    meta = trained[cell].meta
+        return facts | {
+            "kind": "untrained",
+            "system": system.name,
+            "fingerprint": run.fingerprint,
+        }
+    noted = trained[cell].meta
     return facts | {
         "kind": "trained",
         "system": cell.name,
         "objective": cell.objective.name,
         "seed": cell.seed,
         "budget_flops": cell.budget_flops,
-        "spent_flops": meta["spent_flops"],
-        "steps": meta["steps"],
-        "seconds": meta["train_seconds"],
+        "seconds": noted["train_seconds"],
         "fingerprint": trained[cell].fingerprint,
         "variant": cell.variant,
+        "varied": cell.varied,
         "corrupted_positives": cell.fine_tuning.corrupted_positives,
         "corrupted_scores": cell.fine_tuning.corrupted_scores,
-        **{name: meta[name] for name in _TOLD},
+        **{name: noted[name] for name in _NOTED},
     }
 
 

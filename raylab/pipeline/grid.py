@@ -1,33 +1,45 @@
 """The whole chain for a grid of cells; what is finished is never done again.
 
-    source files -> collection -> tokens -> groups -> adapted backbones -> retrievers
-                 -> embedding shards -> index shards -> runs -> measures -> results, ledger, report
-                                     -> profiles (contrastive entropy, postings) ---^
-
-Every arrow is a stage whose artifacts are looked up first. The driver holds addresses and manifests
-only. A damaged artifact that a stage meets is set aside and the chain is walked again from the start.
+`raylab.pipeline.stages` lists what there is to make. Every stage's artifact is looked up first; Ray is connected
+to at the first that is missing. The driver holds addresses and manifests only. A damaged artifact that a
+stage meets is set aside, and the chain is gone through again from the start.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from dataclasses import dataclass
 
 import pandas as pd
 
 from raylab import report
-from raylab.data.sources import Source, open_collection
+from raylab.data.ingest import collection_address
+from raylab.data.ingested import training_part
+from raylab.data.sources import EMBEDDED, Source, open_collection
 from raylab.experiment.config import ConfigError, Execution
 from raylab.experiment.grid import Grid
+from raylab.jobs.cluster import connect
+from raylab.jobs.ingest import ingest
+from raylab.jobs.pools import data_pool, ray_pool
 from raylab.jobs.progress import Monitor
-from raylab.pipeline.collect import collect
+from raylab.models.hub import load_tokenizer
+from raylab.models.identity import weights_fingerprint
+from raylab.pipeline.collect import Measured, collect
 from raylab.pipeline.driver import sole_driver
-from raylab.pipeline.walk import Walk
+from raylab.pipeline.evaluation import SystemsEvaluation
+from raylab.pipeline.stages import GridStages, write_list
+from raylab.pipeline.training import Training
 from raylab.planning.flops import DEVICES
-from raylab.planning.plan import check_plan, plan_grid
-from raylab.stages.teaching import SHIPPED
-from raylab.storage.artifacts import DamagedArtifact
+from raylab.planning.plan import GridPlan, check_plan, plan_grid
+from raylab.stages.arrays import make_arrays
+from raylab.stages.mine import Mining
+from raylab.stages.stage import Stage, StageKind, find_or_make
+from raylab.stages.teach import make_groups
+from raylab.stages.teaching import SHIPPED, Teaching
+from raylab.stages.tokenise import tokenise
+from raylab.storage.artifacts import Artifact, DamagedArtifact
 from raylab.storage.store import Store
 from raylab.storage.tables import PER_QUERY, read_table
 
@@ -51,11 +63,13 @@ def run_grid(
     """Run (or go on with) a grid.
 
     Args:
+        plain: lines instead of a live display; None asks whether stdout is a terminal.
         command: what a user typed: kept in the storage, and told by the report.
 
     Raises:
         ConfigError, CollectionError: bad input, before anything is trained.
         TrainingError: a cell's loss is not finite.
+        StorageError: the storage cannot be written to.
     """
     source = open_collection(grid.collection)
     teacher = choose_teacher(grid, source)
@@ -66,21 +80,134 @@ def run_grid(
     with sole_driver(store):
         for _ in range(_DAMAGE_ROUNDS):
             with contextlib.ExitStack() as stack:
-                walk = Walk(grid, execution, source, teacher, plan, store, Monitor(plain), stack)
+                pipeline = GridPipeline(
+                    grid, execution, source, teacher, plan, store, Monitor(plain), stack
+                )
                 try:
-                    walked = walk.run()
-                    results, ledger = collect(store, source.name, walked, execution)
+                    measured = pipeline.run()
+                    results, ledger = collect(store, source.name, measured, execution)
                 except DamagedArtifact as damage:
                     log.warning("%s; it will be made again", damage)
                     store.discard(damage.path)
                     continue
-            left_out = tuple(c.run_name for c in grid.cells() if c not in walked.trained)
+            left_out = tuple(c.run_name for c in grid.cells() if c not in measured.trained)
             per_query = read_table(store, PER_QUERY)
             pages = report.write(store, results, ledger, per_query, command)
-            return Outcome(results, pages, not walk.worked, left_out)
+            return Outcome(results, pages, not pipeline.connected, left_out)
         raise RuntimeError(
             f"{store.uri}: artifacts were damaged again and again; check the storage"
         )
+
+
+class GridPipeline:
+    """One pass over the stages of a grid: look each artifact up, make what is missing.
+
+    Ray is connected to (on `stack`) only when something is missing.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        execution: Execution,
+        source: Source,
+        teacher: str | None,
+        plan: GridPlan,
+        store: Store,
+        monitor: Monitor,
+        stack: contextlib.ExitStack,
+    ):
+        self.grid, self.execution, self.source, self.teacher = grid, execution, source, teacher
+        self.plan, self.store, self.monitor, self.stack = plan, store, monitor, stack
+        self.connected = False
+
+    def connect(self) -> None:
+        """Connect to Ray, at the first stage that has something to do."""
+        if not self.connected:
+            self.connected = True
+            self.stack.enter_context(connect(self.execution))
+            self.stack.enter_context(self.monitor.watching())
+
+    def run(self) -> Measured:
+        """Every stage in turn.
+
+        Raises:
+            ConfigError, CollectionError, TrainingError, DamagedArtifact: from the stages.
+        """
+        stages = self._stages(self._ingest())
+        every = stages.all()
+        write_list(self.store, every)
+        self.monitor.cells_total = len(stages.cells)
+        used = [stages.collection]
+        for kind in ("tokenise", "teach", "arrange"):
+            used += self._data(kind, [stage for stage in every if stage.kind == kind], stages)
+        running = self.execution, self.store, self.monitor, self.connect
+        training = Training(stages, self.plan, *running)
+        self.monitor.budget_flops = sum(map(training.durations.flops, stages.cells))
+        trained = training.run()
+        systems = stages.systems(list(trained))
+        evaluated = SystemsEvaluation(stages, systems, *running).run()
+        adapted = (self.store.find(address) for address in stages.starts.values())
+        used += [artifact for artifact in adapted if artifact is not None]
+        used += [*trained.values(), *evaluated.used]
+        return Measured(systems, trained, evaluated.evaluations, evaluated.profiles, used)
+
+    def _ingest(self) -> Artifact:
+        def make(missing: list[Stage]) -> None:
+            self.connect()
+            self.monitor.enter("ingest", 1)
+            made = ingest(self.store, self.source, self.grid.on_fault)
+            counts = f"{made.meta['passages']} passages, splits {made.meta['splits']}"
+            self.monitor.advance(counts)
+
+        address = collection_address(self.source, self.grid.on_fault)
+        (collection,) = find_or_make(self.store, [Stage("ingest", address, (), None)], make)
+        return collection
+
+    def _stages(self, collection: Artifact) -> GridStages:
+        """The list, once it is known what the collection holds."""
+        cells, models_dir = self.grid.cells(), self.execution.models_dir
+        backbones = list(dict.fromkeys(cell.backbone for cell in cells))
+        mining = Mining(
+            pseudo_queries=any(cell.fine_tuning.pseudo_fraction > 0 for cell in cells),
+            on_fault=self.grid.on_fault,
+        )
+        teaching = Teaching(
+            self.store,
+            collection,
+            mining,
+            self.teacher,
+            models_dir,
+            self.execution.encoding_actors or None,
+            EMBEDDED.get(self.grid.collection),
+            compute_dtype=self.grid.teacher_dtype,
+            pool=functools.partial(ray_pool, gpu=self.execution.use_gpu),
+        )
+        weights = {backbone: weights_fingerprint(backbone, models_dir) for backbone in backbones}
+        tokenizers = {b.name: load_tokenizer(b, models_dir) for b in backbones}
+        return GridStages(self.grid, collection, teaching, weights, tokenizers)
+
+    def _data(self, kind: StageKind, stages: list[Stage], grid: GridStages) -> list[Artifact]:
+        """Stages that this process makes, with work that it hands out to Ray: one after the other."""
+        collection = grid.collection
+
+        def make(missing: list[Stage]) -> None:
+            self.connect()
+            self.monitor.enter(kind, len(missing))
+            for stage in missing:
+                if kind == "tokenise":
+                    tokenise(self.store, collection, stage.task, data_pool)
+                    self.monitor.advance()
+                elif kind == "teach":
+                    meta = make_groups(stage.task).meta
+                    pseudo = f"{meta['pseudo']} of them pseudo-queries"
+                    self.monitor.advance(f"{meta['groups']} groups, {pseudo}")
+                else:
+                    groups, tokens = (self.store.committed(place) for place in stage.inputs)
+                    part = training_part(collection)
+                    make_arrays(self.store, collection, groups, tokens, part, data_pool)
+                    self.monitor.advance()
+
+        return find_or_make(self.store, stages, make)
 
 
 def choose_teacher(grid: Grid, source: Source) -> str | None:

@@ -34,9 +34,10 @@ from raylab.jobs.pools import data_pool
 from raylab.jobs.scan import scan_all
 from raylab.jobs.tasks import build_index, evaluate_all, run_all
 from raylab.models.opening import AnyRetriever, Found, open_retriever
-from raylab.stages.encode import EncodeTask, Subject, passage_task, query_task
-from raylab.stages.scan import Scan, shard_addresses
-from raylab.stages.search import Evaluation, index_address, search_index
+from raylab.stages.encode import Embeddings, EncodeTask, System, query_task
+from raylab.stages.scan import Scan
+from raylab.stages.search import Evaluation, IndexTask, open_index, search_index
+from raylab.stages.stage import Stage, find_or_make
 from raylab.stages.tokenise import tokenise, tokens_address
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
@@ -72,77 +73,89 @@ class Retrieval:
         execution: Execution,
         source: Source,
         on_fault: str,
-        found: Found,
+        checkpoint: Found,
         encoding: Encoding,
         connect: Callable[[], None],
         say: Say,
     ):
-        self.store, self.execution, self.found, self.encoding = store, execution, found, encoding
+        self.store, self.execution, self.encoding = store, execution, encoding
+        self.checkpoint = checkpoint
         self.connect, self.say = connect, say
         self.source, self.on_fault = source, on_fault
-        name = f"checkpoint-{found.fingerprint[:12]}"
-        backbone = Backbone(name, str(found.folder), compute_dtype=found.compute_dtype)
-        self.subject = Subject(name, found.head, backbone, found.fingerprint, None, found.source)
+        name = f"checkpoint-{checkpoint.fingerprint[:12]}"
+        backbone = Backbone(name, str(checkpoint.folder), compute_dtype=checkpoint.compute_dtype)
+        self.system = System(
+            name, checkpoint.head, backbone, checkpoint.fingerprint, None, checkpoint.source
+        )
 
     @functools.cached_property
     def collection(self) -> Artifact:
         """The ingested collection."""
-        made = self.store.find(collection_address(self.source, self.on_fault))
-        if made is None:
+
+        def make(_: list[Stage]) -> None:
             self.connect()
             made = ingest(self.store, self.source, self.on_fault)
             self.say(f"{made.meta['passages']:,} passages ingested")
-        return made
+
+        address = collection_address(self.source, self.on_fault)
+        return find_or_make(self.store, [Stage("ingest", address, (), None)], make)[0]
 
     @functools.cached_property
     def texts(self) -> Artifact:
         """Where encoders read passages: the passage store, or the collection itself."""
-        tokenizer = self.found.tokenizer
+        tokenizer, collection = self.checkpoint.tokenizer, self.collection
         if tokenizer is None:
-            return self.collection
-        made = self.store.find(tokens_address(self.collection, tokenizer))
-        if made is None:
+            return collection
+
+        def make(_: list[Stage]) -> None:
             self.connect()
-            made = tokenise(self.store, self.collection, tokenizer, data_pool)
-        return made
+            tokenise(self.store, collection, tokenizer, data_pool)
+
+        stage = Stage(
+            "tokenise", tokens_address(collection, tokenizer), (collection.address,), tokenizer
+        )
+        return find_or_make(self.store, [stage], make)[0]
 
     def _encoded(self, tasks: list[EncodeTask]) -> list[Artifact]:
-        missing = [task for task in tasks if self.store.find(task.address) is None]
-        if missing:
+        def make(missing: list[EncodeTask]) -> None:
             self.connect()
             self.say(f"encoding {len(missing)} of {len(tasks)} shard(s)")
             encode_all(self.store, self.execution, missing, self._finished)
-        return [self.store.committed(task.address) for task in tasks]
+
+        return find_or_make(self.store, tasks, make)
 
     def _finished(self, task: EncodeTask, warning: str | None) -> None:
         if warning:
             self.say(f"WARNING {task.address.name}: {warning}")
 
     @functools.cached_property
-    def embeddings(self) -> list[Artifact]:
-        """Embedding shards of all passages, in row order."""
-        return self._encoded(
-            [passage_task(self.subject, self.encoding, self.texts, own) for own in self._rows]
-        )
-
-    @property
-    def _rows(self) -> list[range]:
-        return shards(self.collection.meta["passages"], self.execution.shard_passages)
+    def embeddings(self) -> Embeddings:
+        """What is, or would be, stored of all passages."""
+        count = self.collection.meta["passages"]
+        return Embeddings(self.system, self.encoding, self.texts, count)
 
     @functools.cached_property
-    def indexes(self) -> list[Artifact]:
-        """An index shard for every embedding shard."""
-        addresses = [index_address(shard) for shard in self.embeddings]
-        calls = [
-            (build_index, (self.store, shard))
-            for shard, address in zip(self.embeddings, addresses, strict=True)
-            if self.store.find(address) is None
-        ]
-        if calls:
+    def parts(self) -> list[Artifact]:
+        """The parts of the embeddings, in row order."""
+        made = self.embeddings.made_parts(self.store)
+        if made is None:
+            tasks = self.embeddings.parts(self.execution.shard_passages)
+            made = self._encoded(tasks)
+            self.embeddings.commit(self.store, tasks)
+        return made
+
+    @functools.cached_property
+    def indexes(self) -> tuple[Artifact, ...]:
+        """An index for every part of the embeddings."""
+        tasks = [IndexTask(part) for part in self.parts]
+
+        def make(missing: list[IndexTask]) -> None:
             self.connect()
-            self.say(f"indexing {len(calls)} of {len(addresses)} shard(s)")
+            self.say(f"indexing {len(missing)} of {len(tasks)} shard(s)")
+            calls = [(build_index, (self.store, task.part)) for task in missing]
             run_all(calls, 4 * encoders(self.execution), lambda: None)
-        return [self.store.committed(address) for address in addresses]
+
+        return tuple(find_or_make(self.store, tasks, make))
 
     def export(self, places: Mapping[str, Path]) -> None:
         """Write all passages in other engines' formats (`raylab.index.export`).
@@ -152,14 +165,14 @@ class Retrieval:
         """
         if not places:
             return
-        folders = [self.store.local(shard) for shard in self.embeddings]
+        folders = [self.store.local(part) for part in self.parts]
         for out in places.values():
             out.parent.mkdir(parents=True, exist_ok=True)
         beside = next(
             iter(places.values())
         ).parent  # the index of all is as large as what is asked for
         with tempfile.TemporaryDirectory(dir=beside) as folder:
-            whole: Any = index_class(self.found.head.representation).build(folders, folder)
+            whole: Any = index_class(self.checkpoint.head.representation).build(folders, folder)
             for form, out in places.items():
                 if form == "faiss":
                     write_faiss(whole, out)
@@ -169,7 +182,7 @@ class Retrieval:
 
     def _terms(self, size: int) -> list[str]:
         """The vocabulary; ids that only fill it up to a round size have a name of their own."""
-        source: Any = self.found.tokenizer
+        source: Any = self.checkpoint.tokenizer
         name = source.tokens if source is not None else self._open().terms
         names = name(range(size))
         return [entry if entry else f"[{term}]" for term, entry in enumerate(names)]
@@ -178,19 +191,16 @@ class Retrieval:
         device = "cuda" if self.execution.use_gpu else "cpu"
         models_dir = self.execution.models_dir
         return open_retriever(
-            self.found.source, self.encoding, models_dir, device, self.found.compute_dtype
+            self.checkpoint.source, self.encoding, models_dir, device, self.checkpoint.compute_dtype
         )
 
     def search(self, text: str, k: int) -> list[Hit]:
         """The best k passages for a text; fewer where fewer share a term with it."""
-        folders = [self.store.local(index) for index in self.indexes]
         retriever = self._open()
         query = as_stored(retriever.encode_queries([text]), self.encoding.precision, "query")
-        kind, products = (
-            index_class(self.found.head.representation),
-            "cuda" if self.execution.use_gpu else None,
-        )
-        parts = [search_index(kind.load(folder), query, k, products) for folder in folders]
+        products = "cuda" if self.execution.use_gpu else None
+        indexes = (open_index(self.store, index) for index in self.indexes)
+        parts = [search_index(index, query, k, products) for index in indexes]
         ids, scores = merge_topk(parts, k)
         found = ids[0] != ""
         return [
@@ -213,9 +223,11 @@ class Retrieval:
         text = Texts.read(self._folder, PASSAGES, range(row, row + 1)).texts[0]
         if isinstance(query, np.ndarray):
             return Hit(passage_id, score, text, ())
-        number = next(n for n, own in enumerate(self._rows) if row in own)
-        shard = self.store.local(self.embeddings[number])
-        passage = read_row(shard, row - self._rows[number].start)
+        for part in self.parts:
+            if row < part.meta["rows"]:
+                break
+            row -= part.meta["rows"]
+        passage = read_row(self.store.local(part), row)
         return Hit(passage_id, score, text, tuple(_shared(query, passage, names)))
 
     @property
@@ -225,37 +237,38 @@ class Retrieval:
 
     def run(self, split: str) -> tuple[Artifact, Artifact]:
         """(run, measures) of a split's queries, under the collection's protocol."""
-        (queries,) = self._encoded(
-            [query_task(self.subject, self.encoding, self.collection, split)]
+        task = query_task(self.system, self.encoding, self.collection, split)
+        (queries,) = self._encoded([task])
+        evaluation = Evaluation(
+            self.system.name, self.collection, split, queries, self.embeddings.address
         )
-        indexes, hits = tuple(self.indexes) if not self.execution.no_index else None, None
-        if indexes is None:
-            addresses = shard_addresses(self.subject, self.encoding, self.texts, self._rows)
-            indexes = tuple(map(index_address, addresses))
-        what = Evaluation(self.subject.name, self.collection, split, queries, indexes)
-        run = self.store.find(what.run_address)
-        if run is None or self.store.find(what.measures_address(run)) is None:
-            if self.execution.no_index and run is None:
-                hits = self._hits(split, queries)
+
+        def make(_: list[Evaluation]) -> None:
+            ready = evaluation
+            if not self.execution.no_index:
+                ready = replace(evaluation, indexes=self.indexes)
+            elif self.store.find(evaluation.run_address) is None:
+                ready = replace(evaluation, hits=self._hits(split, queries))
             self.connect()
-            what = replace(what, hits=hits)
             at_once = 4 * encoders(self.execution)
-            evaluate_all(self.store, [what], at_once, self.execution.use_gpu, lambda: None)
-            run = self.store.committed(what.run_address)
-        return run, self.store.committed(what.measures_address(run))
+            evaluate_all(self.store, [ready], at_once, self.execution.use_gpu, lambda: None)
+
+        (measures,) = find_or_make(self.store, [evaluation], make)
+        return self.store.committed(evaluation.run_address), measures
 
     def _hits(self, split: str, queries: Artifact) -> Artifact:
         """Of a split's queries, from passages that are scored as they are encoded."""
-        rows, asked = tuple(self._rows), {split: queries}
-        scan = Scan(self.subject, self.encoding, self.collection, self.texts, rows, asked, None)
-        found = self.store.find(scan.address)
-        if found is None:
+        rows = tuple(shards(self.embeddings.count, self.execution.shard_passages))
+        scan = Scan(self.embeddings, self.collection, rows, {split: queries}, None)
+
+        def make(_: list[Scan]) -> None:
             self.connect()
             self.say(f"scanning {len(rows)} shard(s)")
             scan_all(self.store, self.execution, [scan], lambda hits: None)
-            found = self.store.committed(scan.address)
-        self.say(f"{found.meta['unstored_bytes']:,} bytes of embeddings not stored")
-        return found
+
+        (hits,) = find_or_make(self.store, [scan], make)
+        self.say(f"{hits.meta['unstored_bytes']:,} bytes of embeddings not stored")
+        return hits
 
     def means(self, measures: Artifact) -> dict[str, float]:
         """Means over the queries, by the measure's name."""

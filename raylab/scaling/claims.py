@@ -23,6 +23,7 @@ import pandas as pd
 
 from raylab.evaluation.significance import compare
 from raylab.experiment.config import ConfigError
+from raylab.experiment.objectives import CL, KD
 from raylab.scaling.bootstrap import Interval, draw_noise, interval
 from raylab.scaling.points import Facts, Series, as_loss, is_entropy, series
 
@@ -90,10 +91,10 @@ def claims(
     wanted = [one for one in found if objective in (None, one.objective)]
     tests = []
     for one in wanted:
-        if head in (None, one.head) and one.objective == "cl":
+        if head in (None, one.head) and one.objective == CL.name:
             tests.append(_slope_test(IMPROVES, one, n, 0.95, margin, draws, seed))
     for one in wanted:
-        if head in (None, one.head) and one.objective == "kd":
+        if head in (None, one.head) and one.objective == KD.name:
             tests.append(_slope_test(FLAT, one, n, 0.90, margin, draws, seed))
     tests += _sparse_tests(wanted, n) if head is None else []
     sizes = {name: sum(t.claim == name for t in tests) for name in (IMPROVES, FLAT, BEATS)}

@@ -24,12 +24,14 @@ MEASURES = ("CE@256", "nDCG@10")
 N_CHOICES = ("parameters", "with_head")
 D_CHOICES = ("tokens", "examples")
 _RUN = ["system", "seed", "collection", "split", "measure"]
-_FACTS = ("kind", "size", "head", "objective", "parameters", "fingerprint", *_RUN)
-_LATER = (
-    "variant", "tokens", "examples", "head_parameters", "spent_flops", "budget_flops",
-    "retrieval_flops", "index_bytes",
+_COVARIATES = (
+    "tokens", "examples", "spent_flops", "budget_flops", "retrieval_flops", "index_bytes",
 )  # fmt: skip
-_NUMBERS = ("parameters", "with_head", *_LATER[1:3], *_LATER[4:])
+_NUMBERS = ("parameters", "with_head", *_COVARIATES)
+_COLUMNS = (
+    "kind", "size", "head", "objective", "parameters", "head_parameters", "fingerprint", "variant",
+    "varied", *_RUN, *_COVARIATES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +149,7 @@ def _range(values_R: np.ndarray) -> tuple[float, float]:
 
 
 def is_budget(variant: str) -> bool:
-    """Whether a variant's name is a number of FLOPs, as those of isoFLOP runs are."""
+    """TEMPORARY"""
     try:
         return 0 < float(variant) < math.inf
     except ValueError:
@@ -193,30 +195,24 @@ def series(
 
 
 def trained_rows(results: pd.DataFrame, variant: str | None = None) -> pd.DataFrame:
-    """The rows of trained runs of the variants wanted, with every later column, nulls of text as ''.
+    """The rows of trained runs of the variants wanted.
 
     Raises:
         ConfigError: a missing column, or two rows for the same run.
     """
-    missing = [name for name in _FACTS if name not in results.columns]
+    missing = [name for name in _COLUMNS if name not in results.columns]
     if missing:
         raise ConfigError(f"the results table lacks the column(s) {', '.join(missing)}")
     rows = results.loc[results["kind"] == "trained"].copy()
-    for name in _LATER:
-        if name not in rows.columns:
-            rows[name] = "" if name == "variant" else np.nan
-    rows["variant"] = rows["variant"].fillna("").astype(str)
     rows["seed"] = rows["seed"].fillna(0).astype(int)
-    fits = [
-        name == "" or is_budget(name) if variant is None else fnmatchcase(name, variant)
-        for name in rows["variant"]
-    ]
-    rows = rows.loc[np.array(fits, dtype=bool)]
+    if variant is None:
+        rows = rows.loc[rows["varied"] != "recipe"]
+    else:
+        rows = rows.loc[[fnmatchcase(name, variant) for name in rows["variant"]]]
     twice = rows.loc[rows.duplicated(_RUN)]
     if len(twice):
         raise ConfigError(f"two rows of the results table are about {tuple(twice.iloc[0][_RUN])}")
-    head = rows["head_parameters"].astype(float).where(rows["head"] != "dense", 0.0)
-    rows["with_head"] = rows["parameters"].astype(float) + head
+    rows["with_head"] = rows["parameters"].astype(float) + rows["head_parameters"].astype(float)
     return rows.sort_values(["parameters", "budget_flops", "system", "seed"], kind="stable")
 
 

@@ -17,7 +17,7 @@ from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 
 
-def arrays_address(collection: Artifact, part: str, groups: Artifact) -> Address:
+def arrays_address(collection: Artifact, part: str, groups: Artifact | Address) -> Address:
     """Where the arrays of training groups stand; rows are the same under every tokenizer."""
     name = collection.manifest["name"]
     return Address("arrays", name, {"format": 1, "part": part}, {"groups": groups.fingerprint})

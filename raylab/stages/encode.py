@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from raylab.data.texts import Texts
 from raylab.data.tokens import PassageStore
 from raylab.experiment.config import Backbone, Encoding, Execution, identity
 from raylab.experiment.heads import Head
-from raylab.index.embeddings import Matrix, write_shard
+from raylab.index.embeddings import Matrix, shards, write_shard
 from raylab.models.backbone import torch_dtype
 from raylab.models.opening import AnyRetriever, open_retriever
 from raylab.models.retriever import Retriever, collapse
@@ -22,60 +25,121 @@ from raylab.planning.flops import Rows, Shape, encode_flops
 from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 
-EMBEDDINGS = "embeddings"
-QUERIES = "queries"
+EMBEDDINGS, PART, QUERIES = "embeddings", "embedding-part", "queries"
+_PARTS = "parts.json"  # of an embeddings artifact: the addresses of its parts, in row order
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a trained cell's checkpoint, or an untrained backbone under a head."""
+class System:
+    """What is measured: a trained cell's checkpoint, or an untrained backbone under a head.
+
+    Args:
+        weights: fingerprint of the starting weights, or of the checkpoint.
+        checkpoint: where a cell's retriever stands; None for an untrained backbone.
+        source: of a checkpoint that is no artifact: its folder or hub id.
+    """
 
     name: str
     head: Head
     backbone: Backbone
-    weights: str  # checksum of the starting weights, or fingerprint of the checkpoint
-    checkpoint: Artifact | None
-    source: str | None = None  # of a checkpoint that is no artifact: its folder or hub id
+    weights: str
+    checkpoint: Address | None
+    source: str | None = None
+
+    def identity(self, encoding: Encoding) -> dict[str, Any]:
+        """What decides its representations, beside its weights and the texts."""
+        facts = {"head": identity(self.head), "encoding": identity(encoding)}
+        if self.source is None:
+            return {**facts, "backbone": identity(self.backbone)}
+        return {**facts, "compute_dtype": self.backbone.compute_dtype}
 
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """One embedding shard: rows of the passage store, or the queries of one split."""
+    """One file of representations: rows of a collection's passages, or the queries of one split.
+
+    Args:
+        source: tokens; the collection for queries, and for a model with a tokenizer of its own.
+        part: "passages", or the split.
+        rows: of the passages; None: queries.
+    """
 
     address: Address
-    subject: Subject
+    system: System
     encoding: Encoding
-    source: (
-        Artifact  # tokens; the collection for queries, and for a model with a tokenizer of its own
-    )
-    part: str  # "passages", or the split
-    rows: range | None  # None: queries
+    source: Address | Artifact
+    part: str
+    rows: range | None
 
 
-def passage_task(subject: Subject, encoding: Encoding, tokens: Artifact, rows: range) -> EncodeTask:
-    address = _address(
-        subject, encoding, tokens, {"rows": [rows.start, rows.stop]}, f"{rows.start:09d}"
-    )
-    return EncodeTask(address, subject, encoding, tokens, PASSAGES, rows)
+@dataclass(frozen=True)
+class Embeddings:
+    """A system's representations of all passages: one artifact that names its parts.
+
+    How many passages a part has is a matter of execution: the artifact's address does not know it, and
+    parts that are there are used whatever their size.
+
+    Args:
+        source: as in `EncodeTask`.
+        count: passages.
+    """
+
+    system: System
+    encoding: Encoding
+    source: Address | Artifact
+    count: int
+
+    @property
+    def address(self) -> Address:
+        inputs = {"weights": self.system.weights, "source": self.source.fingerprint}
+        return Address(EMBEDDINGS, self.system.name, self.system.identity(self.encoding), inputs)
+
+    def parts(self, passages: int) -> list[EncodeTask]:
+        """The work, cut into parts of about so many passages."""
+        return [self.part(rows) for rows in shards(self.count, passages)]
+
+    def part(self, rows: range) -> EncodeTask:
+        """The part of some rows."""
+        whole = self.address
+        name = f"{self.system.name}-{rows.start:09d}"
+        facts = {"rows": [rows.start, rows.stop]}
+        address = Address(PART, name, facts, {"embeddings": whole.fingerprint})
+        return EncodeTask(address, self.system, self.encoding, self.source, PASSAGES, rows)
+
+    def made_parts(self, store: Store) -> list[Artifact] | None:
+        """The parts of the artifact, in row order; None where it, or one of them, is not there."""
+        whole = store.find(self.address)
+        if whole is None:
+            return None
+        paths = json.loads((store.local(whole) / _PARTS).read_text())
+        parts = [store.at(path) for path in paths]
+        if any(part is None for part in parts):
+            store.discard(whole.path)
+            return None
+        return [part for part in parts if part is not None]
+
+    def commit(self, store: Store, tasks: Sequence[EncodeTask]) -> Artifact:
+        """Commit the artifact that names the parts, all of which are there."""
+        if (whole := store.find(self.address)) is not None:
+            return whole
+        parts = [store.committed(task.address) for task in tasks]
+        with store.draft(self.address) as draft:
+            (draft.path / _PARTS).write_text(json.dumps([part.path for part in parts], indent=1))
+            draft.meta.update(
+                rows=sum(part.meta["rows"] for part in parts),
+                size_bytes=sum(part.size_bytes for part in parts),
+            )
+        return store.committed(self.address)
 
 
 def query_task(
-    subject: Subject, encoding: Encoding, collection: Artifact, split: str
+    system: System, encoding: Encoding, collection: Address | Artifact, split: str
 ) -> EncodeTask:
-    address = _address(subject, encoding, collection, {"queries": split}, split)
-    return EncodeTask(address, subject, encoding, collection, split, None)
-
-
-def _address(
-    subject: Subject, encoding: Encoding, source: Artifact, what: dict, suffix: str
-) -> Address:
-    who = {"head": identity(subject.head), "encoding": identity(encoding), **what}
-    if subject.source is None:
-        who["backbone"] = identity(subject.backbone)
-    else:
-        who["compute_dtype"] = subject.backbone.compute_dtype
-    inputs = {"weights": subject.weights, "source": source.fingerprint}
-    return Address(EMBEDDINGS, f"{subject.name}-{suffix}", who, inputs)
+    """The representations of a split's queries."""
+    facts = {**system.identity(encoding), "queries": split}
+    inputs = {"weights": system.weights, "source": collection.fingerprint}
+    address = Address(EMBEDDINGS, f"{system.name}-{split}", facts, inputs)
+    return EncodeTask(address, system, encoding, collection, split, None)
 
 
 def encode_rows(
@@ -125,30 +189,29 @@ class ShardEncoder:
         matrix = encode_rows(retriever, store, task.rows, limit)
         return ids, matrix, lengths
 
-    def local(self, artifact: Artifact) -> Path:
+    def local(self, place: Address | Artifact) -> Path:
         """Its files' checksums are checked once an actor, not once a shard."""
-        key = f"{artifact.path}/{artifact.manifest['attempt']}"
-        if key not in self.folders:
-            self.folders[key] = self.store.local(artifact)
-        return self.folders[key]
+        if place.path not in self.folders:
+            self.folders[place.path] = self.store.local(self.store.committed(place))
+        return self.folders[place.path]
 
     def _retriever(self, task: EncodeTask) -> AnyRetriever:
-        subject = task.subject
-        key = f"{subject.weights}-{subject.head.name}"
+        system = task.system
+        key = f"{system.weights}-{system.head.name}"
         if self.loaded is None or self.loaded[0] != key:
             models_dir = self.execution.models_dir
-            compute_dtype = subject.backbone.compute_dtype
+            compute_dtype = system.backbone.compute_dtype
             device = "cuda" if self.execution.use_gpu else "cpu"
-            if subject.source is not None:
+            if system.source is not None:
                 retriever = open_retriever(
-                    subject.source, task.encoding, models_dir, device, compute_dtype
+                    system.source, task.encoding, models_dir, device, compute_dtype
                 )
-            elif subject.checkpoint is not None:
-                folder = self.store.local(subject.checkpoint)
+            elif system.checkpoint is not None:
+                folder = self.store.local(self.store.committed(system.checkpoint))
                 retriever = Retriever.load(folder, models_dir, device, torch_dtype(compute_dtype))
             else:
                 retriever = Retriever.untrained(
-                    subject.backbone, subject.head, task.encoding, models_dir, device
+                    system.backbone, system.head, task.encoding, models_dir, device
                 )
             self.loaded = (key, retriever)
         # What the address says, whatever the checkpoint's own settings are.
@@ -174,7 +237,7 @@ def commit_shard(store: Store, encoder: ShardEncoder, task: EncodeTask) -> str |
     with store.draft(task.address) as draft:
         ids, matrix, cost = encoder.encode(task)
         write_shard(draft.path, ids, matrix, task.encoding.precision)
-        draft.meta.update(rows=len(ids), representation=task.subject.head.representation, **cost)
+        draft.meta.update(rows=len(ids), representation=task.system.head.representation, **cost)
     return collapse(matrix) if task.rows is not None and task.rows.start == 0 else None
 
 
@@ -182,5 +245,5 @@ def next_for(last: EncodeTask | None, queue: list[EncodeTask]) -> EncodeTask:
     """The first task of the same checkpoint, which the actor has loaded, else the first of all."""
     if last is None:
         return queue.pop(0)
-    same = next((i for i, t in enumerate(queue) if t.subject.weights == last.subject.weights), 0)
+    same = next((i for i, t in enumerate(queue) if t.system.weights == last.system.weights), 0)
     return queue.pop(same)

@@ -9,12 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
-from raylab.data.texts import Texts, bm25_input, passage_ids
+from raylab.data.texts import Texts, passage_ids
 from raylab.index.bm25 import BM25Index
 from raylab.index.kernels.topk import merge_topk
 from raylab.index.kinds import index_class
 from raylab.models.retriever import Retriever
 from raylab.models.teachers import teacher_fingerprint, teacher_source
+from raylab.stages.search import INDEX, bm25_address, build_bm25
 from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 
@@ -33,6 +34,7 @@ class IndexTask:
     """One index: all training passages for BM25, some rows of them for a retriever."""
 
     address: Address
+    collection: Artifact
     folder: Path
     part: str
     rows: range
@@ -44,19 +46,16 @@ def index_tasks(
     """The indexes that mining from `source` needs."""
     folder = store.local(collection)
     count = len(passage_ids(folder, part))
-    name, what = "bm25", {"miner": BM25, "part": part}
-    size = count
-    if source != BM25:
-        fingerprint = teacher_fingerprint(source, models_dir)
-        name, size = f"miner-{fingerprint[:8]}", _SHARD_PASSAGES
-        what = {"miner": fingerprint, "part": part}
+    if source == BM25:
+        return [IndexTask(bm25_address(collection, part), collection, folder, part, range(count))]
+    fingerprint = teacher_fingerprint(source, models_dir)
     tasks = []
-    for start in range(0, count, size):
-        rows = range(start, min(start + size, count))
-        identity = {**what, "format": 2, "rows": [rows.start, rows.stop]}
+    for start in range(0, count, _SHARD_PASSAGES):
+        rows = range(start, min(start + _SHARD_PASSAGES, count))
+        facts = {"miner": fingerprint, "part": part, "format": 3, "rows": [rows.start, rows.stop]}
         inputs = {"collection": collection.fingerprint}
-        address = Address("index", f"{name}-{start:09d}", identity, inputs)
-        tasks.append(IndexTask(address, folder, part, rows))
+        address = Address(INDEX, f"miner-{fingerprint[:8]}-{start:09d}", facts, inputs)
+        tasks.append(IndexTask(address, collection, folder, part, rows))
     return tasks
 
 
@@ -76,14 +75,14 @@ class Indexer:
             )
 
         def make(task: IndexTask) -> None:
+            if retriever is None:
+                build_bm25(self.store, task.collection, task.part)
+                return
+            texts = Texts.read(task.folder, task.part, task.rows)
+            kind = index_class(retriever.head.representation)
+            shard = texts.ids, retriever.encode_passages(texts.texts)
             with self.store.draft(task.address) as draft:
-                if retriever is None:
-                    index = BM25Index.build(*bm25_input(task.folder, task.part))
-                else:
-                    texts = Texts.read(task.folder, task.part, task.rows)
-                    kind = index_class(retriever.head.representation)
-                    shard = texts.ids, retriever.encode_passages(texts.texts)
-                    index = kind.build([shard])  # type: ignore[arg-type]
+                index = kind.build([shard])  # type: ignore[arg-type]
                 index.save(draft.path)
                 draft.meta["rows"] = len(index)
 

@@ -1,4 +1,4 @@
-"""What a subject's representations say beside its runs: contrastive entropy, postings, expected overlap.
+"""What a system's representations say beside its runs: contrastive entropy, postings, expected overlap.
 
 profile artifact    entropy.parquet: contrastive entropy of every query of every split that has a
                     positive; postings and retrieval FLOPS by split in its manifest
@@ -35,17 +35,20 @@ _SCHEMA = pa.schema([("split", pa.string()), ("query_id", pa.string()), ("value"
 
 @dataclass(frozen=True)
 class Profile:
-    """One subject's representations of all passages, and of the queries of every split.
+    """One system's representations of all passages, and of the queries of every split.
 
-    ``shards``: in row order, which is that of passage ids; addresses of those that are never stored
-    (`raylab.stages.scan`). ``temperature``: of its training loss.
+    Args:
+        embeddings: where the passages' artifact stands, or would (`raylab.stages.scan`).
+        parts: of it, in row order, which is that of passage ids; none where nothing is stored.
+        temperature: of the system's training loss.
     """
 
     name: str
     collection: Artifact
-    shards: tuple[Artifact | Address, ...]
-    queries: Mapping[str, Artifact]
+    embeddings: Address
+    queries: Mapping[str, Artifact | Address]
     temperature: float
+    parts: tuple[Artifact, ...] = ()
 
     def protocol(self, split: str) -> Protocol:
         return protocol(self.collection.meta["name"], split)
@@ -54,13 +57,13 @@ class Profile:
     def address(self) -> Address:
         rules = {split: self.protocol(split) for split in self.queries}
         settings = {
-            "format": 1,
+            "format": 2,
             "negatives": NEGATIVES,
             "seed": NEGATIVES_SEED,
             "temperature": self.temperature,
             "splits": {s: [p.binary_level, p.drop_own_document] for s, p in rules.items()},
         }
-        inputs = {f"shard-{i:05d}": a.fingerprint for i, a in enumerate(self.shards)}
+        inputs = {"embeddings": self.embeddings.fingerprint}
         inputs |= {f"queries-{split}": a.fingerprint for split, a in self.queries.items()}
         return Address(
             PROFILE, self.name, settings, inputs | {"collection": self.collection.fingerprint}
@@ -68,8 +71,8 @@ class Profile:
 
 
 def make_profile(store: Store, profile: Profile) -> None:
-    """Commit the profile of one subject, from its embedding shards."""
-    folders = [store.local(shard) for shard in profile.shards if isinstance(shard, Artifact)]
+    """Commit the profile of one system, from the parts of its embeddings."""
+    folders = [store.local(part) for part in profile.parts]
     passage_ids = np.concatenate([read_ids(folder) for folder in folders])
     queries = read_queries(store, profile.queries)
     pairs = pairs_of(store, profile, queries, passage_ids)
@@ -89,9 +92,13 @@ Queries: TypeAlias = dict[str, tuple[list[str], Matrix]]
 """(ids, representations) of the queries of every split."""
 
 
-def read_queries(store: Store, queries: Mapping[str, Artifact]) -> Queries:
-    """Of query embeddings by split."""
-    return {split: read_shard(store.local(a)) for split, a in queries.items()}
+def read_queries(store: Store, queries: Mapping[str, Artifact | Address]) -> Queries:
+    """Of query embeddings by split.
+
+    Raises:
+        DamagedArtifact: they are not there.
+    """
+    return {s: read_shard(store.local(store.committed(place))) for s, place in queries.items()}
 
 
 def stack(queries: Queries) -> Matrix:

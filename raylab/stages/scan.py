@@ -1,6 +1,6 @@
 """One pass: passages are scored as they are encoded, and no embedding is ever stored.
 
-hits artifact   of one subject: hits of every query of every split; where a profile is wanted, the scores
+hits artifact   of one system: hits of every query of every split; where a profile is wanted, the scores
                 of its pairs and the counts of the passages' terms; in its manifest, how many bytes of
                 embeddings were not stored
 
@@ -16,7 +16,6 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ from raylab.data.texts import passage_ids
 from raylab.data.tokens import PassageStore
 from raylab.evaluation.efficiency import TermCounts
 from raylab.evaluation.entropy import Pairs
-from raylab.experiment.config import Encoding, Execution
+from raylab.experiment.config import Execution
 from raylab.index.embeddings import Matrix, as_stored
 from raylab.index.kernels.topk import merge_topk
 from raylab.index.kinds import index_class
-from raylab.stages.encode import ShardEncoder, Subject, passage_task
+from raylab.stages.encode import Embeddings, ShardEncoder, System
 from raylab.stages.profile import (
     Profile,
     Queries,
@@ -48,31 +47,31 @@ from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 
 HITS = "hits"
-_PIECES = 64  # of a subject at most: what is kept of each grows with the queries
+_PIECES = 64  # of a system at most: what is kept of each grows with the queries
 _SEARCHED_BYTES = 128 * 2**20  # of representations in float32, indexed and searched at once
 _PAIRS, _SCORES, _TERMS = "pairs.npy", "pair_scores.npy", "terms.npy"
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One subject's pass over a collection.
+    """One system's pass over a collection.
 
-    ``source``: where passages are encoded from. ``rows``: of the shards, as they would be stored.
-    ``queries``: embeddings by split. ``profile``: to be made of the same pass, or None.
+    Args:
+        embeddings: what would be stored of the passages.
+        rows: of its parts, as they would be stored.
+        queries: embeddings by split.
+        profile: to be made of the same pass, or None.
     """
 
-    subject: Subject
-    encoding: Encoding
+    embeddings: Embeddings
     collection: Artifact
-    source: Artifact
     rows: tuple[range, ...]
-    queries: Mapping[str, Artifact]
+    queries: Mapping[str, Artifact | Address]
     profile: Profile | None
 
-    @cached_property
-    def shards(self) -> tuple[Address, ...]:
-        """Where the embedding shards would stand."""
-        return shard_addresses(self.subject, self.encoding, self.source, self.rows)
+    @property
+    def system(self) -> System:
+        return self.embeddings.system
 
     @property
     def depths(self) -> dict[str, int]:
@@ -80,13 +79,13 @@ class Scan:
         name = self.collection.meta["name"]
         return {split: protocol(name, split).search_depth for split in self.queries}
 
-    @cached_property
+    @property
     def address(self) -> Address:
-        inputs = {f"shard-{i:05d}": a.fingerprint for i, a in enumerate(self.shards)}
+        inputs = {"embeddings": self.embeddings.address.fingerprint}
         inputs |= {f"queries-{split}": a.fingerprint for split, a in self.queries.items()}
         if self.profile is not None:
             inputs["profile"] = self.profile.address.fingerprint
-        return Address(HITS, self.subject.name, {"format": 1, "depths": self.depths}, inputs)
+        return Address(HITS, self.system.name, {"format": 2, "depths": self.depths}, inputs)
 
     def pieces(self) -> list[Piece]:
         """The work, some shards each."""
@@ -107,15 +106,8 @@ class Piece:
     rows: tuple[range, ...]
 
     @property
-    def subject(self) -> Subject:
-        return self.scan.subject
-
-
-def shard_addresses(
-    subject: Subject, encoding: Encoding, source: Artifact, rows: Sequence[range]
-) -> tuple[Address, ...]:
-    """Where the embedding shards of a subject stand, or would."""
-    return tuple(passage_task(subject, encoding, source, own).address for own in rows)
+    def system(self) -> System:
+        return self.scan.system
 
 
 class Scanner:
@@ -145,12 +137,12 @@ class Scanner:
             )
 
     def _shard(self, scan: Scan, rows: range, found: _Running) -> None:
-        task = passage_task(scan.subject, scan.encoding, scan.source, rows)
+        task = scan.embeddings.part(rows)
         ids, matrix, cost = self.encoder.encode(task)
-        kept = as_stored(matrix, scan.encoding.precision, task.address.name)
+        kept = as_stored(matrix, task.encoding.precision, task.address.name)
         found.add(ids, kept, rows.start)
         found.flops += cost.get("flops", 0.0)
-        found.unstored_bytes += stored_bytes(ids, kept, scan.encoding.precision)
+        found.unstored_bytes += stored_bytes(ids, kept, task.encoding.precision)
 
     def _asked(self, scan: Scan) -> tuple[Queries, Pairs | None]:
         """The queries, and the pairs to score, which pieces of a scan share."""
@@ -158,7 +150,7 @@ class Scanner:
         if self.ready_for is None or self.ready_for[0] != key:
             queries, pairs = read_queries(self.store, scan.queries), None
             if scan.profile is not None:
-                ids = _passage_ids(self.encoder.local(scan.source))
+                ids = _passage_ids(self.encoder.local(scan.embeddings.source))
                 pairs = pairs_of(self.store, scan.profile, queries, ids)
                 pairs.check_rows(len(ids))
             self.ready_for = key, queries, pairs
@@ -285,12 +277,12 @@ def join(store: Store, scan: Scan, pieces: Sequence[Piece]) -> Artifact:
 
 
 def make_scanned_profile(store: Store, scan: Scan, hits: Artifact) -> None:
-    """Commit a subject's profile from its scan."""
+    """Commit a system's profile from its scan."""
     assert scan.profile is not None
     folder = store.local(hits)
     places, scores, terms = _read_pairs(folder)
     queries = read_queries(store, scan.queries)
-    ids = _passage_ids(store.local(scan.source))
+    ids = _passage_ids(store.local(store.committed(scan.embeddings.source)))
     pairs = pairs_of(store, scan.profile, queries, ids)
     scores_M = np.empty(len(pairs.rows_M))
     scores_M[places] = scores

@@ -4,7 +4,7 @@ A search over many index shards is cut into pieces, each a task of its own whose
 run is there; merged on (score descending, id ascending), they are those of one search over all.
 
 index artifact      one shard: vectors (dense) or postings (sparse)
-run artifact        run.trec.gz of one subject on one split; seconds of the search and bytes of the
+run artifact        run.trec.gz of one system on one split; seconds of the search and bytes of the
                     index in its manifest
 measures artifact   measures.parquet: value of each measure for each query; in its manifest, how many
                     queries have no relevant passage and count 0
@@ -30,43 +30,99 @@ from raylab.evaluation.measures import binary_level, coverage, evaluate
 from raylab.evaluation.runs import Run, drop_own_document, read_run, write_run
 from raylab.index.bm25 import BM25Index
 from raylab.index.dense import DenseIndex
-from raylab.index.embeddings import read_shard
+from raylab.index.embeddings import VECTORS
 from raylab.index.kernels.topk import merge_topk
-from raylab.index.kinds import index_class
 from raylab.index.sparse import SparseIndex
+from raylab.stages.profile import read_queries
 from raylab.stages.shards import remove_shards
-from raylab.storage.artifacts import Address, Artifact
+from raylab.storage.artifacts import Address, Artifact, DamagedArtifact
 from raylab.storage.store import Store
 
 INDEX, RUN, MEASURES = "index", "run", "measures"
 _SHARDS_A_PIECE = 16
 
 
-def index_address(shard: Artifact | Address) -> Address:
-    name = shard.name if isinstance(shard, Address) else shard.manifest["name"]
-    return Address(INDEX, name, {"format": 2}, {"shard": shard.fingerprint})
+def index_address(shard: Artifact) -> Address:
+    """Where the index of an embedding shard stands."""
+    return Address(INDEX, shard.manifest["name"], {"format": 3}, {"shard": shard.fingerprint})
+
+
+@dataclass(frozen=True)
+class IndexTask:
+    """The index of one embedding shard."""
+
+    part: Artifact
+
+    @property
+    def address(self) -> Address:
+        return index_address(self.part)
+
+
+def bm25_address(collection: Artifact, part: str) -> Address:
+    """Where the BM25 index of a collection's passages stands, for search and for mining."""
+    inputs = {"collection": collection.fingerprint}
+    return Address(INDEX, f"bm25-{part}", {"format": 3, "part": part}, inputs)
+
+
+def build_bm25(store: Store, collection: Artifact, part: str) -> Artifact:
+    """Commit the BM25 index of a collection's passages, unless it is there."""
+    address = bm25_address(collection, part)
+    if (index := store.find(address)) is not None:
+        return index
+    with store.draft(address) as draft:
+        index = BM25Index.build(*bm25_input(store.local(collection), part))
+        index.save(draft.path)
+        draft.meta["rows"] = len(index)
+    return store.committed(address)
 
 
 def build_index(store: Store, shard: Artifact) -> None:
-    """Commit the index of one embedding shard."""
+    """Commit the index of one embedding shard, unless it is there."""
+    if store.find(index_address(shard)) is not None:
+        return
     with store.draft(index_address(shard)) as draft:
-        index_class(shard.meta["representation"]).build([store.local(shard)], draft.path)
-        draft.meta.update(rows=shard.meta["rows"], representation=shard.meta["representation"])
+        representation = shard.meta["representation"]
+        if representation == "dense":
+            DenseIndex.over(store.local(shard), draft.path)
+        else:
+            SparseIndex.build([store.local(shard)], draft.path)
+        draft.meta.update(rows=shard.meta["rows"], representation=representation, shard=shard.path)
+
+
+def open_index(store: Store, index: Artifact) -> DenseIndex | SparseIndex:
+    """The index of one embedding shard, memory-mapped; a dense one reads the shard's own vectors.
+
+    Raises:
+        DamagedArtifact: the shard is not there.
+    """
+    folder = store.local(index)
+    if index.meta["representation"] == "sparse":
+        return SparseIndex.load(folder)
+    shard = store.at(index.meta["shard"])
+    if shard is None:
+        store.discard(index.path)
+        raise DamagedArtifact(index.path, "its embeddings are not there")
+    return DenseIndex.load(folder, vectors=store.local(shard) / VECTORS)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One subject on one split: query embeddings against index shards; BM25 has neither.
+    """One system on one split: query embeddings against the index; or BM25.
 
-    Where passages were scored as they were encoded (`raylab.stages.scan`), ``hits`` has the answer, and
-    ``indexes`` the addresses of index shards that never were: the run is the same, at the same address.
+    Args:
+        queries: their representations, or where they will stand; None for BM25.
+        passages: where the passages' embeddings stand, or would; of BM25, its index.
+        indexes: of the parts of the embeddings, in row order; of BM25, its index.
+        hits: the answer, where passages were scored as they were encoded (`raylab.stages.scan`) and nothing
+            was stored: the run is the same, at the same address.
     """
 
     name: str
     collection: Artifact
     split: str
-    queries: Artifact | None
-    indexes: tuple[Artifact | Address, ...]
+    queries: Artifact | Address | None
+    passages: Address
+    indexes: tuple[Artifact, ...] = ()
     hits: Artifact | None = None
 
     @property
@@ -76,8 +132,10 @@ class Evaluation:
     @property
     def run_address(self) -> Address:
         depth = {"depth": self.protocol.run_depth, "drop_own": self.protocol.drop_own_document}
-        inputs = {f"index-{i:05d}": a.fingerprint for i, a in enumerate(self.indexes)}
-        inputs["collection"] = self.collection.fingerprint
+        inputs = {
+            "passages": self.passages.fingerprint,
+            "collection": self.collection.fingerprint,
+        }
         if self.queries is not None:
             inputs["queries"] = self.queries.fingerprint
         return Address(
@@ -87,27 +145,27 @@ class Evaluation:
             inputs,
         )
 
-    def measures_address(self, run: Artifact) -> Address:
+    @property
+    def address(self) -> Address:
+        """Where the measures stand."""
         return Address(
             MEASURES,
             f"{self.name}-{self.split}",
             {"protocol": asdict(self.protocol), "split": self.split},
-            {"run": run.fingerprint, "collection": self.collection.fingerprint},
+            {"run": self.run_address.fingerprint, "collection": self.collection.fingerprint},
         )
 
     @property
-    def shards(self) -> list[Artifact]:
+    def shards(self) -> tuple[Artifact, ...]:
         """The index shards to search: none for BM25, nor where the hits are given."""
-        if self.hits is not None:
-            return []
-        return [shard for shard in self.indexes if isinstance(shard, Artifact)]
+        return () if self.hits is not None or self.queries is None else self.indexes
 
     def pieces(self) -> list[SearchPiece]:
         """The search as tasks of some shards each; none where one task does it all."""
         shards, size = self.shards, _SHARDS_A_PIECE
         if len(shards) <= size:
             return []
-        cut = [tuple(shards[start : start + size]) for start in range(0, len(shards), size)]
+        cut = [shards[start : start + size] for start in range(0, len(shards), size)]
         return [
             SearchPiece(self.run_address.shard(n, {"first": own[0].path}), self, own)
             for n, own in enumerate(cut)
@@ -134,7 +192,7 @@ def search_piece(store: Store, piece: SearchPiece, device: str | None = None) ->
 
 
 def search_and_evaluate(store: Store, evaluation: Evaluation, device: str | None = None) -> None:
-    """Commit the run and the measures of one subject on one split; its pieces are there.
+    """Commit the run and the measures of one system on one split; its pieces are there.
 
     ``device``: a torch device that does the dense products, or None for this processor.
     """
@@ -168,7 +226,7 @@ def search_and_evaluate(store: Store, evaluation: Evaluation, device: str | None
         for measure, by_query in values.items()
         for query_id, value in sorted(by_query.items())
     ]
-    with store.draft(evaluation.measures_address(run)) as draft:
+    with store.draft(evaluation.address) as draft:
         pq.write_table(pa.Table.from_pylist(rows), draft.path / "measures.parquet")
         draft.meta.update(measures=names, queries=len(topics.queries), without_relevant=zeros)
     found = (store.find(piece.address) for piece in pieces)
@@ -225,12 +283,12 @@ def _search(
     store: Store, evaluation: Evaluation, shards: Sequence[Artifact], device: str | None
 ) -> Found:
     assert evaluation.queries is not None
-    query_ids, matrix = read_shard(store.local(evaluation.queries))
-    kind = index_class(evaluation.queries.meta["representation"])
+    (query_ids, matrix) = read_queries(store, {"": evaluation.queries})[""]
     depth = evaluation.protocol.search_depth
-    parts, seconds = [], 0.0
+    parts, seconds, size = [], 0.0, 0
     for shard in shards:
-        index = kind.load(store.local(shard))
+        index = open_index(store, shard)
+        size += shard.size_bytes + (index.size_bytes if isinstance(index, DenseIndex) else 0)
         search_index(index, matrix[:1], depth, device)
         started = time.perf_counter()
         parts.append(search_index(index, matrix, depth, device))
@@ -238,7 +296,6 @@ def _search(
     started = time.perf_counter()
     ids, scores = merge_topk(parts, depth)
     seconds += time.perf_counter() - started
-    size = sum(shard.size_bytes for shard in shards)
     return query_ids, ids, scores, {"search_seconds": seconds, "index_bytes": size}
 
 
@@ -256,7 +313,7 @@ def _merged(store: Store, evaluation: Evaluation, pieces: Sequence[SearchPiece])
 def _search_bm25(store: Store, evaluation: Evaluation) -> Found:
     folder = store.local(evaluation.collection)
     topics = load_topics(folder)[evaluation.split]
-    index = BM25Index.build(*bm25_input(folder, PASSAGES))
+    index = BM25Index.load(store.local(build_bm25(store, evaluation.collection, PASSAGES)))
     texts_of_queries, depth = list(topics.queries.values()), evaluation.protocol.search_depth
     index.search(texts_of_queries[:1], depth)
     started = time.perf_counter()

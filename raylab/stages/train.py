@@ -19,14 +19,16 @@ BACKBONE, RETRIEVER, FAMILY = "backbone", "retriever", "family"
 
 
 def adaptation_address(
-    backbone: Backbone, weights: str, adaptation: Adaptation, tokens: Artifact
+    backbone: Backbone, weights: str, adaptation: Adaptation, tokens: Artifact | Address
 ) -> Address:
     """Where a size's adapted backbone stands; `weights` is the checksum of the weights it starts from."""
     what = {"backbone": identity(backbone), "weights": weights, "adaptation": identity(adaptation)}
     return Address(BACKBONE, backbone.name, what, {"tokens": tokens.fingerprint})
 
 
-def cell_address(cell: Cell, adapted: Address, tokens: Artifact, groups: Artifact) -> Address:
+def cell_address(
+    cell: Cell, adapted: Address, tokens: Artifact | Address, groups: Artifact | Address
+) -> Address:
     """Where a cell's retriever stands; the cost model says how many steps its budget is."""
     inputs = {
         "backbone": adapted.fingerprint,
@@ -55,7 +57,7 @@ class AdaptationJob:
     address: Address
     backbone: Backbone
     adaptation: Adaptation
-    tokens: Artifact
+    tokens: Address
     store: Store
     execution: Execution
     board: Any
@@ -77,14 +79,14 @@ class FineTuningJob:
     cells: tuple[tuple[Address, Cell], ...]
     encoding: Encoding
     adapted: Address
-    tokens: Artifact
-    groups: Artifact
+    tokens: Address
+    groups: Address
+    arrays: Address  # the groups as workers map them
     collection: str
     training_part: str
     store: Store
     execution: Execution
     board: Any = None
-    arrays: Artifact | None = None  # the groups as workers map them
 
     @property
     def address(self) -> Address:

@@ -117,6 +117,12 @@ class Artifact:
         return self.manifest["fingerprint"]
 
     @property
+    def address(self) -> Address:
+        """Where it stands."""
+        facts = self.manifest
+        return Address(facts["stage"], facts["name"], facts["identity"], facts["inputs"])
+
+    @property
     def meta(self) -> Mapping[str, Any]:
         return self.manifest["meta"]
 

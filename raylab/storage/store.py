@@ -80,8 +80,9 @@ class Store:
         A damaged one is named in a warning and its manifest set aside, so that it is redone.
         """
         artifact = self._read_manifest(address.path)
-        if artifact is None:
-            return None
+        return None if artifact is None else self._sound(artifact)
+
+    def _sound(self, artifact: Artifact) -> Artifact | None:
         try:
             self.check(artifact, checksums=artifact.size_bytes <= CHECK_ON_LOOKUP_BYTES)
         except DamagedArtifact as damage:
@@ -90,12 +91,14 @@ class Store:
             return None
         return artifact
 
-    def committed(self, address: Address) -> Artifact:
-        """The artifact that its stage has just committed.
+    def committed(self, address: Address | Artifact) -> Artifact:
+        """The artifact that its stage has committed; an artifact itself is what it is.
 
         Raises:
             DamagedArtifact: it is not there.
         """
+        if isinstance(address, Artifact):
+            return address
         artifact = self.find(address)
         if artifact is None:
             raise DamagedArtifact(address.path, "it is not there after its stage ended")
@@ -112,6 +115,11 @@ class Store:
         if artifact is None:
             raise DamagedArtifact(path, "no manifest")
         return artifact
+
+    def at(self, path: str) -> Artifact | None:
+        """The artifact at a path below the root that another artifact names; None where it is absent or damaged."""
+        artifact = self._read_manifest(path)
+        return None if artifact is None else self._sound(artifact)
 
     def _read_manifest(self, path: str) -> Artifact | None:
         try:

@@ -1,135 +1,198 @@
-"""The results table and the ledger: typed rows, the only source of every figure and table (rule 6).
+"""The tables of a storage: one frozen dataclass a table says its columns, their types and their meaning.
 
-`results.parquet`, a row a (system, seed, collection, split, measure):
+    results.parquet     `Result`, a row a (system, seed, collection, split, measure)
+    per_query.parquet   `QueryValue`, a row a query of each of them
+    ledger.parquet      `LedgerRow`, a row an artifact: what making it took
 
-    kind          trained | untrained | baseline
-    system        the cell's name, or BM25
-    size, head, objective, seed        null where they mean nothing
-    collection, split, measure
-    value, ci_low, ci_high             mean over queries and its 95 % bootstrap interval
-    queries                            how many queries the mean is over
-    parameters                         non-embedding parameters
-    budget_flops, spent_flops          of fine-tuning
-    steps                              optimizer steps
-    seconds                            of training
-    without_relevant                   queries that count 0 because no passage is relevant to them
-    query_postings, passage_postings   mean terms a text (sparse)
-    retrieval_flops                    terms that a query and a passage share on average (sparse), or
-                                       dimensions (dense): the multiply-adds of one score
-    index_bytes, query_ms              of the search that made the run: one core, all queries at once
-    fingerprint                        of the checkpoint (trained), else of the run
-    variant                            what an experiment changed; empty: nothing
-    tokens                             real ones, without padding, that fine-tuning saw
-    examples                           training queries that it saw: steps x queries a batch
-    head_parameters                    of the vocabulary projection (sparse); 0 (dense)
-    epochs                             where the budget was given in them
-    charged_flops                      of spent_flops, those of MNTP that the budget paid
-    corrupted_positives                share of the training queries whose positive was made wrong
-    corrupted_scores                   share of them whose teacher scores were
-
-`per_query.parquet`: fingerprint of the run, system, seed, collection, split, measure, query_id, value.
-`ledger.parquet`, a row an artifact, nulls where a figure means nothing:
-
-    stage, name, fingerprint
-    planned_flops                      the budget (retriever), or the cost model's count before the run
-    flops, tokens, seconds             what making it took; what runs shared is in the first of them
-    spent_flops                        what it stands for under its contract, shared parts included
-    device_seconds                     seconds x devices (GPUs, or cores)
-    retries, lost_flops, lost_seconds  restarts of workers, and what had to be done again
-    energy_j                           of the devices, where they tell it
-    size_bytes, unstored_bytes         stored; of hits, what embeddings would take that were let go
+They are the only source of every figure and table. Nulls stand where a figure means nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Iterable, Mapping
-from typing import Any
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raylab.experiment.grid import Varied
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
 
-RESULTS_SCHEMA = pa.schema(
-    [
-        ("kind", pa.string()),
-        ("system", pa.string()),
-        ("size", pa.string()),
-        ("head", pa.string()),
-        ("objective", pa.string()),
-        ("seed", pa.int64()),
-        ("collection", pa.string()),
-        ("split", pa.string()),
-        ("measure", pa.string()),
-        ("value", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-        ("queries", pa.int64()),
-        ("parameters", pa.int64()),
-        ("budget_flops", pa.float64()),
-        ("spent_flops", pa.float64()),
-        ("steps", pa.int64()),
-        ("seconds", pa.float64()),
-        ("without_relevant", pa.int64()),
-        ("query_postings", pa.float64()),
-        ("passage_postings", pa.float64()),
-        ("retrieval_flops", pa.float64()),
-        ("index_bytes", pa.int64()),
-        ("query_ms", pa.float64()),
-        ("fingerprint", pa.string()),
-        ("variant", pa.string()),
-        ("tokens", pa.float64()),
-        ("examples", pa.float64()),
-        ("head_parameters", pa.int64()),
-        ("epochs", pa.float64()),
-        ("charged_flops", pa.float64()),
-        ("corrupted_positives", pa.float64()),
-        ("corrupted_scores", pa.float64()),
-    ]
-)
-PER_QUERY_SCHEMA = pa.schema(
-    [
-        ("fingerprint", pa.string()),
-        ("system", pa.string()),
-        ("seed", pa.int64()),
-        ("collection", pa.string()),
-        ("split", pa.string()),
-        ("measure", pa.string()),
-        ("query_id", pa.string()),
-        ("value", pa.float64()),
-    ]
-)
-LEDGER_SCHEMA = pa.schema(
-    [
-        ("stage", pa.string()),
-        ("name", pa.string()),
-        ("fingerprint", pa.string()),
-        ("planned_flops", pa.float64()),
-        ("flops", pa.float64()),
-        ("spent_flops", pa.float64()),
-        ("seconds", pa.float64()),
-        ("device_seconds", pa.float64()),
-        ("tokens", pa.float64()),
-        ("retries", pa.int64()),
-        ("lost_flops", pa.float64()),
-        ("lost_seconds", pa.float64()),
-        ("energy_j", pa.float64()),
-        ("size_bytes", pa.int64()),
-        ("unstored_bytes", pa.int64()),
-    ]
-)
 RESULTS, PER_QUERY, LEDGER = "results.parquet", "per_query.parquet", "ledger.parquet"
 COMMAND = "command.txt"  # what made them
 
+Kind = Literal["trained", "untrained", "baseline"]
 
-def write_table(
-    store: Store, path: str, rows: Iterable[Mapping[str, Any]], schema: pa.Schema
-) -> pd.DataFrame:
-    """Write rows at the root of the storage, atomically, and return them."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+
+def _doc(text: str, **default: Any) -> Any:
+    return field(metadata={"doc": text}, **default)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measure of one system on one split."""
+
+    kind: Kind = _doc("what the system is")
+    system: str = _doc("the cell's name, the untrained system's, or BM25")
+    size: str | None = _doc("of the ladder")
+    head: str | None = _doc("name of the head")
+    objective: str | None = _doc("name of the objective")
+    seed: int | None = _doc("of fine-tuning")
+    collection: str = _doc("what was searched")
+    split: str = _doc("of its queries")
+    measure: str = _doc("such as nDCG@10")
+    value: float | None = _doc("mean over the queries")
+    ci_low: float | None = _doc("of its 95 % percentile bootstrap interval over queries")
+    ci_high: float | None = _doc("of its 95 % percentile bootstrap interval over queries")
+    queries: int | None = _doc("how many the mean is over")
+    parameters: int | None = _doc("non-embedding parameters of the backbone")
+    budget_flops: float | None = _doc("of fine-tuning; 0 where it is in epochs")
+    spent_flops: float | None = _doc("of fine-tuning")
+    steps: int | None = _doc("optimizer steps")
+    seconds: float | None = _doc("of training")
+    fingerprint: str | None = _doc("of the checkpoint (trained), else of the run")
+    without_relevant: int | None = _doc(
+        "queries that count 0 because no passage is relevant to them", default=None
+    )
+    query_postings: float | None = _doc("mean terms a query (sparse)", default=None)
+    passage_postings: float | None = _doc("mean terms a passage (sparse)", default=None)
+    retrieval_flops: float | None = _doc(
+        "multiply-adds of one score: terms that a query and a passage share on average (sparse), or dimensions",
+        default=None,
+    )
+    index_bytes: int | None = _doc("of the index that was searched", default=None)
+    query_ms: float | None = _doc(
+        "of the search that made the run: one core, all queries at once", default=None
+    )
+    variant: str = _doc("name of what an experiment changed; empty: nothing", default="")
+    varied: Varied = _doc(
+        "what the variant changes: nothing, the budget, or the recipe", default=""
+    )
+    compute_dtype: str | None = _doc("what weights and activations are computed in", default=None)
+    tokens: float | None = _doc("without padding, that fine-tuning saw", default=None)
+    examples: float | None = _doc(
+        "training queries that it saw: steps x queries a batch", default=None
+    )
+    head_parameters: int | None = _doc(
+        "of the vocabulary projection (sparse); 0 (dense)", default=None
+    )
+    epochs: float | None = _doc("where the budget was given in them", default=None)
+    charged_flops: float | None = _doc(
+        "of spent_flops, those of MNTP that the budget paid", default=None
+    )
+    corrupted_positives: float | None = _doc(
+        "share of the training queries whose positive was made wrong", default=None
+    )
+    corrupted_scores: float | None = _doc("share of them whose teacher scores were", default=None)
+
+
+@dataclass(frozen=True)
+class QueryValue:
+    """One measure of one system for one query."""
+
+    fingerprint: str = _doc("of the run, or of the profile")
+    system: str = _doc("as in the results")
+    seed: int | None = _doc("of fine-tuning")
+    collection: str = _doc("what was searched")
+    split: str = _doc("of its queries")
+    measure: str = _doc("such as nDCG@10")
+    query_id: str = _doc("the query")
+    value: float = _doc("of the measure")
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """What making one artifact took."""
+
+    stage: str = _doc("folder of the artifact below the storage")
+    name: str = _doc("of the artifact")
+    fingerprint: str = _doc("of the artifact")
+    planned_flops: float | None = _doc(
+        "the budget (retriever), or the cost model's count before the run"
+    )
+    flops: float | None = _doc("what it took; what runs shared is in the first of them")
+    spent_flops: float | None = _doc("what it stands for under its contract, shared parts included")
+    seconds: float = _doc("of wall time")
+    device_seconds: float | None = _doc("seconds x devices (GPUs, or cores)")
+    tokens: float | None = _doc("without padding")
+    retries: int | None = _doc("restarts of workers")
+    lost_flops: float | None = _doc("that had to be done again")
+    lost_seconds: float | None = _doc("that had to be done again")
+    energy_j: float | None = _doc("of the devices, where they tell it")
+    size_bytes: int = _doc("stored")
+    unstored_bytes: int | None = _doc("of hits, what embeddings would take that were let go")
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> LedgerRow:
+        """From an artifact's manifest: what its stage noted of the work."""
+        manifest, meta = artifact.manifest, artifact.meta
+        # Writing an artifact is not all of making it: a stage says where it took longer.
+        seconds = meta.get("train_seconds", meta.get("seconds", manifest["seconds"]))
+        spent = meta.get("spent_flops", meta.get("flops"))
+        noted = (
+            "planned_flops",
+            "retries",
+            "lost_flops",
+            "lost_seconds",
+            "energy_j",
+            "unstored_bytes",
+        )
+        return cls(
+            stage=manifest["stage"],
+            name=manifest["name"],
+            fingerprint=artifact.fingerprint,
+            flops=meta.get("own_flops", spent),
+            spent_flops=spent,
+            seconds=float(seconds),
+            device_seconds=meta.get("device_seconds"),
+            tokens=meta.get("own_tokens", meta.get("tokens")),
+            size_bytes=artifact.size_bytes,
+            **{name: meta.get(name) for name in noted},
+        )
+
+
+# ------------------------------------------------------------------------ dataclass to Arrow
+
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+
+
+def column_types(row: type) -> dict[str, type]:
+    """The plain type (str, int or float) of every column of a table's dataclass."""
+    return {name: _plain(hint) for name, hint in get_type_hints(row).items()}
+
+
+def _plain(hint: Any) -> type:
+    if get_origin(hint) is Literal:
+        return str
+    if isinstance(hint, types.UnionType):
+        return next(part for part in get_args(hint) if part is not type(None))
+    return hint
+
+
+def schema_of(row: type) -> pa.Schema:
+    """The Arrow schema of a table, with each column's meaning in its metadata."""
+    kinds = column_types(row)
+    return pa.schema(
+        [
+            pa.field(f.name, _ARROW[kinds[f.name]], metadata={"doc": f.metadata["doc"]})
+            for f in dataclasses.fields(row)
+        ]
+    )
+
+
+def write_table(store: Store, path: str, rows: Iterable[Any], row: type) -> pd.DataFrame:
+    """Write rows (of dataclass `row`) at the root of the storage, atomically, and return them."""
+    columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(row)}
+    for one in rows:
+        for name, values in columns.items():
+            values.append(getattr(one, name))
+    table = pa.table(columns, schema=schema_of(row))
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     store.put_bytes(path, buffer.getvalue())
@@ -144,24 +207,3 @@ def read_table(store: Store, path: str) -> pd.DataFrame:
     """
     with store.fs.open(f"{store.root}/{path}", "rb") as file:
         return pq.read_table(file).to_pandas()
-
-
-def ledger_row(artifact: Artifact) -> dict[str, Any]:
-    """What an artifact took."""
-    manifest, meta = artifact.manifest, artifact.meta
-    # Writing an artifact is not all of making it: a stage says where it took longer.
-    seconds = meta.get("train_seconds", meta.get("seconds", manifest["seconds"]))
-    spent = meta.get("spent_flops", meta.get("flops"))
-    told = ("planned_flops", "retries", "lost_flops", "lost_seconds", "energy_j", "unstored_bytes")
-    return {
-        "stage": manifest["stage"],
-        "name": manifest["name"],
-        "fingerprint": artifact.fingerprint,
-        "flops": meta.get("own_flops", spent),
-        "spent_flops": spent,
-        "seconds": float(seconds),
-        "device_seconds": meta.get("device_seconds"),
-        "tokens": meta.get("own_tokens", meta.get("tokens")),
-        "size_bytes": artifact.size_bytes,
-        **{name: meta.get(name) for name in told},
-    }

@@ -331,9 +331,9 @@ def test_rows_say_what_fits_and_what_would():
     limit = USABLE * device.memory_bytes
     assert load(2_048, micro_batch=texts).memory().total <= limit
     assert load(2_048, micro_batch=2 * texts).memory().total > limit
-    # A device plans for what it trains in: the same step in fp32 on a CPU takes more.
-    cpu = dataclasses.replace(device, weight_bytes=4)
-    rows = plan_rows(GridPlan(tuple(cells)), cpu, 1.0, 1)
+    # A step is planned in the precision that it computes in: in fp32 it takes more.
+    wide = [dataclasses.replace(c, load=dataclasses.replace(c.load, weight_bytes=4)) for c in cells]
+    rows = plan_rows(GridPlan(tuple(wide)), device, 1.0, 1)
     assert float(rows[0]["memory a worker"].split()[0]) > small.memory().total / 2**30 * 1.5
 
 

@@ -19,6 +19,8 @@ TRUTH = {
 }
 
 
+UNKNOWN = ("tokens", "examples", "retrieval_flops", "index_bytes", "head_parameters")
+
 def loss(law, n, d):
     """The planted loss, written out; retrieval FLOPS and index bytes follow from N (`planted`)."""
     t = TRUTH[law]
@@ -81,7 +83,8 @@ def tables(values, queries=40, noise=0.05, seed=0):
                 {
                     **key, "kind": "trained", "size": size, "head": head, "objective": objective,
                     "value": own.mean(), "parameters": n, "budget_flops": 1e12,
-                    "spent_flops": 1e12, "fingerprint": "0",
+                    "spent_flops": 1e12, "fingerprint": "0", "variant": "", "varied": "",
+                    **dict.fromkeys(UNKNOWN, float("nan")),
                 }
             )  # fmt: skip
             per_query += [
@@ -105,6 +108,7 @@ def study(law="chinchilla", head="sparse", objective="cl", **options):
     results = pd.DataFrame(keys).assign(
         kind="trained", size=one.sizes, head=head, objective=objective, value=one.losses_R,
         parameters=numbers["parameters"].round().astype(int), variant=one.variants,
+        varied=["budget" if variant else "" for variant in one.variants],
         head_parameters=5_000 if head == "sparse" else 0, fingerprint="0",
         **{name: numbers[name] for name in (
             "tokens", "examples", "spent_flops", "budget_flops", "retrieval_flops")},

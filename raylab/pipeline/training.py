@@ -1,0 +1,168 @@
+"""The training half of a grid: MNTP and fine-tuning as trials of one queue, encoding on what they leave free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from raylab.data.ingested import training_part
+from raylab.experiment.config import Execution
+from raylab.experiment.families import Start, families, start_of
+from raylab.experiment.grid import Cell
+from raylab.jobs.cluster import device_bytes
+from raylab.jobs.filling import filling
+from raylab.jobs.progress import Monitor
+from raylab.jobs.train import training_devices
+from raylab.jobs.trials import Job, RunQueue, run_trials
+from raylab.pipeline.evaluation import missing_tasks
+from raylab.pipeline.stages import GridStages
+from raylab.planning.contract import within_total
+from raylab.planning.durations import Durations
+from raylab.planning.plan import GridPlan, check_plan
+from raylab.planning.scheduling import Item, Queue
+from raylab.stages.encode import EncodeTask
+from raylab.stages.train import AdaptationJob, FineTuningJob, family_key, jobs_name
+from raylab.storage.artifacts import Artifact
+from raylab.storage.store import Store
+
+
+class Training:
+    """Trains the cells of a grid that are missing and that its total budget holds.
+
+    Args:
+        connect: connects to Ray; called before anything runs.
+    """
+
+    def __init__(
+        self,
+        stages: GridStages,
+        plan: GridPlan,
+        execution: Execution,
+        store: Store,
+        monitor: Monitor,
+        connect: Callable[[], None],
+    ):
+        self.stages, self.plan, self.execution = stages, plan, execution
+        self.store, self.monitor, self.connect = store, monitor, connect
+        self.durations = Durations(plan, execution)
+
+    def run(self) -> dict[Cell, Artifact]:
+        """The trained cells: all of the grid but those that the total budget leaves out.
+
+        Raises:
+            ConfigError: a run does not fit its device's memory.
+            TrainingError: a loss is not finite.
+        """
+        stages, store = self.stages, self.store
+        chosen = self._chosen()
+        if chosen:
+            starts = dict.fromkeys(start_of(cell) for cell in stages.cells if cell in chosen)
+            missing = [s for s in starts if store.find(stages.starts[s]) is None]
+            self.connect()
+            self._check_memory()
+            total, done = len(missing) + len(stages.cells), len(self.monitor.spent)
+            self.monitor.enter("train", total, done)
+            jobs: dict[str, Job] = {}
+            items: list[Item] = []
+            for job in map(self._adaptation_job, missing):
+                jobs[job.run_name] = job
+                start = (job.backbone, job.adaptation)
+                items.append(self.durations.adaptation(job.run_name, start))
+            for job in self._fine_tuning_jobs(chosen):
+                jobs[job.run_name] = job
+                start = start_of(job.cells[0][1])
+                after = (jobs_name(stages.starts[start]),) if start in missing else ()
+                cells = [cell for _, cell in job.cells]
+                items.append(self.durations.training(job.run_name, cells, after))
+            self._run_jobs(jobs, items)
+        trained = {cell: store.find(address) for cell, address in stages.retrievers.items()}
+        return {cell: artifact for cell, artifact in trained.items() if artifact is not None}
+
+    def _chosen(self) -> set[Cell]:
+        """The cells to train: those that are missing and that the total budget still holds."""
+        grid, monitor, durations = self.stages.grid, self.monitor, self.durations
+        trained = {cell: self.store.find(a) for cell, a in self.stages.retrievers.items()}
+        monitor.spent = {
+            cell.run_name: a.meta["spent_flops"] for cell, a in trained.items() if a is not None
+        }
+        missing = [cell for cell, artifact in trained.items() if artifact is None]
+        # MNTP that cells share is paid once; where it is charged, every cell's own FLOPs hold it.
+        shared = grid.adaptation_charge == "shared"
+        chosen = within_total(
+            grid.total_budget_flops,
+            monitor.spent_flops,
+            missing,
+            durations.flops,
+            durations.adaptation_flops if shared else lambda _: 0.0,
+            {start_of(cell) for cell, artifact in trained.items() if artifact is not None},
+        )
+        if left_out := len(missing) - len(chosen):
+            total = f"total budget {grid.total_budget_flops:.3g} FLOPs"
+            monitor.say(f"{total}: {left_out} cell(s) are not started")
+        return chosen
+
+    def _check_memory(self) -> None:
+        """Refuse, before anything is trained, what does not fit; say so where nobody knows."""
+        limit = device_bytes(self.execution, training_devices(self.execution))
+        if limit is None:
+            self.monitor.say(
+                "memory is not checked: the cluster tells no known device; give --device"
+            )
+        else:
+            check_plan(self.plan, limit)
+
+    def _adaptation_job(self, start: Start) -> AdaptationJob:
+        address, tokens = self.stages.starts[start], self.stages.tokens[start[0].name]
+        return AdaptationJob(
+            address, *start, tokens, self.store, self.execution, self.monitor.board
+        )
+
+    def _fine_tuning_jobs(self, chosen: set[Cell]) -> Iterator[FineTuningJob]:
+        """One job a family that has cells to make."""
+        stages, collection = self.stages, self.stages.collection
+        for family in families(stages.cells):
+            if chosen & set(family):
+                yield FineTuningJob(
+                    family_key([stages.retrievers[cell] for cell in family]),
+                    tuple((stages.retrievers[cell], cell) for cell in family if cell in chosen),
+                    stages.encoding,
+                    stages.starts[start_of(family[0])],
+                    stages.tokens[family[0].backbone.name],
+                    stages.groups,
+                    stages.arrays,
+                    collection.manifest["name"],
+                    training_part(collection),
+                    self.store,
+                    self.execution,
+                    self.monitor.board,
+                )
+
+    def _run_jobs(self, jobs: dict[str, Job], items: list[Item]) -> None:
+        """Run the jobs, and encode what they make on devices that they leave free."""
+        monitor, execution, stages = self.monitor, self.execution, self.stages
+        queue = RunQueue(Queue(items), lambda: training_devices(execution))
+
+        def encoded(task: EncodeTask, warning: str | None) -> None:
+            if warning:
+                monitor.say(f"WARNING {task.system.name}: {warning}")
+
+        with filling(self.store, execution, queue.free, encoded) as fill:
+            for system in stages.untrained:
+                fill(missing_tasks(self.store, execution, stages, system))
+
+            def finished(name: str) -> None:
+                job = jobs[name]
+                if isinstance(job, AdaptationJob):
+                    monitor.advance(name)
+                    return
+                for address, cell in job.cells:
+                    artifact = self.store.find(address)
+                    if artifact is None:
+                        continue
+                    facts = artifact.meta
+                    monitor.spent[cell.run_name] = facts["spent_flops"]
+                    loss = f"{facts['steps']} steps, loss {facts['loss']:.4g}"
+                    monitor.advance(f"{cell.run_name}: {loss}")
+                    system = stages.system(cell)
+                    fill(missing_tasks(self.store, execution, stages, system))
+
+            run_trials(self.store, jobs, queue, finished)

@@ -1,0 +1,68 @@
+"""The stage: one artifact to be, what it is made of, and what makes it. A grid is a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from raylab.storage.artifacts import Address, Artifact
+from raylab.storage.store import Store
+
+StageKind = Literal[
+    "ingest",
+    "tokenise",
+    "teach",
+    "arrange",
+    "adapt",
+    "fine-tune",
+    "encode",
+    "index",
+    "search",
+    "evaluate",
+    "profile",
+]
+"""In the order in which a grid goes through them."""
+
+
+class HasAddress(Protocol):
+    """Whatever makes the artifact at an address."""
+
+    @property
+    def address(self) -> Address: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One artifact of a grid.
+
+    Args:
+        address: where it will stand; known before it is made, and the same wherever it is made.
+        inputs: where the artifacts stand that it is made from.
+        task: what the runner of its kind is given: all that making it takes.
+    """
+
+    kind: StageKind
+    address: Address
+    inputs: tuple[Address, ...]
+    task: Any
+
+    @property
+    def name(self) -> str:
+        return self.address.name
+
+
+Runner = Callable[[list[Any]], None]
+"""Makes the artifacts of the stages (or tasks) it is given: each is committed when it returns."""
+
+
+def find_or_make(store: Store, stages: Sequence[HasAddress], runner: Runner) -> list[Artifact]:
+    """The artifacts of the stages, in order; those that are not there are made by `runner`, all at once.
+
+    Raises:
+        DamagedArtifact: one is not there after it was made.
+    """
+    missing = [stage for stage in stages if store.find(stage.address) is None]
+    if missing:
+        runner(missing)
+    return [store.committed(stage.address) for stage in stages]
