@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.cli.errors import LaboratoryGroup
-from raylab.cli.files import absolute, open_store, output_path
+from raylab.cli.files import absolute, open_store, output_path, take_over
 from raylab.cli.shared import Gpu, Models, OnFault, Storage
 from raylab.data.faults import QUARANTINE
 from raylab.data.registry import BENCHMARKS
@@ -104,7 +104,6 @@ def ingest_collection(
         ingested = store.find(collection_address(source, on_fault))
         if ingested is None:
             from raylab.jobs.ingest import ingest
-            from raylab.pipeline.driver import take_over
 
             take_over(stack, store)
             ingested = ingest(store, source, on_fault)
@@ -126,7 +125,6 @@ def _tokenised(
         return []
     from raylab.jobs.pools import data_pool
     from raylab.models.hub import load_tokenizer
-    from raylab.pipeline.driver import take_over
     from raylab.stages.tokenise import tokenise, tokens_address
 
     token_stores: dict[str, Artifact] = {}
@@ -287,7 +285,6 @@ def _teaching(
     store = open_store(storage)
     from raylab.jobs.ingest import ingest
     from raylab.jobs.pools import ray_pool
-    from raylab.pipeline.driver import take_over
     from raylab.stages.mine import Mining
     from raylab.stages.teaching import Teaching
 

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from raylab.cli.errors import LaboratoryCommand
-from raylab.cli.files import absolute, open_store
+from raylab.cli.files import absolute, check_writable, open_store
 from raylab.cli.options import EXECUTION_FIELDS, GRID_FIELDS, Options, shown_defaults, with_options
 from raylab.experiment.changes import changed_recipe, parse_setting
 from raylab.experiment.config import ConfigError, Execution
@@ -152,7 +152,9 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     started = time.time()
     grid, execution = chosen(options, grid, execution)
-    open_store(execution.storage)
+    store = open_store(execution.storage)
+    if not options.dry_run:
+        check_writable(store)
     if grid.teacher is not None:
         from raylab.models.teachers import check_teacher
 
@@ -165,20 +167,19 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
         return
     from raylab.pipeline.grid import run_grid  # here, since Ray takes seconds to import
 
-    outcome = run_grid(grid, execution, options.plain, command)
+    outcome = run_grid(grid, execution, "lines" if options.plain else "auto", command)
     _show(outcome, execution, console)
     done = "everything was done already" if outcome.nothing_to_do else "done"
     print(f"{done} in {time.time() - started:.0f} s")
 
 
 def _show(outcome: Outcome, execution: Execution, console: Console) -> None:
-    from raylab.storage.store import Store
     from raylab.storage.tables import RESULTS
 
     outcome.report.show(console)
     for label, path in outcome.report.paths.items():
         print(f"{label:>14}  {path}")
-    print(f"{'results':>14}  {Store(execution.storage).uri}/{RESULTS}")
+    print(f"{'results':>14}  {open_store(execution.storage).uri}/{RESULTS}")
     if outcome.untrained_cells:
         print(f"not trained, the total budget is spent: {', '.join(outcome.untrained_cells)}")
 

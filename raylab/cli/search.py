@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylab.cli.files import absolute, open_store, output_path, writing
+from raylab.cli.files import absolute, open_store, output_path, take_over, writing
 from raylab.cli.shared import Gpu, Models, OnFault, Storage
 from raylab.experiment.config import ConfigError, Execution, quarantined_kinds
 
@@ -227,7 +227,6 @@ def _retrieval(
     checkpoint_files = find_retriever(checkpoint, models)
     wanted = checkpoint_files.encoding.changed(**dict(zip(names, encoding, strict=True)))
     with ExitStack() as stack:
-        from raylab.pipeline.driver import take_over
         from raylab.pipeline.retrieval import Retrieval
 
         yield Retrieval(

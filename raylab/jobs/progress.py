@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
@@ -19,10 +19,11 @@ from rich.table import Table
 
 _PLAIN_EVERY_S = 20.0
 _POLL_S = 1.0
+Display = Literal["auto", "live", "lines", "off"]
 
 
 @dataclass(frozen=True)
-class Beat:
+class RunProgress:
     """One run's latest progress."""
 
     run: str
@@ -31,32 +32,35 @@ class Beat:
     spent_flops: float
     loss: float
     at: float
+    spends_budget: bool  # of cells; MNTP stands beside their budgets
 
 
 @ray.remote(num_cpus=0)
-class Board:
-    """Keeps every run's latest beat."""
+class ProgressActor:
+    """Keeps every run's latest progress."""
 
     def __init__(self) -> None:
-        self.beats: dict[str, Beat] = {}
+        self.runs: dict[str, RunProgress] = {}
 
-    def beat(self, beat: Beat) -> None:
-        self.beats[beat.run] = beat
+    def note(self, progress: RunProgress) -> None:
+        self.runs[progress.run] = progress
 
-    def snapshot(self) -> dict[str, Beat]:
-        return dict(self.beats)
+    def snapshot(self) -> dict[str, RunProgress]:
+        return dict(self.runs)
 
 
 class Monitor:
     """The driver's view: stages done and to do, cells, steps, budget spent, time left.
 
     Args:
-        plain: lines instead of a live display; the default asks whether stdout is a terminal.
+        display: "live", "lines" now and then, "off"; "auto" is live on a terminal, else lines.
     """
 
-    def __init__(self, plain: bool | None = None):
+    def __init__(self, display: Display = "auto"):
         self.console = Console()
-        self.plain = not self.console.is_terminal if plain is None else plain
+        if display == "auto":
+            display = "live" if self.console.is_terminal else "lines"
+        self.display = display
         self.board: Any = None
         self.stage, self.done, self.total = "start", 0, 0
         self.cells_total, self.budget_flops = 0, 0.0
@@ -68,9 +72,9 @@ class Monitor:
 
     def say(self, text: str) -> None:
         """One line, in either display."""
-        if self.plain:
+        if self.display == "lines":
             print(f"[{_clock(time.time() - self.started)}] {text}", flush=True)
-        else:
+        elif self.display == "live":
             self.console.print(text, highlight=False)
 
     def enter(self, stage: str, total: int, done: int = 0) -> None:
@@ -87,10 +91,9 @@ class Monitor:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Show progress while the block runs; its last line says how far it came."""
-        self.board = Board.remote()
-        thread = threading.Thread(
-            target=self._plain_loop if self.plain else self._live_loop, daemon=True
-        )
+        self.board = ProgressActor.remote()
+        loops = {"live": self._live_loop, "lines": self._plain_loop, "off": self._stop.wait}
+        thread = threading.Thread(target=loops[self.display], daemon=True)
         thread.start()
         try:
             yield
@@ -100,27 +103,27 @@ class Monitor:
             self.say(self.summary({}))
             sys.stdout.flush()
 
-    def _beats(self) -> dict[str, Beat]:
+    def _runs(self) -> dict[str, RunProgress]:
         with contextlib.suppress(RayError):
             return ray.get(self.board.snapshot.remote(), timeout=5)
         return {}
 
     @staticmethod
-    def _running(beats: dict[str, Beat]) -> list[Beat]:
+    def _running(runs: dict[str, RunProgress]) -> list[RunProgress]:
         now = time.time()
-        return [b for b in beats.values() if b.step < b.steps and now - b.at < 60]
+        return [b for b in runs.values() if b.step < b.steps and now - b.at < 60]
 
     @property
     def spent_flops(self) -> float:
         """Of the finished cells."""
         return sum(self.spent.values())
 
-    def summary(self, beats: dict[str, Beat]) -> str:
+    def summary(self, runs: dict[str, RunProgress]) -> str:
         """One line: stage, cells, budget spent, time left."""
         spent = self.spent_flops + sum(
             b.spent_flops
-            for b in beats.values()
-            if b.run not in self.spent and not b.run.startswith("mntp")
+            for b in runs.values()
+            if b.run not in self.spent and b.spends_budget
         )
         parts = [
             f"{self.stage} {self.done}/{self.total}",
@@ -146,16 +149,16 @@ class Monitor:
 
     def _plain_loop(self) -> None:
         while not self._stop.wait(_PLAIN_EVERY_S):
-            beats = self._beats()
-            runs = [f"{b.run} {b.step}/{b.steps} loss {b.loss:.3g}" for b in self._running(beats)]
-            self.say(" | ".join([self.summary(beats), *(["; ".join(runs)] if runs else [])]))
+            runs = self._runs()
+            runs = [f"{b.run} {b.step}/{b.steps} loss {b.loss:.3g}" for b in self._running(runs)]
+            self.say(" | ".join([self.summary(runs), *(["; ".join(runs)] if runs else [])]))
 
     def _live_loop(self) -> None:
         with Live(console=self.console, refresh_per_second=4, transient=True) as live:
             while not self._stop.wait(_POLL_S):
-                live.update(self._render(self._beats()))
+                live.update(self._render(self._runs()))
 
-    def _render(self, beats: dict[str, Beat]) -> Group:
+    def _render(self, runs: dict[str, RunProgress]) -> Group:
         bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -164,15 +167,15 @@ class Monitor:
         bars.add_task("cells", total=max(self.cells_total, 1), completed=len(self.spent))
         bars.add_task(self.stage, total=max(self.total, 1), completed=self.done)
         table = Table("run", "step", "of", "FLOPs", "loss", box=None)
-        for beat in self._running(beats):
+        for run in self._running(runs):
             table.add_row(
-                beat.run,
-                str(beat.step),
-                str(beat.steps),
-                f"{beat.spent_flops:.2e}",
-                f"{beat.loss:.3f}",
+                run.run,
+                str(run.step),
+                str(run.steps),
+                f"{run.spent_flops:.2e}",
+                f"{run.loss:.3f}",
             )
-        return Group(bars, table, self.summary(beats))
+        return Group(bars, table, self.summary(runs))
 
 
 def _clock(seconds: float) -> str:

@@ -23,7 +23,7 @@ from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
 from raylab.experiment.config import Execution, identity
 from raylab.experiment.grid import Cell
-from raylab.jobs.progress import Beat
+from raylab.jobs.progress import RunProgress
 from raylab.models.backbone import add_lora, set_lora_dropout
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
@@ -40,7 +40,7 @@ from raylab.training.loop import History, Progress, run, run_branches
 from raylab.training.losses import negatives_seen
 from raylab.training.mntp import AdaptationTask, MaskedModule, held_out_summary
 
-_BEAT_EVERY_S = 1.0
+_NOTE_EVERY_S = 1.0
 
 
 def work(job: AdaptationJob | FineTuningJob) -> None:
@@ -295,6 +295,7 @@ class RayReporter:
 
     def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str]):
         self.names, self.board = names, job.board
+        self.spends_budget = isinstance(job, FineTuningJob)
         self.journal = Journal(job.store, f"{RUNS}/{run_folder(job)}", rank_and_world()[0] == 0)
         self.meter = Meter(torch.cuda.current_device() if job.execution.use_gpu else None)
         self.last = 0.0
@@ -315,13 +316,22 @@ class RayReporter:
         if (
             self.board is None
             or rank_and_world()[0]
-            or (now - self.last < _BEAT_EVERY_S and not last_step)
+            or (now - self.last < _NOTE_EVERY_S and not last_step)
         ):
             return
         self.last = now
         name = self.names.get(progress.steps, self.names[max(self.names)])
-        beat = Beat(name, progress.step, progress.steps, progress.spent_flops, progress.loss, now)
-        self.board.beat.remote(beat)
+        self.board.note.remote(
+            RunProgress(
+                name,
+                progress.step,
+                progress.steps,
+                progress.spent_flops,
+                progress.loss,
+                now,
+                self.spends_budget,
+            )
+        )
 
     def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:
         folder = Path(tempfile.mkdtemp(prefix="raylab-checkpoint-"))

@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from raylab.data.faults import CollectionError
 from raylab.experiment.config import ConfigError, Execution
 from raylab.jobs.cluster import connect, connected
+from raylab.storage.artifacts import StorageError
 from raylab.storage.store import Store
 
 log = logging.getLogger("raylab")
@@ -25,6 +25,7 @@ _STAGES = (
     "backbone",
     "retriever",
     "embeddings",
+    "embedding-part",
     "index",
     "hits",
     "run",
@@ -40,9 +41,13 @@ def sole_driver(store: Store) -> Iterator[None]:
         yield
         return
     fresh = not os.path.exists(store.root)
-    os.makedirs(store.root, exist_ok=True)
     path = Path(store.root, "driver.lock")
-    with open(path, "w") as lock:
+    with contextlib.ExitStack() as stack:
+        try:
+            os.makedirs(store.root, exist_ok=True)
+            lock = stack.enter_context(open(path, "w"))
+        except OSError as error:
+            raise StorageError(store.root, error.strerror or str(error)) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -54,8 +59,8 @@ def sole_driver(store: Store) -> Iterator[None]:
             log.warning("removed %d unfinished artifact(s) that a killed process left", removed)
         try:
             yield
-        except (ConfigError, CollectionError):
-            path.unlink()
+        except BaseException:
+            path.unlink(missing_ok=True)
             _remove_empty(Path(store.root), keep=not fresh)
             raise
 

@@ -23,7 +23,7 @@ from raylab.experiment.grid import Grid
 from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest
 from raylab.jobs.pools import data_pool, ray_pool
-from raylab.jobs.progress import Monitor
+from raylab.jobs.progress import Display, Monitor
 from raylab.models.hub import load_tokenizer
 from raylab.models.identity import weights_fingerprint
 from raylab.pipeline.collect import Measured, collect
@@ -58,12 +58,12 @@ class Outcome:
 
 
 def run_grid(
-    grid: Grid, execution: Execution, plain: bool | None = None, command: str | None = None
+    grid: Grid, execution: Execution, display: Display = "auto", command: str | None = None
 ) -> Outcome:
     """Run (or go on with) a grid.
 
     Args:
-        plain: lines instead of a live display; None asks whether stdout is a terminal.
+        display: of progress.
         command: what a user typed: kept in the storage, and told by the report.
 
     Raises:
@@ -81,7 +81,7 @@ def run_grid(
         for _ in range(_DAMAGE_ROUNDS):
             with contextlib.ExitStack() as stack:
                 pipeline = GridPipeline(
-                    grid, execution, source, teacher, plan, store, Monitor(plain), stack
+                    grid, execution, source, teacher, plan, store, Monitor(display), stack
                 )
                 try:
                     measured = pipeline.run()

@@ -152,3 +152,15 @@ def test_a_damaged_table_is_one_line(tmp_path):
     done = CliRunner().invoke(app, ["status", "--storage", str(tmp_path)])
     assert done.exit_code == 2
     assert "ledger.parquet: not a whole table" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["run"], ["data", "ingest", "scifact"]])
+@pytest.mark.parametrize("storage", ["FILE/lab", "/proc/lab"])
+def test_a_storage_that_cannot_be_written_to_is_one_line(command, storage, tmp_path):
+    (tmp_path / "file").write_text("")
+    storage = storage.replace("FILE", str(tmp_path / "file"))
+    done = CliRunner().invoke(app, [*command, "--storage", storage])
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"error: {storage} cannot be written: ")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,197 @@
+"""The laboratory from Python: run an experiment, and read what a storage holds.
+
+lab = raylab.run(Grid(PICO, "scifact"), Execution(storage="lab"))
+lab = raylab.open_lab("s3://bucket/lab")            # of a run that has ended, anywhere
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from raylab.experiment.config import ComputeDtype, ConfigError, Execution
+from raylab.experiment.grid import Grid
+from raylab.storage.store import Store
+from raylab.storage.tables import LEDGER, PER_QUERY, RESULTS, read_table
+
+if TYPE_CHECKING:
+    from raylab.jobs.progress import Display
+    from raylab.models.retriever import Retriever
+    from raylab.planning.plan import GridPlan
+    from raylab.report import Report
+    from raylab.scaling import Series, Study
+
+
+def run(grid: Grid, execution: Execution | None = None, display: Display = "auto") -> Lab:
+    """Run an experiment, or go on with it: what is finished is never done again.
+
+    Args:
+        execution: where and how it runs; by default in `./lab`, on Ray on this machine or the cluster that
+            `RAY_ADDRESS` names.
+        display: of progress: "live", "lines" now and then, "off"; "auto" is live on a terminal, else lines.
+
+    Raises:
+        ConfigError, CollectionError: bad input, before anything is trained.
+        TrainingError: a cell's loss is not finite.
+        StorageError: the storage cannot be written to.
+    """
+    from raylab.pipeline.grid import run_grid
+
+    execution = execution or Execution()
+    run_grid(grid, execution, display)
+    return Lab(execution.storage)
+
+
+def plan(grid: Grid, execution: Execution | None = None) -> GridPlan:
+    """What an experiment would take: steps, tokens, FLOPs and memory of every cell; nothing is run.
+
+    Raises:
+        ConfigError, CollectionError: as `run`.
+    """
+    from raylab.data.sources import open_collection
+    from raylab.planning.plan import plan_grid
+
+    return plan_grid(grid, open_collection(grid.collection), execution or Execution())
+
+
+def open_lab(storage: str) -> Lab:
+    """What stands in a storage: a folder, or any fsspec address.
+
+    Raises:
+        ConfigError: no experiment has ended there.
+    """
+    lab = Lab(storage)
+    lab.results()
+    return lab
+
+
+def fit(lab: Lab | str, law: str = "chinchilla", draws: int = 1_000) -> Study:
+    """Fits of a scaling law on every series of a laboratory's runs, with forecasts and optima.
+
+    Args:
+        lab: or the address of its storage.
+        law: a name of `raylab.scaling.LAWS`.
+        draws: of the bootstrap behind the intervals.
+
+    Raises:
+        ConfigError: an unknown law, or no experiment has ended there.
+    """
+    from raylab.scaling import LAWS, Study
+
+    lab = open_lab(lab) if isinstance(lab, str) else lab
+    if law not in LAWS:
+        raise ConfigError(f"law = {law!r}: it must be one of {', '.join(LAWS)}")
+    study = Study(draws=draws)
+    for series in lab.series():
+        study.add(series, law)
+    return study
+
+
+class Lab:
+    """What a storage holds of experiments.
+
+    Args:
+        storage: a folder, or any fsspec address.
+    """
+
+    def __init__(self, storage: str):
+        self.store = Store(storage)
+
+    def __repr__(self) -> str:
+        return f"Lab({self.store.uri!r})"
+
+    def results(self) -> pd.DataFrame:
+        """Every measure of every system: columns as `raylab.storage.tables.Result` says.
+
+        Raises:
+            ConfigError: no experiment has ended there.
+        """
+        return self._table(RESULTS)
+
+    def per_query(self) -> pd.DataFrame:
+        """The values behind the means: columns as `raylab.storage.tables.QueryValue` says.
+
+        Raises:
+            ConfigError: no experiment has ended there.
+        """
+        return self._table(PER_QUERY)
+
+    def ledger(self) -> pd.DataFrame:
+        """What making each artifact took: columns as `raylab.storage.tables.LedgerRow` says.
+
+        Raises:
+            ConfigError: no experiment has ended there.
+        """
+        return self._table(LEDGER)
+
+    def stages(self) -> pd.DataFrame:
+        """The stages of the last experiment: kind, name, path, and whether the artifact is there.
+
+        Raises:
+            ConfigError: no experiment was begun there.
+        """
+        from raylab.pipeline.stages import read_list
+
+        try:
+            rows = read_list(self.store)
+        except FileNotFoundError:
+            raise ConfigError(f"{self.store.uri}: no experiment was begun there") from None
+        table = pd.DataFrame(rows)
+        table["done"] = [self.store.at(path) is not None for path in table["path"]]
+        return table
+
+    def series(self) -> list[Series]:
+        """Trained runs as laws are fitted to them: one a head, objective, split and measure."""
+        from raylab.scaling import series
+
+        return series(self.results(), self.per_query())
+
+    def retriever(
+        self, run: str, device: str | None = None, compute_dtype: ComputeDtype | None = None
+    ) -> Retriever:
+        """A trained retriever, such as `sparse-pico-1x96-cl-seed0`.
+
+        Args:
+            device: default CUDA where there is one, else CPU.
+            compute_dtype: default that of its training.
+
+        Raises:
+            ConfigError: no such run; the message names those there are.
+            DamagedArtifact: its checkpoint is not whole.
+        """
+        from raylab.models.backbone import torch_dtype
+        from raylab.models.retriever import Retriever
+
+        artifact = self.store.known("retriever", run, self._fingerprint(run))
+        dtype = None if compute_dtype is None else torch_dtype(compute_dtype)
+        return Retriever.load(self.store.local(artifact), device=device, dtype=dtype)
+
+    def _fingerprint(self, run: str) -> str:
+        results = self.results()
+        trained = results[results["kind"] == "trained"]
+        names = trained["system"] + "-seed" + trained["seed"].astype(int).astype(str)
+        known = dict(zip(names, trained["fingerprint"], strict=True))
+        if run not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise ConfigError(f"{self.store.uri}: no trained run {run!r}; there are: {there}")
+        return known[run]
+
+    def report(self) -> Report:
+        """Write tables, charts and the page again, from the tables alone; returns where they are.
+
+        Raises:
+            ConfigError: no experiment has ended there.
+        """
+        from raylab.report import rebuild
+
+        self.results()
+        return rebuild(self.store.uri)
+
+    def _table(self, name: str) -> pd.DataFrame:
+        try:
+            return read_table(self.store, name)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.store.uri}: no {name} there; no experiment has ended"
+            ) from None

@@ -1,0 +1,124 @@
+"""The laboratory from Python, with a head and an objective that stand outside the package."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+import raylab
+from raylab.experiment.config import Adaptation, ConfigError, Execution
+from raylab.experiment.grid import Grid
+from raylab.experiment.heads import DENSE
+from raylab.experiment.ladder_file import read_ladder
+from raylab.experiment.objectives import CL
+from tests.own.dense_last import DENSE_LAST
+from tests.own.listwise import LISTWISE
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory, collection_folder):
+    """Teacher scores of every training query: its positive and five more passages."""
+    import pandas as pd
+
+    rows = [
+        {
+            "query_id": f"q{q:03d}",
+            "passage_id": f"p{(q + k) % 120:03d}",
+            "score": float(5 - k),
+            "rank": k,
+        }
+        for q in range(60)
+        for k in range(6)
+    ]
+    path = tmp_path_factory.mktemp("scores") / "scores.parquet"
+    pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def grid(ladder_file, collection_folder, scores):
+    """Two heads x two objectives, one of each from a file of its own."""
+    ladder = read_ladder(ladder_file)
+    tuning = {
+        key: dataclasses.replace(one, pseudo_fraction=0.0)
+        for key, one in ladder.recipe.fine_tuning.items()
+    }
+    recipe = dataclasses.replace(
+        ladder.recipe, adaptation=Adaptation(steps=0), fine_tuning=tuning
+    )
+    return Grid(
+        dataclasses.replace(ladder, name="of my own", recipe=recipe),
+        str(collection_folder),
+        heads=(DENSE, DENSE_LAST),
+        objectives=(CL, LISTWISE),
+        teacher=str(scores),
+    )
+
+
+@pytest.fixture(scope="module")
+def lab(grid, tmp_path_factory):
+    storage = str(tmp_path_factory.mktemp("lab") / "lab")
+    execution = Execution(storage=storage, concurrent_trials=1, encoding_actors=1)
+    return raylab.run(grid, execution, display="off")
+
+
+def test_a_head_and_an_objective_of_ones_own_go_through_the_whole_grid(lab):
+    results = lab.results()
+    trained = results[results["kind"] == "trained"]
+    assert set(zip(trained["head"], trained["objective"], strict=True)) == {
+        (head, objective) for head in ("dense", "dense-last") for objective in ("cl", "listwise")
+    }
+    last = trained[trained["head"] == "dense-last"]
+    assert (last["retrieval_flops"] == 32).all()
+    assert (last["head_parameters"] == 0).all()
+    test = results[(results["split"] == "test") & (results["measure"] == "nDCG@10")]
+    by_system = test.set_index("system")["value"]
+    assert by_system["dense-last-tiny-cl"] != by_system["dense-tiny-cl"]
+
+
+def test_its_report_knows_them(lab):
+    report = lab.report()
+    page = lab.store.fs.cat_file(f"{lab.store.root}/report/index.html").decode()
+    assert "dense-last" in page or DENSE_LAST.label in page
+    assert "listwise" in page or LISTWISE.label in page
+    assert report.paths
+
+
+def test_its_checkpoint_is_opened_by_what_it_says(lab):
+    retriever = lab.retriever("dense-last-tiny-listwise-seed0")
+    assert retriever.head == DENSE_LAST
+    assert retriever.encode_passages(["cell gene", "bone"]).shape == (2, 32)
+    with pytest.raises(ConfigError, match=r"no trained run 'dense-x'; there are: dense-last-tiny-cl"):
+        lab.retriever("dense-x")
+
+
+def test_the_tables_are_pandas(lab):
+    assert len(lab.per_query()) > len(lab.results()) > 0
+    assert {"retriever", "run", "measures"} <= set(lab.ledger()["stage"])
+    stages = lab.stages()
+    assert stages["done"].all()
+    assert {"ingest", "tokenise", "teach", "fine-tune", "encode", "search"} <= set(stages["kind"])
+
+
+def test_a_storage_is_opened_without_running(lab):
+    again = raylab.open_lab(lab.store.uri)
+    assert again.results().equals(lab.results())
+
+
+def test_a_failure_raises(grid, tmp_path):
+    with pytest.raises(ConfigError, match="no experiment has ended"):
+        raylab.open_lab(str(tmp_path / "nothing"))
+    small = dataclasses.replace(grid, budget_flops=1.0)
+    with pytest.raises(ConfigError, match="too small"):
+        raylab.run(small, Execution(storage=str(tmp_path / "lab")), display="off")
+    assert not (tmp_path / "lab").exists()
+
+
+def test_importing_raylab_loads_nothing():
+    code = "import raylab, sys; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    for heavy in ("torch", "ray", "transformers", "pandas", "numpy", "pyarrow"):
+        assert f"'{heavy}'" not in loaded
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        raylab.nonsense  # noqa: B018
