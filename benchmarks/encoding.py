@@ -33,7 +33,8 @@ from raylab.data.ingest import PASSAGES, collection_address, write_collection
 from raylab.data.sources import open_collection
 from raylab.data.texts import Texts
 from raylab.data.tokens import PassageStore, write_store
-from raylab.experiment.config import HEADS, Backbone, Encoding, Execution, HeadKind
+from raylab.experiment.config import Backbone, Encoding, Execution
+from raylab.experiment.heads import HEADS
 from raylab.experiment.ladders import LADDERS
 from raylab.index.embeddings import shards
 from raylab.jobs.cluster import connect
@@ -41,7 +42,7 @@ from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, state_to_save
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import length_batches, token_budget
-from raylab.stages.encode import EncodeTask, ShardEncoder, Subject, commit_shard, passage_task
+from raylab.stages.encode import Embeddings, EncodeTask, ShardEncoder, System, commit_shard
 from raylab.stages.tokenise import tokens_address
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
@@ -61,15 +62,16 @@ class Work:
     rows: list[range]
     encoding: Encoding
     checkpoint: Path
-    head: HeadKind
+    head: str
 
     def tasks(self, round_: int) -> list[EncodeTask]:
         """Under another name each round, so that nothing is found."""
         found = find_retriever(str(self.checkpoint))
         name, weights = f"round-{round_}", f"{found.fingerprint}-{round_}"
         backbone = Backbone(name, str(self.checkpoint))
-        subject = Subject(name, self.head, backbone, weights, None, str(self.checkpoint))
-        return [passage_task(subject, self.encoding, self.tokens, own) for own in self.rows]
+        system = System(name, HEADS[self.head], backbone, weights, None, str(self.checkpoint))
+        embeddings = Embeddings(system, self.encoding, self.tokens, self.rows[-1].stop)
+        return [embeddings.part(rows) for rows in self.rows]
 
     @property
     def passages(self) -> PassageStore:
@@ -86,7 +88,7 @@ class Work:
         return real, padded
 
 
-def prepare(folder: Path, name: str, size: str, passages: int) -> dict[HeadKind, Work]:
+def prepare(folder: Path, name: str, size: str, passages: int) -> dict[str, Work]:
     store = Store(str(folder / "lab"))
     source = open_collection(name)
     with store.draft(collection_address(source)) as draft:
@@ -97,13 +99,13 @@ def prepare(folder: Path, name: str, size: str, passages: int) -> dict[HeadKind,
     ladder = LADDERS["pico"]
     backbone = next(one for one in ladder.backbones if one.name == size)
     encoding = Encoding(64, LENGTH)
-    works: dict[HeadKind, Work] = {}
+    works: dict[str, Work] = {}
     for head in HEADS:
         model, tokenizer = load_base(backbone, None)
         state = state_to_save(model)
         checkpoint = folder / head
         about = {"name": head}
-        save_retriever(checkpoint, model, state, tokenizer, backbone, head, encoding, about)
+        save_retriever(checkpoint, model, state, tokenizer, backbone, HEADS[head], encoding, about)
         address = tokens_address(collection, tokenizer)
         if store.find(address) is None:
             with store.draft(address) as draft:
@@ -160,7 +162,7 @@ def through_ray(work: Work) -> Callable[[int], Took]:
         warm = work.tasks(2 * round_ + 1)
         ray.get(actor.encode.remote(warm[-1]))
         tasks = [
-            EncodeTask(t.address, w.subject, t.encoding, t.source, t.part, t.rows)
+            EncodeTask(t.address, w.system, t.encoding, t.source, t.part, t.rows)
             for t, w in zip(tasks, warm, strict=True)
         ]
         began = time.perf_counter()

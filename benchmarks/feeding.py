@@ -26,9 +26,10 @@ from training_step import PlainEngine
 from raylab.data.supervision.batches import TrainingBatches
 from raylab.data.supervision.groups import Groups, Ragged, Strings
 from raylab.data.tokens import PassageStore, write_store
-from raylab.experiment.config import HEADS, OBJECTIVES, HeadKind, ObjectiveName
 from raylab.experiment.grid import Cell
+from raylab.experiment.heads import HEADS
 from raylab.experiment.ladders import LADDERS
+from raylab.experiment.objectives import OBJECTIVES
 from raylab.models.backbone import add_lora
 from raylab.models.hub import load_base, load_tokenizer
 from raylab.planning.flops import Shape, passages_per_query
@@ -107,20 +108,20 @@ def show_memory(args, groups: Groups, store: PassageStore) -> None:
 
 
 def measure(
-    args, head: HeadKind, objective: ObjectiveName, groups: Groups, store: PassageStore
+    args, head: str, objective: str, groups: Groups, store: PassageStore
 ) -> tuple[float, float]:
     """Seconds (to feed a step, of its forward, backward and update)."""
     ladder = LADDERS["pico"]
     backbone = next(size for size in ladder.backbones if size.name == args.size)
     tuning = ladder.recipe.fine_tuning[head, objective]
-    cell = Cell(backbone, head, objective, tuning, budget_flops=1.0)
+    cell = Cell(backbone, HEADS[head], OBJECTIVES[objective], tuning, budget_flops=1.0)
     seed_worker(0)
     model, tokenizer = load_base(backbone, None)
     model = (add_lora(model, tuning.lora) if tuning.lora is not None else model).train()
     batches = TrainingBatches(
-        groups, store, tokenizer, tuning, passages_per_query(cell), 0, objective != "cl"
+        groups, store, tokenizer, tuning, passages_per_query(cell), 0, cell.objective.needs_teacher
     )
-    module = FineTuningModule(model, head)
+    module = FineTuningModule(model, HEADS[head])
     task = FineTuningTask(module, cell, Shape.of(model.config), batches, steps=1000)
     engine = PlainEngine(module, tuning.learning_rate)
     feeding, training = [], []

@@ -14,6 +14,7 @@ import dataclasses
 from raylab.experiment.config import Execution
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.ladders import LLAMA3
+from raylab.experiment.objectives import CL
 from raylab.planning.durations import Durations, Pace
 from raylab.planning.flops import DEVICES, Rows, Shape, adaptation_flops, encode_flops
 from raylab.planning.memory import adaptation_load
@@ -53,7 +54,7 @@ def paper_plan(grid: Grid) -> GridPlan:
         for backbone in grid.ladder.select(grid.sizes)
         for shape in [SHAPES[backbone.name]]
     ]
-    evaluations = [_evaluation(cell) for cell in grid.cells() if cell.objective == "cl"]
+    evaluations = [_evaluation(cell) for cell in grid.cells() if cell.objective == CL]
     return GridPlan(tuple(cells), tuple(adaptations), tuple(evaluations))
 
 

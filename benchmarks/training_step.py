@@ -25,8 +25,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from raylab.data.supervision.batches import Batch, Draw
-from raylab.experiment.config import HEADS, Backbone, FineTuning, HeadKind, Lora
+from raylab.experiment.config import Backbone, FineTuning, Lora
 from raylab.experiment.grid import Cell
+from raylab.experiment.heads import HEADS
 from raylab.experiment.objectives import CL
 from raylab.models.backbone import (
     add_lora,
@@ -173,7 +174,7 @@ class PlainEngine:
         self.optimizer.zero_grad()
 
 
-def make_task(name: str, size: Size, head: HeadKind, args: argparse.Namespace) -> FineTuningTask:
+def make_task(name: str, size: Size, head: str, args: argparse.Namespace) -> FineTuningTask:
     device = torch.device(args.device)
     config = LlamaConfig(**size.config, use_cache=False)
     config.is_causal = False
@@ -195,8 +196,8 @@ def make_task(name: str, size: Size, head: HeadKind, args: argparse.Namespace) -
     model = add_lora(model, tuning.lora).to(args.dtype).train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return FineTuningTask(
-        FineTuningModule(model, head),
-        Cell(Backbone(name, name, start="random"), head, CL, tuning, budget_flops=1.0),
+        FineTuningModule(model, HEADS[head]),
+        Cell(Backbone(name, name, start="random"), HEADS[head], CL, tuning, budget_flops=1.0),
         Shape.of(config),
         RandomBatches(size),  # type: ignore[arg-type]
         steps=1000,
@@ -245,7 +246,7 @@ def measure(task: FineTuningTask, args: argparse.Namespace) -> tuple[float, floa
 
 
 def fitting_measure(
-    name: str, size: Size, head: HeadKind, args: argparse.Namespace
+    name: str, size: Size, head: str, args: argparse.Namespace
 ) -> tuple[FineTuningTask, float, float]:
     """Measure with the given micro-batch; one that does not fit is halved."""
     task = make_task(name, size, head, args)
@@ -263,7 +264,7 @@ def fitting_measure(
         torch.cuda.empty_cache()
 
 
-def row(name: str, size: Size, head: HeadKind, args: argparse.Namespace) -> str:
+def row(name: str, size: Size, head: str, args: argparse.Namespace) -> str:
     task, seconds, peak = fitting_measure(name, size, head, args)
     texts = size.queries * (1 + size.passages)
     rows = [
@@ -274,12 +275,12 @@ def row(name: str, size: Size, head: HeadKind, args: argparse.Namespace) -> str:
     lora = task.cell.fine_tuning.lora
     active = [args.active * task.shape.vocabulary] * 2
     model_flops, done_flops = (
-        train_flops(task.shape, rows, head, lora, checkpointing, active)
+        train_flops(task.shape, rows, HEADS[head], lora, checkpointing, active)
         for checkpointing in (False, True)
     )
     in_parts = 0 < task.micro_batch_texts < texts
     if in_parts:  # all texts are encoded once more
-        done_flops += sum(encode_flops(task.shape, r, head) for r in rows)
+        done_flops += sum(encode_flops(task.shape, r, HEADS[head]) for r in rows)
     shares = "| - | - "
     if args.peak_flops:
         shares = (

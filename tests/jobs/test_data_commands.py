@@ -17,9 +17,9 @@ from raylab.stages.shards import local_pool
 from raylab.stages.teach import make_groups
 from raylab.stages.teaching import Teaching
 from raylab.storage.store import Store
-from tests.jobs.collections import committed
 from tests.jobs.commands import run
 from tests.jobs.test_crash import processes, start, wait_for, wait_until_gone
+from tests.stages.collections import committed
 
 DEPTH = ("--depth", "5", "--random", "3")
 MINING = Mining(5, 3)

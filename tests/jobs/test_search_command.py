@@ -30,8 +30,8 @@ from raylab.pipeline.retrieval import Retrieval
 from raylab.stages.encode import ShardEncoder, commit_shard
 from raylab.stages.tokenise import tokens_address
 from raylab.storage.store import Store
-from tests.jobs.collections import committed
 from tests.models.test_published import write as write_published
+from tests.stages.collections import committed
 
 QUERY = "virus infection of the lung"
 

@@ -22,7 +22,7 @@ from raylab.stages.shards import local_pool
 from raylab.stages.teach import make_groups
 from raylab.stages.teaching import Teaching
 from raylab.storage.store import Store
-from tests.jobs.collections import committed
+from tests.stages.collections import committed
 
 SMALL = Mining(depth=5, random=3)
 

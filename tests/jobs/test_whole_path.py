@@ -26,7 +26,8 @@ from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from raylab.cli.main import app
-from raylab.experiment.config import HEADS, Backbone, Encoding, HeadKind
+from raylab.experiment.config import Backbone, Encoding
+from raylab.experiment.heads import HEADS
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, state_to_save
 from raylab.training.pretraining import Rung, train_tokenizer
@@ -105,7 +106,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         model, own = load_base(backbone, None)
         folders[head] = folder / head
         where = folders[head], model, state_to_save(model), own
-        save_retriever(*where, backbone, head, Encoding(), {"name": head})
+        save_retriever(*where, backbone, HEADS[head], Encoding(), {"name": head})
     return folders
 
 
@@ -251,7 +252,7 @@ class Case:
 
     place: str
     split: str
-    head: HeadKind
+    head: str
     shard: int
     depth: int
     measures: dict[str, tuple[str, int, int | None]]

@@ -27,7 +27,7 @@ from raylab.jobs.progress import Monitor
 from raylab.models.identity import model_checksums, weights_fingerprint
 from raylab.pipeline.grid import GridPipeline
 from raylab.storage.store import Store
-from tests.jobs.collections import committed
+from tests.stages.collections import committed
 
 
 @pytest.fixture(scope="module")

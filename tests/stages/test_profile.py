@@ -1,4 +1,4 @@
-"""Runs, measures and profiles of a subject as tasks make them, without Ray: every figure against a loop."""
+"""Runs, measures and profiles of a system as tasks make them, without Ray: every figure against a loop."""
 
 import dataclasses
 import json
@@ -14,15 +14,21 @@ import scipy.sparse as sp
 from raylab.data.ingested import load_topics
 from raylab.evaluation.entropy import sample_negatives
 from raylab.experiment.config import Backbone, Execution
+from raylab.experiment.heads import HEADS
 from raylab.index.embeddings import read_shard, shards, write_shard
-from raylab.jobs.tasks import build_index
-from raylab.pipeline.collect import Walked, collect
-from raylab.stages.encode import EMBEDDINGS, Subject
+from raylab.pipeline.collect import Measured, collect
+from raylab.stages.encode import EMBEDDINGS, System
 from raylab.stages.profile import PROFILE, Profile, make_profile
-from raylab.stages.search import Evaluation, index_address, search_and_evaluate
+from raylab.stages.search import (
+    Evaluation,
+    bm25_address,
+    build_index,
+    index_address,
+    search_and_evaluate,
+)
 from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
-from tests.jobs.collections import committed
+from tests.stages.collections import committed
 
 SPLITS = ("test", "valid")
 TEMPERATURE = 0.25
@@ -67,8 +73,8 @@ def some(head: str, rng, rows: int):
     return sp.csr_matrix(np.maximum(matrix, 0)) if head == "sparse" else matrix
 
 
-def subject(store: Store, collection: Artifact, head: str, cut: int) -> Profile:
-    """A subject with random embeddings of the whole collection in shards of `cut` rows."""
+def system_profile(store: Store, collection: Artifact, head: str, cut: int) -> Profile:
+    """A system with random embeddings of the whole collection in shards of `cut` rows."""
     rng = np.random.default_rng(1)
     ids = sorted(f"p{n}" for n in range(PASSAGES))
     passages = some(head, rng, PASSAGES)
@@ -85,7 +91,8 @@ def subject(store: Store, collection: Artifact, head: str, cut: int) -> Profile:
         )
         for split in SPLITS
     }
-    return Profile(f"{head}-{cut}", collection, tuple(parts), queries, TEMPERATURE)
+    whole = Address(EMBEDDINGS, f"{head}-{cut}", {"whole": head}, {})
+    return Profile(f"{head}-{cut}", collection, whole, queries, TEMPERATURE, tuple(parts))
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +111,7 @@ def loaded(store: Store, profile: Profile, split: str):
     def full(matrix):
         return np.asarray(matrix.todense() if sp.issparse(matrix) else matrix, np.float64)
 
-    parts = [read_shard(store.local(a)) for a in profile.shards]
+    parts = [read_shard(store.local(a)) for a in profile.parts]
     query_ids, queries = read_shard(store.local(profile.queries[split]))
     ids = [i for own, _ in parts for i in own]
     return query_ids, full(queries), ids, np.concatenate([full(matrix) for _, matrix in parts])
@@ -112,7 +119,7 @@ def loaded(store: Store, profile: Profile, split: str):
 
 @pytest.mark.parametrize("head", ["dense", "sparse"])
 def test_a_profile_is_the_definition_on_every_split(store, collection, head):
-    profile = subject(store, collection, head, 100)
+    profile = system_profile(store, collection, head, 100)
     make_profile(store, profile)
     made = store.committed(profile.address)
     table = pq.read_table(store.local(made) / "entropy.parquet").to_pandas()
@@ -153,7 +160,7 @@ def test_a_profile_is_the_definition_on_every_split(store, collection, head):
 def test_a_profile_does_not_depend_on_the_size_of_shards(store, collection, head):
     tables = []
     for cut in (7, PASSAGES):
-        profile = subject(store, collection, head, cut)
+        profile = system_profile(store, collection, head, cut)
         make_profile(store, profile)
         path = store.local(store.committed(profile.address)) / "entropy.parquet"
         tables.append(pq.read_table(path).to_pandas())
@@ -161,10 +168,10 @@ def test_a_profile_does_not_depend_on_the_size_of_shards(store, collection, head
 
 
 def test_what_enters_a_profiles_identity(store, collection):
-    profile = subject(store, collection, "dense", 100)
+    profile = system_profile(store, collection, "dense", 100)
     warmer = dataclasses.replace(profile, temperature=0.3)
     assert warmer.address.fingerprint != profile.address.fingerprint
-    again = subject(store, collection, "dense", 100)
+    again = system_profile(store, collection, "dense", 100)
     assert again.address.fingerprint == profile.address.fingerprint
     assert profile.address.stage == PROFILE
 
@@ -188,7 +195,8 @@ def test_the_querys_own_document_is_neither_positive_nor_negative(tmp_path, fold
     passages[7, 0] = passages[8, 1] = 100.0
     parts = (embeddings(store, "passages", [r["_id"] for r in corpus], passages),)
     vectors = embeddings(store, "queries", ["p007", "p008"], np.eye(2, dtype=np.float32))
-    profile = Profile("x", made, parts, {"test": vectors}, 1.0)
+    whole = Address(EMBEDDINGS, "x", {}, {})
+    profile = Profile("x", made, whole, {"test": vectors}, 1.0, parts)
     make_profile(store, profile)
     path = store.local(store.committed(profile.address)) / "entropy.parquet"
     assert pq.read_table(path)["value"].to_pylist() == pytest.approx([math.log(257)] * 2)
@@ -199,35 +207,43 @@ def test_the_querys_own_document_is_neither_positive_nor_negative(tmp_path, fold
 
 @pytest.fixture(scope="module")
 def results(store, collection, model_folder):
-    """(results, per-query values) of a sparse and a dense untrained subject and of BM25."""
-    walked = Walked([], {}, {}, {}, [])
+    """(results, per-query values) of a sparse and a dense untrained system and of BM25."""
+    systems, evaluations, profiles = [], {}, {}
     for head in ("sparse", "dense"):
-        profile = subject(store, collection, head, 100)
+        profile = system_profile(store, collection, head, 100)
         make_profile(store, profile)
-        walked.profiles[head] = store.committed(profile.address)
+        profiles[head] = store.committed(profile.address)
         backbone = Backbone("tiny", str(model_folder))
-        walked.subjects.append((Subject(head, head, backbone, "w", None), None))
+        systems.append((System(head, HEADS[head], backbone, "w", None), None))
         indexes = []
-        for shard in profile.shards:
-            build_index._function(store, shard)
+        for shard in profile.parts:
+            build_index(store, shard)
             indexes.append(store.committed(index_address(shard)))
         for split in SPLITS:
-            own = Evaluation(head, collection, split, profile.queries[split], tuple(indexes))
-            walked.evaluations[head, split] = evaluated(store, own)
+            own = Evaluation(
+                head,
+                collection,
+                split,
+                profile.queries[split],
+                profile.embeddings,
+                tuple(indexes),
+            )
+            evaluations[head, split] = evaluated(store, own)
     for split in SPLITS:
-        own = Evaluation("BM25", collection, split, None, ())
-        walked.evaluations["BM25", split] = evaluated(store, own)
-    results, _ = collect(store, "own", walked, Execution(storage=store.uri))
-    return results, pd.read_parquet(Path(store.root, "per_query.parquet")), walked
+        own = Evaluation("BM25", collection, split, None, bm25_address(collection, "passages"))
+        evaluations["BM25", split] = evaluated(store, own)
+    measured = Measured(systems, {}, evaluations, profiles, [])
+    results, _ = collect(store, "own", measured, Execution(storage=store.uri))
+    return results, pd.read_parquet(Path(store.root, "per_query.parquet")), measured
 
 
 def evaluated(store: Store, evaluation: Evaluation) -> tuple[Artifact, Artifact]:
-    search_and_evaluate._function(store, evaluation)
+    search_and_evaluate(store, evaluation)
     run = store.committed(evaluation.run_address)
-    return run, store.committed(evaluation.measures_address(run))
+    return run, store.committed(evaluation.address)
 
 
-def test_the_results_hold_the_entropy_of_every_subject_beside_its_measures(results):
+def test_the_results_hold_the_entropy_of_every_system_beside_its_measures(results):
     table, per_query, _ = results
     entropy = table[table["measure"] == "CE@256"]
     assert set(zip(entropy["system"], entropy["split"], strict=True)) == {
@@ -246,8 +262,8 @@ def test_the_results_hold_the_entropy_of_every_subject_beside_its_measures(resul
 
 
 def test_the_results_hold_what_a_search_costs(results):
-    table, _, walked = results
-    for (system, split), (run, _) in walked.evaluations.items():
+    table, _, measured = results
+    for (system, split), (run, _) in measured.evaluations.items():
         own = table[(table["system"] == system) & (table["split"] == split)]
         assert len(own.drop_duplicates("query_ms")) == 1
         first = own.iloc[0]
@@ -255,29 +271,9 @@ def test_the_results_hold_what_a_search_costs(results):
         assert 0 < first["query_ms"] < 10_000
         assert first["index_bytes"] > PASSAGES
     by_system = table.groupby("system").first()
-    profile = walked.profiles["sparse"].meta["splits"]["test"]
+    profile = measured.profiles["sparse"].meta["splits"]["test"]
     assert by_system.loc["sparse", "passage_postings"] == profile["passage_postings"] > 1
     assert by_system.loc["dense", "retrieval_flops"] == 24
     assert math.isnan(by_system.loc["dense", "passage_postings"])
     assert 9 < by_system.loc["BM25", "passage_postings"] <= 12  # of twelve words, some twice
     assert math.isnan(by_system.loc["BM25", "retrieval_flops"])
-
-
-def test_runs_from_before_costs_were_measured_are_collected_all_the_same(store, results):
-    _, _, walked = results
-
-    def before(artifact: Artifact, *names: str) -> Artifact:
-        meta = {name: v for name, v in artifact.meta.items() if name not in names}
-        return Artifact(artifact.path, artifact.manifest | {"meta": meta})
-
-    old = {
-        key: (before(run, "search_seconds", "index_bytes"), before(measures, "without_relevant"))
-        for key, (run, measures) in walked.evaluations.items()
-    }
-    table, _ = collect(
-        store, "own", dataclasses.replace(walked, evaluations=old, profiles={}), Execution()
-    )
-    assert len(table) == 3 * 2 * 3
-    assert (
-        table[["query_ms", "index_bytes", "retrieval_flops", "without_relevant"]].isna().all(None)
-    )
