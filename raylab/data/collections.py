@@ -100,11 +100,11 @@ def _fields(line: str, count: int, form: str, separator: str | None = "\t") -> l
     return parts
 
 
-def _check_id(what: str, value: str) -> None:
+def _check_id(kind: str, value: str) -> None:
     if not value.strip():
-        raise Wrong(Kind.ID, f"the {what} id is empty")
+        raise Wrong(Kind.ID, f"the {kind} id is empty")
     if "\0" in value or value.split() != [value]:
-        raise Wrong(Kind.ID, f"{what} id {value!r} holds white space or NUL; run files cannot")
+        raise Wrong(Kind.ID, f"{kind} id {value!r} holds white space or NUL; run files cannot")
 
 
 def _records(
@@ -132,11 +132,11 @@ def read_passages(
     several = [addresses] if isinstance(addresses, str | Path) else addresses
     for address in several:
         if irds.is_irds(address):
-            found = ((d[0], d) for d in irds.documents(str(address)))
+            records = ((d[0], d) for d in irds.documents(str(address)))
         else:
-            found = _records(address, _PASSAGE_COLUMNS, on_fault)
+            records = _records(address, _PASSAGE_COLUMNS, on_fault)
         jsonl = ".jsonl" in name_of(address)
-        for number, record in found:
+        for number, record in records:
             try:
                 passage = _passage(number, record, jsonl)
             except Wrong as wrong:
@@ -172,10 +172,10 @@ def read_queries(address: str | Path, on_fault: OnFault = refuse) -> dict[str, Q
     queries: dict[str, Query] = {}
     jsonl = ".jsonl" in name_of(address)
     if irds.is_irds(address):
-        found = ((n, {"_id": i, "text": t}) for n, i, t in irds.queries(str(address)))
+        records = ((n, {"_id": i, "text": t}) for n, i, t in irds.queries(str(address)))
     else:
-        found = _records(address, _QUERY_COLUMNS, on_fault)
-    for number, record in found:
+        records = _records(address, _QUERY_COLUMNS, on_fault)
+    for number, record in records:
         try:
             query = _query(number, record, jsonl)
             if query.query_id in queries:
@@ -220,10 +220,10 @@ def read_judgements(address: str | Path, on_fault: OnFault = refuse) -> list[Jud
     seen: dict[tuple[str, str], int] = {}
     beir = begun = False
     if irds.is_irds(address):
-        found = ((n, tuple(own)) for n, *own in irds.judgements(str(address)))
+        records = ((n, tuple(fields)) for n, *fields in irds.judgements(str(address)))
     else:
-        found = _records(address, _JUDGEMENT_COLUMNS, on_fault)
-    for number, record in found:
+        records = _records(address, _JUDGEMENT_COLUMNS, on_fault)
+    for number, record in records:
         if isinstance(record, str) and not record.strip():
             continue
         if not begun and isinstance(record, str) and record.split()[0] in _HEADERS:
@@ -357,11 +357,11 @@ def topics_of(judged: dict[str, Judged]) -> dict[str, Topics]:
         CollectionError: a split whose every judgement was left out.
     """
     topics = {}
-    for split, own in judged.items():
-        if not own.judgements:
+    for split, judgements in judged.items():
+        if not judgements.judgements:
             raise CollectionError(f"split {split!r}: no judgement is left")
-        qrels = _grades(own.judgements)
-        topics[split] = Topics(split, {q: own.queries[q] for q in qrels}, qrels)
+        qrels = _grades(judgements.judgements)
+        topics[split] = Topics(split, {q: judgements.queries[q] for q in qrels}, qrels)
     if TRAIN in topics and not {"dev", VALIDATION} & set(topics):
         train = topics[TRAIN]
         for split, keep in ((TRAIN, False), (VALIDATION, True)):

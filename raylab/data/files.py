@@ -61,8 +61,8 @@ def opened(address: str | Path) -> Iterator[Any]:
             # The archive that a member is read from closes with its filesystem: `fs` is held.
             fs, path = fsspec.core.url_to_fs(str(address))
             plain = is_local(address)
-            own = open(address, "rb") if plain else fs.open(path)  # noqa: SIM115
-            file = stack.enter_context(own)
+            stream = open(address, "rb") if plain else fs.open(path)  # noqa: SIM115
+            file = stack.enter_context(stream)
         except (*_DAMAGE, ValueError, ImportError, KeyError) as error:
             raise CollectionError(f"{address}: cannot be opened ({_said(error)})") from None
         yield file
@@ -136,8 +136,8 @@ def lines(
                 if text:
                     yield number, text
         except _DAMAGE as error:
-            what = f"the {compression} stream is damaged" if compression else "cannot be read"
-            raise CollectionError(f"{address}:{number + 1}: {what} ({_said(error)})") from None
+            reason = f"the {compression} stream is damaged" if compression else "cannot be read"
+            raise CollectionError(f"{address}:{number + 1}: {reason} ({_said(error)})") from None
 
 
 def rows(
@@ -157,7 +157,7 @@ def rows(
             file = pq.ParquetFile(stored)
             known = set(file.schema_arrow.names)
             wanted = {
-                key: next((n for n in own if n in known), None) for key, own in columns.items()
+                key: next((n for n in names if n in known), None) for key, names in columns.items()
             }
             chosen = {key: name for key, name in wanted.items() if name}
             for batch in file.iter_batches(_ROWS, columns=list(chosen.values())):

@@ -62,7 +62,7 @@ def write_collection(
     with Quarantine(folder, on_fault) as quarantine:
         # Small files first: most faults are found before a passage is moved.
         judged = read_judged(source, quarantine)
-        wanted = {j.passage_id for own in judged.values() for j in own.judgements}
+        wanted = {j.passage_id for judgements in judged.values() for j in judgements.judgements}
         statistics: dict[str, Any] = {}
         known: dict[str, set[str]] = {TRAIN_PASSAGES: set()}
         for part, files in ((PASSAGES, source.passages), (TRAIN_PASSAGES, source.train_passages)):
@@ -71,10 +71,10 @@ def write_collection(
                 statistics[part], known[part] = write_shards(
                     folder / part, batches, files, wanted, quarantine
                 )
-        for split, own in judged.items():
+        for split, judgements in judged.items():
             # Training judgements may name the passages that are kept apart for training.
             there = known[PASSAGES] | (known[TRAIN_PASSAGES] if split == TRAIN else set())
-            judged[split] = without_unknown_passages(source, split, own, there, quarantine)
+            judged[split] = without_unknown_passages(source, split, judgements, there, quarantine)
         topics = topics_of(judged)
     _write_topics(folder, topics)
     statistics["splits"] = _split_facts(source, judged, topics)

@@ -45,9 +45,9 @@ def _clear_errors(address: str) -> Iterator[None]:
     except (GeneratorExit, CollectionError):
         raise
     except Exception as error:  # its loaders raise whatever their parsers and downloads raise
-        said = " ".join(str(error).split())[:300]
+        message = " ".join(str(error).split())[:300]
         raise CollectionError(
-            f"{address}: ir_datasets cannot give it ({type(error).__name__}: {said}); "
+            f"{address}: ir_datasets cannot give it ({type(error).__name__}: {message}); "
             "are the data there?"
         ) from None
 
@@ -97,8 +97,8 @@ def splits(dataset: str) -> dict[str, str]:
     A dataset's own id is one split, `train`, `dev` or `test` by its last part.
     """
     if dataset in BENCHMARKS:
-        own = BENCHMARKS[dataset].splits
-        return {name: PREFIX + s.ir_datasets for name, s in own.items() if s.ir_datasets}
+        known_splits = BENCHMARKS[dataset].splits
+        return {name: PREFIX + s.ir_datasets for name, s in known_splits.items() if s.ir_datasets}
     last = dataset.rpartition("/")[2]
     return {last if last in ("train", "dev") else "test": PREFIX + dataset}
 

@@ -175,9 +175,9 @@ def find_benchmark(collection: str) -> Benchmark | None:
 def protocol(collection: str, split: str) -> Protocol:
     """The protocol of a collection's split, by name; what the table lacks is measured as BEIR is."""
     benchmark = find_benchmark(collection)
-    found = benchmark.splits.get(split) if benchmark else None
-    if found:
-        return found.protocol
+    known = benchmark.splits.get(split) if benchmark else None
+    if known:
+        return known.protocol
     # A split of one's own (a validation part) keeps the quirk that its collection has in all splits.
-    own = benchmark and all(s.protocol.drop_own_document for s in benchmark.splits.values())
-    return BEIR_OWN_DOCUMENT if own else BEIR
+    drops_own = benchmark and all(s.protocol.drop_own_document for s in benchmark.splits.values())
+    return BEIR_OWN_DOCUMENT if drops_own else BEIR

@@ -69,7 +69,7 @@ def _table(records: list[Passage | Fault], number: int) -> pa.Table:
     ]
     columns = zip(*rows, strict=True)
     return pa.table(
-        [pa.array(own, f.type) for own, f in zip(columns, PARSED, strict=True)], schema=PARSED
+        [pa.array(values, f.type) for values, f in zip(columns, PARSED, strict=True)], schema=PARSED
     )
 
 
@@ -132,11 +132,11 @@ class _Writer:
                     {"file": name, "rows": 0, "first": table["passage_id"][0].as_py()}
                 )
             shard = self.shards[-1]
-            own = table.slice(0, self.shard_rows - shard["rows"])
-            self._writer.write_table(own)
-            shard["rows"] += len(own)
-            shard["last"] = own["passage_id"][-1].as_py()
-            table = table.slice(len(own))
+            part = table.slice(0, self.shard_rows - shard["rows"])
+            self._writer.write_table(part)
+            shard["rows"] += len(part)
+            shard["last"] = part["passage_id"][-1].as_py()
+            table = table.slice(len(part))
             if shard["rows"] == self.shard_rows:
                 self.close()
 
@@ -164,7 +164,7 @@ def write_shards(
         CollectionError: a fault (`on_fault` permitting), a duplicate id, or no passage at all.
     """
     writer = _Writer(folder, SHARD_ROWS if shard_rows is None else shard_rows)
-    statistics, found = _Statistics(), set()
+    statistics, present = _Statistics(), set()
     unique = _Unique(files, on_fault)
     try:
         for batch in batches:
@@ -174,14 +174,14 @@ def write_shards(
             if not len(kept):
                 continue
             if wanted:
-                found |= wanted.intersection(kept["passage_id"].to_pylist())
+                present |= wanted.intersection(kept["passage_id"].to_pylist())
             statistics.add(kept)
             writer.write(kept.select(_WRITTEN))
     finally:
         writer.close()
     if not writer.shards:
         raise CollectionError(f"{' and '.join(files)}: no passage is there")
-    return {**statistics.facts(), "shards": writer.shards}, found
+    return {**statistics.facts(), "shards": writer.shards}, present
 
 
 def _without_faults(batch: pa.Table, on_fault: OnFault) -> pa.Table:

@@ -55,9 +55,11 @@ class Source:
         }
         named: dict[str, object] = {}
         parts = {"passages": self.passages, "train_passages": self.train_passages}
-        for role, own in parts.items():
-            if own:
-                named[role] = sums[own[0]] if len(own) == 1 else [sums[a] for a in own]
+        for role, addresses in parts.items():
+            if addresses:
+                named[role] = (
+                    sums[addresses[0]] if len(addresses) == 1 else [sums[a] for a in addresses]
+                )
         named |= {f"queries.{s}": sums[a] for s, a in self.queries.items()}
         named |= {f"qrels.{s}": sums[a] for s, a in self.qrels.items()}
         return {"files": named, "layout": 1}
@@ -74,10 +76,10 @@ class Source:
             return []
         verified = []
         if self.archive and benchmark.archive_md5:
-            found = digest(self.archive, "md5")
-            if found != benchmark.archive_md5:
+            md5 = digest(self.archive, "md5")
+            if md5 != benchmark.archive_md5:
                 raise CollectionError(
-                    f"{self.archive}: md5 {found}, not the published {benchmark.archive_md5}; "
+                    f"{self.archive}: md5 {md5}, not the published {benchmark.archive_md5}; "
                     "fetch it again, or unpack it under another name if it is meant to differ"
                 )
             verified.append(name_of(self.archive))
@@ -153,9 +155,9 @@ def _listing(folder: str) -> list[str]:
         fs, path = fsspec.core.url_to_fs(folder)
         return sorted(name_of(entry) for entry in fs.ls(path, detail=False))
     except Exception as error:  # every protocol has errors of its own
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         raise CollectionError(
-            f"{folder}: cannot be listed ({type(error).__name__}: {said})"
+            f"{folder}: cannot be listed ({type(error).__name__}: {message})"
         ) from None
 
 
@@ -199,31 +201,31 @@ def _in_folder(
 
 def _splits(folder: str, here: list[str]) -> dict[str, str]:
     qrels = below(folder, "qrels")
-    found = {}
+    splits = {}
     for name in _listing(qrels) if "qrels" in here else []:
         stem, _, ending = name.partition(".")
         if stem and ending in ("tsv", "tsv.gz", "tsv.zst", "parquet"):
-            found[stem] = below(qrels, name)
-    if not found:
+            splits[stem] = below(qrels, name)
+    if not splits:
         raise CollectionError(f"{folder}: no qrels; a BEIR folder has qrels/SPLIT.tsv")
-    return found
+    return splits
 
 
 def _split_files(folder: str, here: list[str], kind: str) -> dict[str, str]:
     """Split -> the name of its file; `dev.small`, as MS MARCO names its 6,980 queries, is `dev`."""
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name in here:
         stem, dot, ending = name.partition(".tsv")
-        own, _, split = stem.partition(".")
-        if own != kind or not split or not dot or ending not in _ENDINGS:
+        stem_kind, _, split = stem.partition(".")
+        if stem_kind != kind or not split or not dot or ending not in _ENDINGS:
             continue
         split = split.removesuffix(".small")
-        if split in found:
+        if split in files:
             raise CollectionError(
-                f"{folder}: {found[split]} and {name} are both split {split!r}; keep one"
+                f"{folder}: {files[split]} and {name} are both split {split!r}; keep one"
             )
-        found[split] = name
-    return found
+        files[split] = name
+    return files
 
 
 def _shards(folder: str) -> tuple[str, ...]:
@@ -238,7 +240,7 @@ def _either(here: list[str], name: str) -> str | None:
 
 
 def _required(folder: str, here: list[str], name: str) -> str:
-    found = _either(here, name)
-    if found is None:
+    file = _either(here, name)
+    if file is None:
         raise CollectionError(f"{folder}: {name}[.gz] is missing")
-    return below(folder, found)
+    return below(folder, file)

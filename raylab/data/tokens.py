@@ -29,8 +29,8 @@ def write_store(
         CollectionError: as `write_flat_store`.
     """
     flat = (
-        (own, np.concatenate(tokens), np.array([len(t) for t in tokens]), title_lengths)
-        for own, tokens, title_lengths in shards
+        (shard_ids, np.concatenate(tokens), np.array([len(t) for t in tokens]), title_lengths)
+        for shard_ids, tokens, title_lengths in shards
     )
     return write_flat_store(folder, flat, dtype)
 

@@ -53,8 +53,8 @@ def term_counts(shards: Iterable[SparseRows]) -> TermCounts:
     """Term counts over all shards, each looked at once. ValueError for none."""
     total: TermCounts | None = None
     for shard in shards:
-        own = TermCounts.of(shard)
-        total = own if total is None else total + own
+        counts = TermCounts.of(shard)
+        total = counts if total is None else total + counts
     if total is None:
         raise ValueError("no shard to count the terms of")
     return total

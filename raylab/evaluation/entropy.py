@@ -156,18 +156,18 @@ class Pairs:
         begin, end = np.searchsorted(
             self.rows_M, [first, first + shard.shape[0]], sorter=self._order
         )
-        own = self._order[begin:end]
-        scores = np.empty(len(own))
+        places = self._order[begin:end]
+        scores = np.empty(len(places))
         together = _pairs_together(shard)
-        for start in range(0, len(own), together):
-            part = own[start : start + together]
+        for start in range(0, len(places), together):
+            part = places[start : start + together]
             scores[start : start + together] = _products(
                 queries[self.query_M[part]], shard[self.rows_M[part] - first]
             )
         if not np.isfinite(scores).all():
-            query = self.query_M[own[~np.isfinite(scores)].min()]
+            query = self.query_M[places[~np.isfinite(scores)].min()]
             raise ValueError(f"query {query}: a score is not finite")
-        return own, scores
+        return places, scores
 
     def check_rows(self, n_passages: int) -> None:
         """ValueError for a row that a collection of so many passages does not have."""

@@ -129,11 +129,11 @@ class Coverage:
         return "; ".join(filter(None, parts))
 
 
-def _counted(query_ids: Sequence[str], what: str) -> str:
+def _counted(query_ids: Sequence[str], kind: str) -> str:
     if not query_ids:
         return ""
     shown = ", ".join(query_ids[:_SHOWN_QUERIES])
-    return f"{len(query_ids)} {what} ({shown}{', ...' * (len(query_ids) > _SHOWN_QUERIES)})"
+    return f"{len(query_ids)} {kind} ({shown}{', ...' * (len(query_ids) > _SHOWN_QUERIES)})"
 
 
 def coverage(run: Run, qrels: Mapping[str, Mapping[str, int]], level: int = 1) -> Coverage:

@@ -94,7 +94,7 @@ class Run(Mapping[str, Ranking]):
     """Query id -> ``Ranking``, immutable, in ascending order of query id."""
 
     def __init__(self, rankings: Mapping[str, Ranking]):
-        _check_ids(list(rankings), what="query")
+        _check_ids(list(rankings), kind="query")
         self._rankings = {query_id: rankings[query_id] for query_id in sorted(rankings)}
 
     @classmethod
@@ -108,11 +108,11 @@ class Run(Mapping[str, Ranking]):
             raise ValueError(
                 f"{len(query_ids)} query ids for {len(ids)} rows of ids, {len(scores)} of scores"
             )
-        _check_ids(query_ids, what="query")
+        _check_ids(query_ids, kind="query")
         rankings = {}
         for query_id, row_ids, row_scores in zip(query_ids, ids, scores, strict=True):
-            found = row_ids != ""
-            rankings[query_id] = _named(query_id, row_ids[found], row_scores[found])
+            exists = row_ids != ""
+            rankings[query_id] = _named(query_id, row_ids[exists], row_scores[exists])
         return cls(rankings)
 
     @classmethod
@@ -199,7 +199,7 @@ def write_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | Path) -> Non
     """
     if not any(qrels.values()):
         raise ValueError("qrels are empty: there is nothing to write")
-    _check_ids(list(qrels), what="query")
+    _check_ids(list(qrels), kind="query")
     with atomic_writer(path) as stream:
         for query_id, grades in sorted(qrels.items()):
             _check_ids(list(grades))
@@ -224,18 +224,18 @@ def _named(
         raise ValueError(f"query {query_id!r}: {error}") from error
 
 
-def _check_ids(ids: Sequence[str] | np.ndarray, what: str = "passage") -> None:
+def _check_ids(ids: Sequence[str] | np.ndarray, kind: str = "passage") -> None:
     listed = np.asarray(ids, dtype=object).ravel().tolist()
     for one in listed:
         if not isinstance(one, str):
-            raise ValueError(f"{what} id {one!r} is a {type(one).__name__}; ids are strings")
+            raise ValueError(f"{kind} id {one!r} is a {type(one).__name__}; ids are strings")
     encoded = [one.encode() for one in listed]
     if b" ".join(encoded).split() != encoded:
         wrong = next(one for one in listed if one.encode().split() != [one.encode()])
-        raise ValueError(f"{what} id {wrong!r} is empty or holds white space")
+        raise ValueError(f"{kind} id {wrong!r} is empty or holds white space")
     if len(set(listed)) != len(listed):
         repeated = next(one for place, one in enumerate(listed) if one in listed[:place])
-        raise ValueError(f"{what} id {repeated!r} occurs twice")
+        raise ValueError(f"{kind} id {repeated!r} occurs twice")
 
 
 def _strictly_decreasing(scores: np.ndarray) -> np.ndarray:

@@ -93,23 +93,23 @@ def compare(
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
     if draws < 1:
         raise ValueError(f"draws is {draws}; it must be at least 1")
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     for (where, measure), systems in values.items():
-        own = list(itertools.combinations(systems, 2)) if pairs is None else list(pairs)
-        if not own:
+        compared = list(itertools.combinations(systems, 2)) if pairs is None else list(pairs)
+        if not compared:
             continue
-        table = _table(f"{where} {measure}", systems, own)
-        differences_NF = np.stack([table[b] - table[a] for a, b in own], axis=1)
+        table = _table(f"{where} {measure}", systems, compared)
+        differences_NF = np.stack([table[b] - table[a] for a, b in compared], axis=1)
         p_random, exact = randomisation(differences_NF, draws, seed)
-        for place, (a, b) in enumerate(own):
+        for place, (a, b) in enumerate(compared):
             p_t, interval, effect = paired_t(differences_NF[:, place], confidence)
             means = float(table[a].mean()), float(table[b].mean())
             facts = (where, measure, a, b, len(differences_NF), *means)
             p = float(p_random[place])
-            found.append(Comparison(*facts, *interval, *effect, p_t, p, bool(exact[place])))
-    if not found:
+            comparisons.append(Comparison(*facts, *interval, *effect, p_t, p, bool(exact[place])))
+    if not comparisons:
         raise ConfigError("nothing to compare: at least two systems are needed")
-    return _corrected(found)
+    return _corrected(comparisons)
 
 
 def _table(
@@ -243,17 +243,17 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def _corrected(found: list[Comparison]) -> list[Comparison]:
-    p_t, p_random = [c.p_t for c in found], [c.p_random for c in found]
+def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
+    p_t, p_random = [c.p_t for c in comparisons], [c.p_random for c in comparisons]
     columns = (bonferroni(p_t), holm(p_t), bonferroni(p_random), holm(p_random))
     return [
         replace(
             one,
-            family=len(found),
+            family=len(comparisons),
             p_t_bonferroni=float(adjusted[0]),
             p_t_holm=float(adjusted[1]),
             p_random_bonferroni=float(adjusted[2]),
             p_random_holm=float(adjusted[3]),
         )
-        for one, adjusted in zip(found, zip(*columns, strict=True), strict=True)
+        for one, adjusted in zip(comparisons, zip(*columns, strict=True), strict=True)
     ]

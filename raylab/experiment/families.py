@@ -24,7 +24,9 @@ def families(cells: Sequence[Cell]) -> list[tuple[Cell, ...]]:
     for cell in cells:
         alike = replace(cell, budget_flops=1.0, variant="", varied="") if _extends(cell) else cell
         groups.setdefault(alike, []).append(cell)
-    return [tuple(sorted(own, key=lambda cell: cell.budget_flops)) for own in groups.values()]
+    return [
+        tuple(sorted(members, key=lambda cell: cell.budget_flops)) for members in groups.values()
+    ]
 
 
 def _extends(cell: Cell) -> bool:

@@ -85,11 +85,11 @@ def agreement(
         truth = _hits(exact, q, k)
         if not truth:
             continue
-        found = _hits(other, q, k)
-        both = truth.keys() & found.keys()
+        hits = _hits(other, q, k)
+        both = truth.keys() & hits.keys()
         recalls.append(len(both) / len(truth))
         best = max(abs(score) for score in truth.values()) or 1.0
-        errors.append(max((abs(truth[i] - found[i]) / best for i in both), default=0.0))
+        errors.append(max((abs(truth[i] - hits[i]) / best for i in both), default=0.0))
     return Agreement(
         k,
         len(exact[0]),

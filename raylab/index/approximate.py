@@ -207,9 +207,9 @@ def _vectors(shards: list[DenseShard], rows: np.ndarray) -> np.ndarray:
     taken, before = [], 0
     for shard in shards:
         after = before + len(shard.ids)
-        own = rows[np.searchsorted(rows, before) : np.searchsorted(rows, after)]
-        if own.size:
-            taken.append(_finite(shard, own - before))
+        wanted_rows = rows[np.searchsorted(rows, before) : np.searchsorted(rows, after)]
+        if wanted_rows.size:
+            taken.append(_finite(shard, wanted_rows - before))
         before = after
     return np.concatenate(taken)
 

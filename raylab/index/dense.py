@@ -170,11 +170,11 @@ class DenseIndex:
         )
         ids, ranks, matrix = (np.asarray(open_array(file)) for file in files)
         n_passages, dimension = description["passages"], description["dimension"]
-        found = (len(ids), len(ranks), matrix.shape, matrix.dtype.name)
+        actual = (len(ids), len(ranks), matrix.shape, matrix.dtype.name)
         expected = (n_passages, n_passages, (n_passages, dimension), description["dtype"])
-        if found != expected:
+        if actual != expected:
             raise ValueError(
-                f"{directory}: holds (ids, ranks, shape of vectors, type) {found}; "
+                f"{directory}: holds (ids, ranks, shape of vectors, type) {actual}; "
                 f"index.json says {expected}"
             )
         return cls(ids, ranks, matrix, description["max_norm"], description["max_residual"])

@@ -98,14 +98,14 @@ def open_shard(folder: Path) -> tuple[np.ndarray, np.ndarray | SparseArrays]:
     ids = np.load(folder / "ids.npy")
     if (folder / VECTORS).exists():
         matrix = _mapped(folder / VECTORS)
-        found, whole = (len(ids), *matrix.shape), (rows, rows, columns)
+        actual, whole = (len(ids), *matrix.shape), (rows, rows, columns)
     else:
         arrays = [_mapped(folder / f"{name}.npy") for name in ("indptr", "terms", "impacts")]
         matrix = (arrays[0], arrays[1], arrays[2], columns)
-        found = (len(ids), len(arrays[0]), len(arrays[1]), len(arrays[2]))
+        actual = (len(ids), len(arrays[0]), len(arrays[1]), len(arrays[2]))
         whole = (rows, rows + 1, int(arrays[0][-1]), int(arrays[0][-1]))
-    if found != whole:
-        raise ValueError(f"{folder}: the arrays have sizes {found}; shape.json asks for {whole}")
+    if actual != whole:
+        raise ValueError(f"{folder}: the arrays have sizes {actual}; shape.json asks for {whole}")
     return ids, matrix
 
 

@@ -83,11 +83,11 @@ def write_json_vectors(
             start = 0
             for row in range(rows):
                 stop = int(ends[row])
-                own = zip(own_terms[start:stop], weights[start:stop], strict=True)
+                terms_of_row = zip(own_terms[start:stop], weights[start:stop], strict=True)
                 passage = {
                     "id": bytes(index.ids[index.ranks[first_row + row]]).decode(),
                     "contents": "",
-                    "vector": {terms[term]: int(weight) for term, weight in own},
+                    "vector": {terms[term]: int(weight) for term, weight in terms_of_row},
                 }
                 stream.write(json.dumps(passage, ensure_ascii=False).encode() + b"\n")
                 start = stop

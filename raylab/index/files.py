@@ -21,7 +21,7 @@ def made_files(directory: Path, names: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def described(directory: Path, form: str, what: str) -> dict[str, Any]:
+def described(directory: Path, form: str, kind: str) -> dict[str, Any]:
     """What ``index.json`` says of an index, less its format, which must be `form`.
 
     Raises FileNotFoundError, or ValueError for another format and for what is no JSON object.
@@ -31,9 +31,9 @@ def described(directory: Path, form: str, what: str) -> dict[str, Any]:
         description = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
-    found = description.pop("format", None) if isinstance(description, dict) else None
-    if found != form:
-        raise ValueError(f"{path}: format is {found!r}; {what} has {form!r}")
+    stated = description.pop("format", None) if isinstance(description, dict) else None
+    if stated != form:
+        raise ValueError(f"{path}: format is {stated!r}; {kind} has {form!r}")
     return description
 
 

@@ -284,8 +284,8 @@ def _pieces(
     for first in range(0, len(shard.ids), _PIECE):
         ids = np.strings.decode(shard.ids[first : first + _PIECE], "utf-8").tolist()
         indptr = np.asarray(shard.indptr[first : first + _PIECE + 1], dtype=np.int64)
-        own = slice(indptr[0], indptr[-1])
-        impacts = np.asarray(shard.impacts[own], dtype=np.float32)
+        part = slice(indptr[0], indptr[-1])
+        impacts = np.asarray(shard.impacts[part], dtype=np.float32)
         with np.errstate(over="ignore"):
             halves = impacts.astype(np.float16)
         if np.isinf(halves).any():
@@ -302,7 +302,7 @@ def _pieces(
                 f"{shard.name}, passage {ids[int(terms.argmax())]!r} has {terms.max()} terms; "
                 f"Seismic takes up to {_MOST_PASSAGE_TERMS}"
             )
-        yield ids, np.asarray(shard.terms[own], dtype=np.int64)[kept], impacts[kept], offsets
+        yield ids, np.asarray(shard.terms[part], dtype=np.int64)[kept], impacts[kept], offsets
 
 
 def _check_threads(threads: int) -> None:

@@ -162,10 +162,10 @@ def _sparse(name: str, ids: Sequence[str] | np.ndarray, matrix: Any) -> SparseSh
     return SparseShard(name, encode_ids(ids, name), indptr, terms, impacts, n_terms)
 
 
-def sparse_rows(what: str, matrix: Any) -> Any:
+def sparse_rows(owner: str, matrix: Any) -> Any:
     """A scipy sparse matrix as float32 CSR, rows sorted by term, no term twice; `matrix` is left."""
     if not sp.issparse(matrix) or matrix.ndim != 2:
-        raise ValueError(f"{what}: a {type(matrix).__name__}; a 2-d scipy sparse matrix is needed")
+        raise ValueError(f"{owner}: a {type(matrix).__name__}; a 2-d scipy sparse matrix is needed")
     rows: Any = sp.csr_array(matrix, dtype=np.float32)
     if not rows.has_canonical_format:
         rows = rows.copy()

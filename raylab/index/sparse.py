@@ -153,10 +153,10 @@ class SparseIndex:
         for window in range(n_windows):
             start, stop = window * WINDOW, min(len(ids), (window + 1) * WINDOW)
             own_offsets, own_positions, values = window_postings(shards, start, stop, n_terms)
-            own = slice(filled, filled + len(values))
+            span = slice(filled, filled + len(values))
             offsets[window] = own_offsets + filled
-            positions[own] = own_positions
-            impacts[own] = _compact(values, kept, scale)
+            positions[span] = own_positions
+            impacts[span] = _compact(values, kept, scale)
             filled += len(values)
         return cls(ids, ranks, offsets, positions, impacts, scale)
 

@@ -91,8 +91,8 @@ def run_on_actors(
                             "an actor died at work; another does its task: %s", _line(death)
                         )
                     if deaths[id(task)] >= _DEATHS_A_TASK:
-                        what = "before they were up" if task is None else "of the same task"
-                        message = f"{_DEATHS_A_TASK} actors died {what}: {_line(death)}"
+                        reason = "before they were up" if task is None else "of the same task"
+                        message = f"{_DEATHS_A_TASK} actors died {reason}: {_line(death)}"
                         raise RuntimeError(message) from None
                     continue
                 deaths[id(None)] = 0

@@ -77,9 +77,9 @@ def data_pool(start: Callable[[], Make], tasks: list[Any], workers: int) -> None
     if len(tasks) == 1:
         local_pool(start, tasks, workers)
         return
-    made = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+    dataset = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
         _DataTask(uuid.uuid4().hex, start, tuple(tasks)),  # type: ignore[arg-type]
         batch_size=1,
         num_cpus=core(),
     )
-    unwrapped(made.materialize)
+    unwrapped(dataset.materialize)

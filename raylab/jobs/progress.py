@@ -121,9 +121,7 @@ class Monitor:
     def summary(self, runs: dict[str, RunProgress]) -> str:
         """One line: stage, cells, budget spent, time left."""
         spent = self.spent_flops + sum(
-            b.spent_flops
-            for b in runs.values()
-            if b.run not in self.spent and b.spends_budget
+            b.spent_flops for b in runs.values() if b.run not in self.spent and b.spends_budget
         )
         parts = [
             f"{self.stage} {self.done}/{self.total}",

@@ -46,8 +46,10 @@ def scan_all(
     """
     resources = actor_resources(execution)
     pieces = {scan.address.path: scan.pieces() for scan in scans}
-    missing = [p for own in pieces.values() for p in own if store.find(p.address) is None]
-    left = {path: {p.address.path for p in own} for path, own in pieces.items()}
+    missing = [
+        p for left_pieces in pieces.values() for p in left_pieces if store.find(p.address) is None
+    ]
+    left = {path: {p.address.path for p in left_pieces} for path, left_pieces in pieces.items()}
     lacking = {p.address.path for p in missing}
     for path in left:
         left[path] &= lacking
@@ -56,9 +58,9 @@ def scan_all(
         finished(join(store, scan, pieces[scan.address.path]))
 
     def scanned(piece: Piece, _: None) -> None:
-        own = left[piece.scan.address.path]
-        own.discard(piece.address.path)
-        if not own:
+        left_pieces = left[piece.scan.address.path]
+        left_pieces.discard(piece.address.path)
+        if not left_pieces:
             done(piece.scan)
 
     for scan in scans:

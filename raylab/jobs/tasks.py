@@ -44,11 +44,11 @@ def evaluate_all(
     run_all(calls, at_once, finished)
 
 
-def _call(function: Any, store: Store, what: Any, of: Evaluation, gpu: bool) -> tuple[Any, tuple]:
+def _call(function: Any, store: Store, task: Any, of: Evaluation, gpu: bool) -> tuple[Any, tuple]:
     dense = bool(of.shards) and of.shards[0].meta["representation"] == "dense"
     if gpu and dense:
-        return function.options(num_gpus=1), (store, what, "cuda")
-    return function, (store, what)
+        return function.options(num_gpus=1), (store, task, "cuda")
+    return function, (store, task)
 
 
 def run_all(calls: Sequence[tuple[Any, tuple]], limit: int, finished: Callable[[], None]) -> None:

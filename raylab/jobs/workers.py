@@ -117,7 +117,7 @@ def fine_tune(job: FineTuningJob) -> None:
     batches = training_batches(job, cell, tokenizer)
     module = FineTuningModule(model, cell.head)
     task = FineTuningTask(module, cell, shape, batches, 1, job.execution.micro_batch_texts)
-    steps = {own: planned_steps(own, task) for _, own in cells}
+    steps = {member: planned_steps(member, task) for _, member in cells}
     task.steps = max(steps.values())
     optimization = Optimization(
         learning_rate(tuning, shape.hidden),
@@ -130,22 +130,22 @@ def fine_tune(job: FineTuningJob) -> None:
         tuning.decay_fraction,
         tuning.warmup_steps,
     )
-    reporter = RayReporter(job, {steps[own]: own.run_name for _, own in cells})
+    reporter = RayReporter(job, {steps[member]: member.run_name for _, member in cells})
 
     def finished(end: int, done: Progress, history: History) -> None:
-        for address, own in cells:
-            if steps[own] == end and job.store.find(address) is None:
+        for address, member in cells:
+            if steps[member] == end and job.store.find(address) is None:
                 meta = {
-                    **_retriever_facts(job, own, task),
+                    **_retriever_facts(job, member, task),
                     **_summary(done, history, reporter),
-                    "spent_flops": done.spent_flops + _charged(own, shape),
+                    "spent_flops": done.spent_flops + _charged(member, shape),
                     "examples": done.step * tuning.batch_queries,
                 }
-                write = functools.partial(_save, job, own, model, tokenizer, done)
+                write = functools.partial(_save, job, member, model, tokenizer, done)
                 _commit(job, address, model, write, meta)
 
     checkpoints = job.execution.checkpoints
-    ends = {steps[own]: own.budget_flops or None for _, own in cells}
+    ends = {steps[member]: member.budget_flops or None for _, member in cells}
     if len(ends) == 1:
         _, done, history = run(task, optimization, reporter, checkpoints, ends[task.steps])
         finished(task.steps, done, history)
@@ -201,8 +201,8 @@ def _save(
             "last batch's loss": done.loss,
         },
     }
-    what = cell.backbone, cell.head, job.encoding, facts
-    save_retriever(folder, model, state, tokenizer, *what, job.execution.models_dir)
+    contract = cell.backbone, cell.head, job.encoding, facts
+    save_retriever(folder, model, state, tokenizer, *contract, job.execution.models_dir)
 
 
 def training_batches(job: FineTuningJob, cell: Cell, tokenizer: Tokenizer) -> TrainingBatches:
@@ -258,11 +258,11 @@ def _summary(done: Progress, history: History, reporter: RayReporter) -> dict[st
 
 def _joules(meter: Meter) -> float | None:
     """Of this session of the run: all workers' GPUs, or rank 0's machine."""
-    own = meter.joules()
+    joules = meter.joules()
     if meter.gpu is None:
-        return own
+        return joules
     device = torch.device("cuda", meter.gpu)
-    (total,) = summed(torch.tensor(float("nan") if own is None else own, device=device))
+    (total,) = summed(torch.tensor(float("nan") if joules is None else joules, device=device))
     return None if math.isnan(total) else total
 
 

@@ -185,10 +185,10 @@ def probe(model: Any, bidirectional: bool = True) -> None:
         )
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def _close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
     return torch.allclose(
-        found, expected, atol=tolerance * float(expected.abs().max().clamp(min=1))
+        actual, expected, atol=tolerance * float(expected.abs().max().clamp(min=1))
     )
 
 

@@ -229,6 +229,6 @@ def load_checkpoint(
         base = load_backbone(backbone, resolve_source(backbone, models_dir), dtype, device)
         model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
     else:
-        own = dataclasses.replace(backbone, source=str(folder), layers=None, start="pretrained")
-        model = load_backbone(own, str(folder), dtype, device)
+        merged = dataclasses.replace(backbone, source=str(folder), layers=None, start="pretrained")
+        model = load_backbone(merged, str(folder), dtype, device)
     return model, tokenizer, Head(**contract["head"]), Encoding(**contract["encoding"]), 1.0

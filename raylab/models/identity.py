@@ -99,9 +99,9 @@ def _weight_files(folder: Path, names: set[str], source: str, owner: str) -> lis
 
 def _adapter(folder: Path, names: set[str], owner: str, models_dir: str | None) -> dict[str, str]:
     """An adapter's own files, and those of the base that it names."""
-    own = [_ADAPTER, *(name for name in _ADAPTER_WEIGHTS if name in names)]
+    files = [_ADAPTER, *(name for name in _ADAPTER_WEIGHTS if name in names)]
     base = json.loads((folder / _ADAPTER).read_text()).get("base_model_name_or_path")
-    sums = {name: checksum(folder / name) for name in own}
+    sums = {name: checksum(folder / name) for name in files}
     if base and not (names & set(_WEIGHTS)):
         place = resolve_source(Backbone("base", str(base)), models_dir)
         below = model_checksums(place, True, f"{owner}, the base of its adapter", models_dir)

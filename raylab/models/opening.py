@@ -81,12 +81,12 @@ def _found(source: str, folder: Path, models_dir: str | None) -> Found:
         contract = load_contract(folder)
         head = Head(**contract["head"])
         dtype = contract["backbone"]["compute_dtype"]
-        encoding, own = Encoding(**contract["encoding"]), contract_tokenizer(folder, contract)
+        encoding, tokenizer = Encoding(**contract["encoding"]), contract_tokenizer(folder, contract)
         fingerprint = _fingerprint(folder, models_dir)
-        return Found(*facts, "raylab", head, encoding, fingerprint, own, dtype)
+        return Found(*facts, "raylab", head, encoding, fingerprint, tokenizer, dtype)
     if is_published(folder):
-        head, encoding, own = published_description(folder, models_dir)
-        return Found(*facts, "authors", head, encoding, _fingerprint(folder, models_dir), own)
+        head, encoding, tokenizer = published_description(folder, models_dir)
+        return Found(*facts, "authors", head, encoding, _fingerprint(folder, models_dir), tokenizer)
     if (folder / MODULES).exists():
         head, encoding = sentence_head(folder), sentence_encoding(folder)
         fingerprint = _fingerprint(folder, models_dir)

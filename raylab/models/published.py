@@ -55,8 +55,8 @@ def published_description(folder: Path, models_dir: str | None) -> tuple[Head, E
             f"{folder}/adapter_config.json: base_model_name_or_path = {base!r} is a folder of another "
             f"machine; put the base model's folder {Path(base).name!r} into --models DIR"
         )
-    own = str(folder) if (folder / "tokenizer_config.json").exists() else source
-    return head, _ENCODING, Tokenizer(own, tokenization=_TOKENIZATION)
+    place = str(folder) if (folder / "tokenizer_config.json").exists() else source
+    return head, _ENCODING, Tokenizer(place, tokenization=_TOKENIZATION)
 
 
 def load_published(
@@ -91,8 +91,8 @@ def load_published(
 
 
 def _stock_key(key: str) -> str:
-    _, found, rest = key.partition("layers.")
-    return f"base_model.model.model.layers.{rest}" if found else key
+    _, separator, rest = key.partition("layers.")
+    return f"base_model.model.model.layers.{rest}" if separator else key
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

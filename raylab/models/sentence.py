@@ -40,12 +40,12 @@ def sentence_head(folder: Path) -> Head:
 
 def sentence_encoding(folder: Path) -> Encoding:
     """The model's own lengths; no pruning."""
-    own = _json(folder / "sentence_bert_config.json")
-    longest = own.get("max_seq_length")
+    settings = _json(folder / "sentence_bert_config.json")
+    longest = settings.get("max_seq_length")
     if longest is None:
         limit = _json(folder / "tokenizer_config.json").get("model_max_length") or _LONGEST
         longest = limit if limit <= 2**17 else _LONGEST  # some say 10^30
-    query, passage = (own.get(f"{kind}_length") or longest for kind in ("query", "document"))
+    query, passage = (settings.get(f"{kind}_length") or longest for kind in ("query", "document"))
     return Encoding(int(query), int(passage), top_k_query=0, top_k_passage=0)
 
 
@@ -85,16 +85,24 @@ class SentenceRetriever:
 
     def encode_queries(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of query texts, in input order."""
-        own = self.encoding
+        encoding = self.encoding
         return self._encode(
-            texts, self.model.encode_query, own.query_length, own.top_k_query, batch_tokens
+            texts,
+            self.model.encode_query,
+            encoding.query_length,
+            encoding.top_k_query,
+            batch_tokens,
         )
 
     def encode_passages(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of passage texts, in input order."""
-        own = self.encoding
+        encoding = self.encoding
         return self._encode(
-            texts, self.model.encode_document, own.passage_length, own.top_k_passage, batch_tokens
+            texts,
+            self.model.encode_document,
+            encoding.passage_length,
+            encoding.top_k_passage,
+            batch_tokens,
         )
 
     def terms(self, ids: Sequence[int]) -> list[str]:

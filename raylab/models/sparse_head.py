@@ -194,19 +194,19 @@ def _groups(mask_BL: torch.Tensor) -> Iterator[_Group]:
         steps_GK = torch.minimum(steps_K, lengths_B[texts_G, None] - 1)
         return texts_G, real_BL[texts_G].gather(1, steps_GK)
 
-    own: list[int] = []
+    members: list[int] = []
     tokens = 0
     for text in sorted(range(len(lengths)), key=lengths.__getitem__):
         length = lengths[text]
-        padded = (len(own) + 1) * length
-        if own and padded > min(_BUNDLE_TOKENS, _PADDING * (tokens + length)):
-            yield group(own)
-            own, tokens = [], 0
+        padded = (len(members) + 1) * length
+        if members and padded > min(_BUNDLE_TOKENS, _PADDING * (tokens + length)):
+            yield group(members)
+            members, tokens = [], 0
         if length:
-            own.append(text)
+            members.append(text)
             tokens += length
-    if own:
-        yield group(own)
+    if members:
+        yield group(members)
 
 
 def _bundles(groups: Iterable[_Group]) -> Iterator[list[_Group]]:

@@ -130,8 +130,8 @@ def _forward_kernel(
     tl.store(reps_ptr + out, reps, mask=terms < V)
     if WITH_POSITIONS:
         real = (best > float("-inf")) & (terms < V)
-        found = tl.load(text_tokens + where, mask=real, other=0)
-        tl.store(positions_ptr + out, found, mask=terms < V)
+        position = tl.load(text_tokens + where, mask=real, other=0)
+        tl.store(positions_ptr + out, position, mask=terms < V)
 
 
 @triton.jit

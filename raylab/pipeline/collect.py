@@ -76,9 +76,14 @@ def collect(
         where = {"collection": collection, "split": split}
         zeros = measures.meta.get("without_relevant", {})
         for source, values in _sources(store, run, measures, profile, split):
-            for measure, own in values.groupby("measure", sort=False):
-                value, low, high = mean_interval(own["value"].to_numpy())
-                interval = {"value": value, "ci_low": low, "ci_high": high, "queries": len(own)}
+            for measure, rows_of_measure in values.groupby("measure", sort=False):
+                value, low, high = mean_interval(rows_of_measure["value"].to_numpy())
+                interval = {
+                    "value": value,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "queries": len(rows_of_measure),
+                }
                 counted = {"measure": measure, "without_relevant": zeros.get(measure)}
                 row: Any = _EMPTY | facts | where | counted | interval
                 results.append(Result(**row))

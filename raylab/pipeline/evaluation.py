@@ -81,7 +81,7 @@ class SystemsEvaluation:
         hits = self._scan() if self.execution.no_index else {}
         evaluations = self._evaluate(indexes, hits)
         profiles = self._profile(parts, hits)
-        stored = [a for own in (*parts.values(), *indexes.values()) for a in own]
+        stored = [a for artifacts in (*parts.values(), *indexes.values()) for a in artifacts]
         return Evaluated(evaluations, profiles, [*queries, *hits.values(), *stored])
 
     # ----------------------------------------------------------------- representations
@@ -95,18 +95,18 @@ class SystemsEvaluation:
         tasks: dict[str, list[EncodeTask]] = {}
         if not self.execution.no_index:
             for name, embeddings in self.embeddings.items():
-                made = embeddings.made_parts(self.store)
-                if made is None:
+                known_parts = embeddings.made_parts(self.store)
+                if known_parts is None:
                     tasks[name] = embeddings.parts(self.execution.shard_passages)
                 else:
-                    parts[name] = made
-        every = [*(task for own in tasks.values() for task in own), *asked]
+                    parts[name] = known_parts
+        every = [*(task for members in tasks.values() for task in members), *asked]
         artifacts = find_or_make(self.store, every, lambda missing: self._encoders(every, missing))
-        for name, own in tasks.items():
-            self.embeddings[name].commit(self.store, own)
-            parts[name] = [self.store.committed(task.address) for task in own]
+        for name, members in tasks.items():
+            self.embeddings[name].commit(self.store, members)
+            parts[name] = [self.store.committed(task.address) for task in members]
         queries = artifacts[len(every) - len(asked) :]
-        return queries, {name: tuple(own) for name, own in parts.items()}
+        return queries, {name: tuple(members) for name, members in parts.items()}
 
     def _encoders(self, every: list[EncodeTask], missing: list[EncodeTask]) -> None:
         self._enter("encode", len(every), len(missing))
@@ -120,16 +120,16 @@ class SystemsEvaluation:
 
     def _index(self, parts: Mapping[str, tuple[Artifact, ...]]) -> dict[str, tuple[Artifact, ...]]:
         """An index for every part, by system."""
-        tasks = {name: [IndexTask(part) for part in own] for name, own in parts.items()}
-        every = [task for own in tasks.values() for task in own]
+        tasks = {name: [IndexTask(part) for part in members] for name, members in parts.items()}
+        every = [task for members in tasks.values() for task in members]
 
         def make(missing: list[IndexTask]) -> None:
             self._enter("index", len(every), len(missing))
             calls = [(build_index, (self.store, task.part)) for task in missing]
             run_all(calls, self._tasks_at_once(), self.monitor.advance)
 
-        made = iter(find_or_make(self.store, every, make))
-        return {name: tuple(next(made) for _ in own) for name, own in tasks.items()}
+        indexes = iter(find_or_make(self.store, every, make))
+        return {name: tuple(next(indexes) for _ in members) for name, members in tasks.items()}
 
     # -------------------------------------------------------------------------- one pass
 
@@ -194,8 +194,8 @@ class SystemsEvaluation:
 
         measures = find_or_make(self.store, list(evaluations.values()), make)
         return {
-            key: (self.store.committed(evaluation.run_address), made)
-            for (key, evaluation), made in zip(evaluations.items(), measures, strict=True)
+            key: (self.store.committed(evaluation.run_address), artifact)
+            for (key, evaluation), artifact in zip(evaluations.items(), measures, strict=True)
         }
 
     def _profile(
@@ -219,8 +219,8 @@ class SystemsEvaluation:
             ]
             run_all(calls, self._tasks_at_once(), self.monitor.advance)
 
-        made = find_or_make(self.store, list(profiles.values()), make)
-        return dict(zip(profiles, made, strict=True))
+        artifacts = find_or_make(self.store, list(profiles.values()), make)
+        return dict(zip(profiles, artifacts, strict=True))
 
     # --------------------------------------------------------------------------- running
 

@@ -155,8 +155,8 @@ class GridPipeline:
         def make(missing: list[Stage]) -> None:
             self.connect()
             self.monitor.enter("ingest", 1)
-            made = ingest(self.store, self.source, self.grid.on_fault)
-            counts = f"{made.meta['passages']} passages, splits {made.meta['splits']}"
+            collection = ingest(self.store, self.source, self.grid.on_fault)
+            counts = f"{collection.meta['passages']} passages, splits {collection.meta['splits']}"
             self.monitor.advance(counts)
 
         address = collection_address(self.source, self.grid.on_fault)

@@ -94,8 +94,8 @@ class Retrieval:
 
         def make(_: list[Stage]) -> None:
             self.connect()
-            made = ingest(self.store, self.source, self.on_fault)
-            self.say(f"{made.meta['passages']:,} passages ingested")
+            collection = ingest(self.store, self.source, self.on_fault)
+            self.say(f"{collection.meta['passages']:,} passages ingested")
 
         address = collection_address(self.source, self.on_fault)
         return find_or_make(self.store, [Stage("ingest", address, (), None)], make)[0]
@@ -137,12 +137,12 @@ class Retrieval:
     @functools.cached_property
     def parts(self) -> list[Artifact]:
         """The parts of the embeddings, in row order."""
-        made = self.embeddings.made_parts(self.store)
-        if made is None:
+        parts = self.embeddings.made_parts(self.store)
+        if parts is None:
             tasks = self.embeddings.parts(self.execution.shard_passages)
-            made = self._encoded(tasks)
+            parts = self._encoded(tasks)
             self.embeddings.commit(self.store, tasks)
-        return made
+        return parts
 
     @functools.cached_property
     def indexes(self) -> tuple[Artifact, ...]:
@@ -202,10 +202,10 @@ class Retrieval:
         indexes = (open_index(self.store, index) for index in self.indexes)
         parts = [search_index(index, query, k, products) for index in indexes]
         ids, scores = merge_topk(parts, k)
-        found = ids[0] != ""
+        exists = ids[0] != ""
         return [
             self._hit(str(passage_id), float(score), query, retriever.terms)
-            for passage_id, score in zip(ids[0][found], scores[0][found], strict=True)
+            for passage_id, score in zip(ids[0][exists], scores[0][exists], strict=True)
         ]
 
     @functools.cached_property

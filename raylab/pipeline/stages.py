@@ -182,12 +182,12 @@ class GridStages:
         for evaluation in self.bm25_evaluations().values():
             stages += _searched(evaluation, (collection,))
         for system, cell in self.systems(self.cells):
-            made = (system.checkpoint,) if system.checkpoint is not None else ()
+            checkpoint = (system.checkpoint,) if system.checkpoint is not None else ()
             embeddings, queries = self.embeddings(system), self.queries(system)
             tokens = self.tokens[system.backbone.name]
-            stages.append(Stage("encode", embeddings.address, (*made, tokens), embeddings))
+            stages.append(Stage("encode", embeddings.address, (*checkpoint, tokens), embeddings))
             for task in queries.values():
-                stages.append(Stage("encode", task.address, (*made, collection), task))
+                stages.append(Stage("encode", task.address, (*checkpoint, collection), task))
             for split, evaluation in self.evaluations(system).items():
                 read = (embeddings.address, queries[split].address)
                 stages += _searched(evaluation, read)

@@ -49,9 +49,9 @@ def parse_budget(text: str | None, efficiency: float | None = None) -> Budget:
             return Budget(epochs="recipe")
         if text.endswith("epochs"):
             return Budget(epochs=_positive(text.removesuffix("epochs")))
-        if found := _HOURS.fullmatch(text):
-            device = named_device(found["device"])
-            return Budget(budget_flops_of_hours(_positive(found["hours"]), device, efficiency))
+        if hours := _HOURS.fullmatch(text):
+            device = named_device(hours["device"])
+            return Budget(budget_flops_of_hours(_positive(hours["hours"]), device, efficiency))
         return Budget(_positive(text))
     except ValueError as error:
         if isinstance(error, ConfigError):
@@ -141,8 +141,8 @@ def within_total(
 def rounding(grid: Grid, plan: GridPlan) -> str | None:
     """A sentence where whole steps are too large a part of a budget for its cells to be alike; else None."""
     shares = [
-        (own.step_flops / own.flops, own.cell)
-        for cell, own in zip(grid.cells(), plan.cells, strict=True)
+        (cell_plan.step_flops / cell_plan.flops, cell_plan.cell)
+        for cell, cell_plan in zip(grid.cells(), plan.cells, strict=True)
         if cell.epochs is None
     ]
     share, worst = max(shares, default=(0.0, ""))

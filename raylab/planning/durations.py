@@ -60,8 +60,8 @@ class Durations:
 
     def __init__(self, plan: GridPlan, execution: Execution, pace: Pace | None = None):
         self.plan, self.execution, self.pace = plan, execution, pace or CORE
-        self.cells = {own.cell: own for own in plan.cells}
-        self.adaptations = {own.start: own for own in plan.adaptations}
+        self.cells = {part.cell: part for part in plan.cells}
+        self.adaptations = {part.start: part for part in plan.adaptations}
 
     def flops(self, cell: Cell) -> float:
         """What the cell's contract comes to."""
@@ -69,31 +69,31 @@ class Durations:
 
     def adaptation_flops(self, start: Start) -> float:
         """Of the MNTP that makes a start; 0 where it has none."""
-        own = self.adaptations.get(start)
-        return own.flops if own else 0.0
+        adaptation = self.adaptations.get(start)
+        return adaptation.flops if adaptation else 0.0
 
     def adaptation(self, name: str, start: Start) -> Item:
         """The item of the MNTP that makes a start."""
-        own = self.adaptations.get(start)
-        steps, flops = (own.steps, own.flops) if own else (0, 0.0)
+        adaptation = self.adaptations.get(start)
+        steps, flops = (adaptation.steps, adaptation.flops) if adaptation else (0, 0.0)
         return Item(name, "adapt", self._run_s(steps, flops), self.execution.workers)
 
     def training(self, name: str, cells: Sequence[Cell], after: tuple[str, ...]) -> Item:
         """The item of a run that makes these cells of one family, smallest budget first."""
         steps = flops = 0.0
         for shorter, cell in zip([None, *cells[:-1]], cells, strict=True):
-            own = self.cells[cell.run_name]
-            shared = self._stable_share(shorter, own)
-            steps += own.steps * (1 - shared)
-            flops += own.executed_flops * (1 - shared)
+            cell_plan = self.cells[cell.run_name]
+            shared = self._stable_share(shorter, cell_plan)
+            steps += cell_plan.steps * (1 - shared)
+            flops += cell_plan.executed_flops * (1 - shared)
         return Item(name, "train", self._run_s(steps, flops), self.execution.workers, after)
 
-    def _stable_share(self, shorter: Cell | None, own: CellPlan) -> float:
+    def _stable_share(self, shorter: Cell | None, cell_plan: CellPlan) -> float:
         """The share of a run's steps that the next shorter one of its family has taken already."""
         if shorter is None:
             return 0.0
         before = self.cells[shorter.run_name].steps
-        return before * (1 - shorter.fine_tuning.decay_fraction) / max(own.steps, 1)
+        return before * (1 - shorter.fine_tuning.decay_fraction) / max(cell_plan.steps, 1)
 
     def _run_s(self, steps: float, flops: float) -> float:
         pace = self.pace
@@ -102,9 +102,11 @@ class Durations:
 
     def encoding(self, name: str, group: str, after: tuple[str, ...]) -> list[Item]:
         """The items of a subject's embedding shards, with what is done of each; `group` is HEAD-SIZE."""
-        own = next(own for own in self.plan.evaluations if own.name == group)
-        shards = min(_MOST_SHARDS, math.ceil(own.passages / self.execution.shard_passages))
-        seconds = own.encode_flops / own.cells / self.pace.encoding_flops
+        evaluation = next(
+            evaluation for evaluation in self.plan.evaluations if evaluation.name == group
+        )
+        shards = min(_MOST_SHARDS, math.ceil(evaluation.passages / self.execution.shard_passages))
+        seconds = evaluation.encode_flops / evaluation.cells / self.pace.encoding_flops
         each = seconds / shards + self.pace.shard_s + self.pace.measure_s / shards
         return [Item(f"{name}-{i}", "encode", each, 1, after) for i in range(shards)]
 
@@ -131,8 +133,10 @@ class Durations:
         Raises:
             ValueError: a run has more workers than there are devices.
         """
-        found = simulate(self.items(grid), devices)
+        simulated = simulate(self.items(grid), devices)
         start = self.pace.start_s
         return replace(
-            found, makespan_s=found.makespan_s + start, trained_s=found.trained_s + start
+            simulated,
+            makespan_s=simulated.makespan_s + start,
+            trained_s=simulated.trained_s + start,
         )

@@ -172,7 +172,7 @@ def _states(load: Load) -> tuple[float, float, float, float]:
     shape, stage, workers, b = load.shape, load.zero_stage, load.workers, float(load.weight_bytes)
     parameters = shape.parameters + shape.embedding_parameters
     trained = shape.trainable_parameters(load.lora)
-    own = trained / workers if stage >= 1 else trained
+    share = trained / workers if stage >= 1 else trained
     copies = 2 if stage == 0 and b == 4 else 3
     bucket = b * min(_BUCKET, trained) if stage >= 1 else 0.0
     weights, gradients = b * parameters, b * trained
@@ -183,7 +183,7 @@ def _states(load: Load) -> tuple[float, float, float, float]:
         gradients += b * shape.vocabulary * shape.hidden
     if stage == 3 and workers > 1:
         weights = weights / workers + b * min(_GATHERED, parameters)
-    return weights, gradients + bucket, 4.0 * copies * own, 8.0 * own
+    return weights, gradients + bucket, 4.0 * copies * share, 8.0 * share
 
 
 # ---------------------------------------------------------------------------- moments of a step

@@ -107,9 +107,9 @@ class GridPlan:
     @property
     def flops(self) -> float:
         """Of the whole grid: MNTP once, training, encoding, search."""
-        training = sum(own.steps * own.step_flops for own in self.cells)
-        evaluation = sum(own.encode_flops + own.search_flops for own in self.evaluations)
-        return training + sum(own.flops for own in self.adaptations) + evaluation
+        training = sum(part.steps * part.step_flops for part in self.cells)
+        evaluation = sum(part.encode_flops + part.search_flops for part in self.evaluations)
+        return training + sum(part.flops for part in self.adaptations) + evaluation
 
 
 @dataclass
@@ -134,7 +134,9 @@ class _Sizes:
         """Judged queries by split."""
         if not self._topics:
             topics = read_topics(self.source, self.on_fault)
-            self._topics = {split: len(own.queries) for split, own in topics.items()}
+            self._topics = {
+                split: len(split_topics.queries) for split, split_topics in topics.items()
+            }
         return self._topics
 
     @property
@@ -185,13 +187,13 @@ def plan_grid(
         adaptation = _adaptation(cell, grid)
         start = backbone, adaptation
         if adaptation.steps and start not in adaptations:
-            taken = {own.name for own in adaptations.values()}
+            taken = {part.name for part in adaptations.values()}
             name = f"{backbone.name}-{cell.variant}" if backbone.name in taken else backbone.name
             adaptations[start] = _plan_adaptation(name, start, shape, execution)
         if evaluation:
-            own = _plan_evaluation(cell, grid, shape, samples[key], sizes)
-            before = evaluated.get(own.name)
-            evaluated[own.name] = own if before is None else _added(before, own)
+            part = _plan_evaluation(cell, grid, shape, samples[key], sizes)
+            before = evaluated.get(part.name)
+            evaluated[part.name] = part if before is None else _added(before, part)
     return GridPlan(tuple(plans), tuple(adaptations.values()), tuple(evaluated.values()))
 
 
@@ -232,12 +234,12 @@ def plan_cell(
     if cell.charged_adaptation and cell.adaptation is not None:
         charged = adaptation_flops(shape, cell.adaptation)
     steps = planned_steps(cell, step, training_queries, charged)
-    repeated = sum(encode_flops(shape, own, cell.head) for own in rows) if load.in_parts else 0.0
+    repeated = sum(encode_flops(shape, part, cell.head) for part in rows) if load.in_parts else 0.0
     return CellPlan(
         cell=cell.run_name,
         steps=steps,
-        tokens=steps * sum(own.tokens for own in rows),
-        real_tokens=steps * sum(own.real for own in rows),
+        tokens=steps * sum(part.tokens for part in rows),
+        real_tokens=steps * sum(part.real for part in rows),
         step_flops=step,
         flops=steps * step + charged,
         executed_flops=steps * (step + repeated),
@@ -367,8 +369,8 @@ def check_plan(plan: GridPlan, device_bytes: float) -> None:
     Raises:
         ConfigError: names it, and what would make it fit.
     """
-    for own in plan.cells:
-        check_memory(own.cell, fit(own.load, device_bytes))
+    for cell_plan in plan.cells:
+        check_memory(cell_plan.cell, fit(cell_plan.load, device_bytes))
     for mntp in plan.adaptations:
         check_memory(f"mntp-{mntp.name}", fit(mntp.load, device_bytes))
 

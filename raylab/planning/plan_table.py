@@ -41,31 +41,31 @@ def plan_rows(
         }
 
     def amounts(steps: int, tokens: float, real_tokens: float, load: Load) -> dict[str, str]:
-        found = fit(load, device.memory_bytes)
+        fitting = fit(load, device.memory_bytes)
         return {
             "steps": f"{steps:,}",
             "tokens": f"{tokens:.3g}",
             "real tokens": f"{real_tokens:.3g}",
-            "memory a worker": f"{found.needed_bytes / 2**30:.2f} GiB",
-            "fits": _fits(found),
+            "memory a worker": f"{fitting.needed_bytes / 2**30:.2f} GiB",
+            "fits": _fits(fitting),
         }
 
     rows = []
-    for own in plan.cells:
-        texts = amounts(own.steps, own.tokens, own.real_tokens, own.load)
-        rows.append(row(own.cell, own.flops, workers, texts, own.executed_flops))
+    for part in plan.cells:
+        texts = amounts(part.steps, part.tokens, part.real_tokens, part.load)
+        rows.append(row(part.cell, part.flops, workers, texts, part.executed_flops))
     for mntp in plan.adaptations:
         texts = amounts(mntp.steps, mntp.tokens, mntp.tokens, mntp.load)
         rows.append(row(f"mntp-{mntp.name}", mntp.flops, workers, texts))
-    for own in plan.evaluations:
-        name, devices = f"{own.name} x {own.cells}", encoders or workers
-        tokens = {"real tokens": f"{own.tokens:.3g}"}
-        rows.append(row(f"encode {name}", own.encode_flops, devices, tokens))
-        rows.append(row(f"search {name}", own.search_flops, devices, {}))
+    for part in plan.evaluations:
+        name, devices = f"{part.name} x {part.cells}", encoders or workers
+        tokens = {"real tokens": f"{part.tokens:.3g}"}
+        rows.append(row(f"encode {name}", part.encode_flops, devices, tokens))
+        rows.append(row(f"search {name}", part.search_flops, devices, {}))
     return rows
 
 
-def _fits(found: Fitting) -> str:
-    if found.fits:
+def _fits(fitting: Fitting) -> str:
+    if fitting.fits:
         return "yes"
-    return f"no: {found.options}" if found.options else "no"
+    return f"no: {fitting.options}" if fitting.options else "no"

@@ -83,12 +83,12 @@ def claims(
     """
     if not margin > 0:
         raise ConfigError(f"margin = {margin}: it must be positive, in {measure} per decade of N")
-    found = series(
+    series_found = series(
         results, per_query, (measure,), collection=collection, split=split, variant=variant
     )
     if variant is None:
-        found = [_plain(one) for one in found]
-    wanted = [one for one in found if objective in (None, one.objective)]
+        series_found = [_plain(one) for one in series_found]
+    wanted = [one for one in series_found if objective in (None, one.objective)]
     tests = []
     for one in wanted:
         if head in (None, one.head) and one.objective == CL.name:
@@ -127,7 +127,7 @@ def slope(
     design = np.column_stack(
         [
             np.log10(n_R),
-            *(np.array([g == own for g in groups], float) for own in sorted(set(groups))),
+            *(np.array([g == group for g in groups], float) for group in sorted(set(groups))),
         ]
     )
     freedom = len(n_R) - design.shape[1]
@@ -199,15 +199,15 @@ def _flatness(estimate: Interval, margin: float) -> str:
 # ------------------------------------------------------------------------------- sparse or dense
 
 
-def _sparse_tests(found: Sequence[Series], n: str) -> list[Claim]:
+def _sparse_tests(series_found: Sequence[Series], n: str) -> list[Claim]:
     pairs: dict[str, tuple[Series, Series]] = {}
     values: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     parts: dict[tuple, dict[str, Series]] = defaultdict(dict)
-    for one in found:
+    for one in series_found:
         for size, variant in dict.fromkeys(zip(one.sizes, one.variants, strict=True)):
-            own = [d[:2] == (size, variant) for d in one.designs]
+            chosen = [d[:2] == (size, variant) for d in one.designs]
             key = (one.objective, one.collection, one.split, size, variant)
-            parts[key][one.head] = one.keep(np.array(own))
+            parts[key][one.head] = one.keep(np.array(chosen))
     for key, heads in parts.items():
         if not {"sparse", "dense"} <= heads.keys():
             continue

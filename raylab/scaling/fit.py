@@ -88,7 +88,10 @@ class Fit(Facts):
         x_B1K = (np.log(covariates_KB).T - self.centre_K)[:, None]
         value = self.unit * law.value(self.theta_P, x)[0]
         draws = self.unit * np.array(
-            [law.value(own, at)[0] for own, at in zip(self.theta_BP, x_B1K, strict=True)]
+            [
+                law.value(parameters, at)[0]
+                for parameters, at in zip(self.theta_BP, x_B1K, strict=True)
+            ]
         )
         return interval(float(value), draws, self.confidence)
 
@@ -214,11 +217,11 @@ def _usable(series: Series, law: Law, n: str, d: str) -> tuple[Series, int]:
             f"{series.name}: {law.name} has {len(law.parameters)} parameters and needs {wanted} design "
             f"points or more to leave a degree of freedom; there are {points} ({_has(series, kept)})"
         )
-    for name, own in zip(law.covariates, groups, strict=True):
-        if len(set(own)) < _FEWEST_LEVELS:
+    for name, group in zip(law.covariates, groups, strict=True):
+        if len(set(group)) < _FEWEST_LEVELS:
             raise ConfigError(
                 f"{series.name}: {law.name} needs {_FEWEST_LEVELS} levels of {name} or more; "
-                f"there are {len(set(own))} ({_has(series, kept)})"
+                f"there are {len(set(group))} ({_has(series, kept)})"
             )
     return kept, points
 

@@ -90,7 +90,7 @@ def forecast(
     predictions = tuple(
         _predict(fitted, held_out, np.flatnonzero(own_R), shift_BR, n, d, rng)
         for own_R in (
-            np.array([design == own for own in held_out.designs])
+            np.array([design == held_design for held_design in held_out.designs])
             for design in dict.fromkeys(held_out.designs)
         )
     )
@@ -113,29 +113,29 @@ def forecast(
 def _predict(
     fitted: Fit,
     held_out: Series,
-    own: np.ndarray,
+    chosen: np.ndarray,
     shift_BR: np.ndarray,
     n: str,
     d: str,
     rng: np.random.Generator,
 ) -> Predicted:
     covariates = {
-        name: float(np.exp(np.log(held_out.covariate(name, n, d)[own]).mean()))
+        name: float(np.exp(np.log(held_out.covariate(name, n, d)[chosen]).mean()))
         for name in find_law(fitted.law).covariates
     }
     value, draws = fitted.predicted_draws(*covariates.values())
-    measured = float(held_out.losses_R[own].mean())
-    shift_B = log_shift(shift_BR[:, own].mean(1))
-    noise_B = fitted.run_scale_B * rng.normal(size=len(draws)) / np.sqrt(len(own))
+    measured = float(held_out.losses_R[chosen].mean())
+    shift_B = log_shift(shift_BR[:, chosen].mean(1))
+    noise_B = fitted.run_scale_B * rng.normal(size=len(draws)) / np.sqrt(len(chosen))
     factor_B = np.exp(np.minimum(noise_B - shift_B, 600.0))
     predicted = interval(float(value), draws * factor_B, fitted.confidence)
-    size, variant, budget = held_out.designs[own[0]]
+    size, variant, budget = held_out.designs[chosen[0]]
     return Predicted(
         size=size,
         variant=variant,
         budget_flops=budget,
         covariates=covariates,
-        seeds=tuple(held_out.seeds[r] for r in own),
+        seeds=tuple(held_out.seeds[r] for r in chosen),
         measured=measured,
         predicted=predicted,
         relative_error=float(value) / measured - 1,

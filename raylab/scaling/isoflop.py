@@ -89,16 +89,16 @@ def isoflop(series: Series, fit: Fit) -> list[Optimum]:
     }
     surface, parabolas = [], []
     for budget in sorted(set(budgets_R[usable_R].tolist())):
-        own = np.flatnonzero(usable_R & (budgets_R == budget))
-        spent = float(np.median(spent_R[own]))
+        chosen = np.flatnonzero(usable_R & (budgets_R == budget))
+        spent = float(np.median(spent_R[chosen]))
         facts = common | {
             "budget_flops": budget,
-            "tried": (float(n_R[own].min()), float(n_R[own].max())),
-            "budget_runs": len(own),
+            "tried": (float(n_R[chosen].min()), float(n_R[chosen].max())),
+            "budget_runs": len(chosen),
         }
         surface.append(_surface(fit, spent, k, facts))
-        if len(set(n_R[own])) >= _FEWEST_SIZES:
-            parabolas.append((spent, facts, *_parabola(fit, own, n_R[own])))
+        if len(set(n_R[chosen])) >= _FEWEST_SIZES:
+            parabolas.append((spent, facts, *_parabola(fit, chosen, n_R[chosen])))
     return surface + _with_exponent(parabolas, k, fit.confidence)
 
 
@@ -144,15 +144,15 @@ def _intervals(
 
 
 def _parabola(
-    fit: Fit, own: np.ndarray, n_R: np.ndarray
+    fit: Fit, chosen: np.ndarray, n_R: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """log N of the least value within the sizes tried, of the runs and of the draws, [1 + B]; then the
     values there, [1 + B], and whether they are inside, bool [1 + B]."""
     x_R = np.log(n_R)
     centre = x_R.mean()
     design = np.vander(x_R - centre, 3)
-    losses = fit.series.losses_R[own]
-    every = np.vstack([losses, losses * np.exp(fit.noise_BR[:, own])])
+    losses = fit.series.losses_R[chosen]
+    every = np.vstack([losses, losses * np.exp(fit.noise_BR[:, chosen])])
     square, linear, constant = np.linalg.lstsq(design, every.T, rcond=None)[0]
     low, high = x_R.min() - centre, x_R.max() - centre
     ends = np.array([low, high])

@@ -72,7 +72,7 @@ class Law:
     def reported(self, theta_SP: np.ndarray, centre_K: np.ndarray, unit: float) -> np.ndarray:
         """The parameters as named, float64 [S, P], of losses in `unit`s and covariates about `centre_K`."""
         floor = unit * theta_SP[..., 0]
-        found = {}
+        reported = {}
         for k, (big, small) in enumerate((("A", "a"), ("B", "b"))[: len(self.covariates)]):
             log_term = theta_SP[..., 1 + 2 * k] + np.log(unit)
             exponent = theta_SP[..., 2 + 2 * k]
@@ -80,11 +80,11 @@ class Law:
                 log_big = log_term + exponent * centre_K[k]
             else:
                 log_big = log_term / exponent + centre_K[k]
-            found |= {big: _exp(log_big), small: exponent}
+            reported |= {big: _exp(log_big), small: exponent}
         if self.name == "data":
-            found = {"B": found["A"], "b": found["a"]}
-        found |= {"d": floor, "E": floor}
-        return np.stack([found[name] for name in self.parameters], -1)
+            reported = {"B": reported["A"], "b": reported["a"]}
+        reported |= {"d": floor, "E": floor}
+        return np.stack([reported[name] for name in self.parameters], -1)
 
 
 def _exp(log: np.ndarray) -> np.ndarray:

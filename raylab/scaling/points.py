@@ -125,7 +125,7 @@ class Series:
         return dataclasses.replace(
             self,
             **lists,
-            numbers={name: own[kept] for name, own in self.numbers.items()},
+            numbers={name: values[kept] for name, values in self.numbers.items()},
             losses_RQ=self.losses_RQ[kept],
             where=where or self.where,
             excluded=self.excluded + left_out,
@@ -183,13 +183,13 @@ def series(
     rows = rows.loc[rows["measure"].isin(list(measures))]
     values = _values(per_query, set(rows["system"]), set(rows["measure"]))
     keys = ["head", "objective", "collection", "split", "measure"]
-    found = [
-        _series(dict(zip(keys, key, strict=True)), own, values)
-        for key, own in rows.groupby(keys, sort=True)
+    every = [
+        _series(dict(zip(keys, key, strict=True)), group, values)
+        for key, group in rows.groupby(keys, sort=True)
     ]
     order = {measure: place for place, measure in enumerate(measures)}
     return sorted(
-        (one for one in found if one is not None),
+        (one for one in every if one is not None),
         key=lambda one: (one.collection, one.split, order[one.measure], one.head, one.objective),
     )
 
@@ -223,13 +223,13 @@ def _values(
     missing = [name for name in (*_RUN, "query_id", "value") if name not in per_query.columns]
     if missing:
         raise ConfigError(f"the per-query table lacks the column(s) {', '.join(missing)}")
-    own = per_query.loc[
+    chosen = per_query.loc[
         per_query["system"].isin(sorted(systems)) & per_query["measure"].isin(sorted(measures))
     ]
-    own = own.assign(seed=own["seed"].fillna(0).astype(int))
+    chosen = chosen.assign(seed=chosen["seed"].fillna(0).astype(int))
     return {
         key: rows.set_index("query_id")["value"].sort_index()
-        for key, rows in own.groupby(_RUN, sort=False)
+        for key, rows in chosen.groupby(_RUN, sort=False)
     }
 
 
@@ -288,6 +288,6 @@ def slices(whole: Series, law: str) -> list[Series]:
     else:
         return [whole]
     return [
-        whole.keep(np.array([own == label for own in labels]), where=label)
+        whole.keep(np.array([run_label == label for run_label in labels]), where=label)
         for label in dict.fromkeys(labels)
     ]

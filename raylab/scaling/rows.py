@@ -20,47 +20,47 @@ COLUMNS: tuple[str, ...] = (
 )  # fmt: skip
 
 
-def rows(found: Fit | Forecast | Optimum | Claim) -> list[dict[str, Any]]:
+def rows(estimate: Fit | Forecast | Optimum | Claim) -> list[dict[str, Any]]:
     """The estimates of a result under `COLUMNS`; a column that means nothing to one is None."""
-    common = dict.fromkeys(COLUMNS) | _facts(found)
-    if isinstance(found, Fit):
-        common |= {"row": "fit", "r_squared": _known(found.r_squared)}
+    common = dict.fromkeys(COLUMNS) | _facts(estimate)
+    if isinstance(estimate, Fit):
+        common |= {"row": "fit", "r_squared": _known(estimate.r_squared)}
         return [
             common
-            | _estimate(name, one, found.confidence)
-            | {"verdict": "at its bound" if name in found.at_bounds else None}
-            for name, one in found.parameters.items()
+            | _estimate(name, one, estimate.confidence)
+            | {"verdict": "at its bound" if name in estimate.at_bounds else None}
+            for name, one in estimate.parameters.items()
         ]
-    if isinstance(found, Forecast):
+    if isinstance(estimate, Forecast):
         common["row"] = "forecast"
         return [
             common
-            | _estimate("loss", one.predicted, found.confidence)
+            | _estimate("loss", one.predicted, estimate.confidence)
             | {
-                "about": f"held out {found.hold_out}: {one.size} at {one.budget_flops:.3g}",
+                "about": f"held out {estimate.hold_out}: {one.size} at {one.budget_flops:.3g}",
                 "measured": one.measured,
                 "relative_error": one.relative_error,
                 "verdict": "held" if one.held else "missed",
             }
-            for one in found.predictions
+            for one in estimate.predictions
         ]
-    if isinstance(found, Optimum):
-        about = f"{found.method} at {found.budget_flops:.3g}"
-        common |= {"row": "optimum", "about": about, "verdict": found.place}
-        named = {"N": found.optimal_n, "D": found.optimal_d, "loss": found.loss}
-        if found.exponent is not None:
-            named["exponent"] = found.exponent
-        return [common | _estimate(name, one, found.confidence) for name, one in named.items()]
-    quantity = "difference" if found.size else "slope per decade"
+    if isinstance(estimate, Optimum):
+        about = f"{estimate.method} at {estimate.budget_flops:.3g}"
+        common |= {"row": "optimum", "about": about, "verdict": estimate.place}
+        named = {"N": estimate.optimal_n, "D": estimate.optimal_d, "loss": estimate.loss}
+        if estimate.exponent is not None:
+            named["exponent"] = estimate.exponent
+        return [common | _estimate(name, one, estimate.confidence) for name, one in named.items()]
+    quantity = "difference" if estimate.size else "slope per decade"
     return [
         common
-        | _estimate(quantity, found.estimate, found.confidence)
+        | _estimate(quantity, estimate.estimate, estimate.confidence)
         | {
             "row": "claim",
-            "about": f"{found.claim}{f': {found.size}' if found.size else ''}",
-            "verdict": found.verdict,
-            "p": _known(found.p),
-            "family": found.family,
+            "about": f"{estimate.claim}{f': {estimate.size}' if estimate.size else ''}",
+            "verdict": estimate.verdict,
+            "p": _known(estimate.p),
+            "family": estimate.family,
         }
     ]
 
@@ -70,17 +70,17 @@ def _estimate(name: str, one: Interval, confidence: float) -> dict[str, Any]:
     return {"quantity": name, "confidence": confidence} | bounds
 
 
-def _facts(found: Facts) -> dict[str, Any]:
+def _facts(facts: Facts) -> dict[str, Any]:
     names = (
         "head", "objective", "collection", "split", "measure", "where", "law", "n", "d",
         "degrees_of_freedom", "n_runs", "points", "n_queries",
     )  # fmt: skip
-    own = {name: getattr(found, name, None) for name in names}
-    for name, (low, high) in found.window.items():
-        own |= {f"lowest_{name}": _known(low), f"highest_{name}": _known(high)}
-    return own | {
-        "seeds": " ".join(map(str, found.seeds)),
-        "excluded": "; ".join(found.excluded),
+    row = {name: getattr(facts, name, None) for name in names}
+    for name, (low, high) in facts.window.items():
+        row |= {f"lowest_{name}": _known(low), f"highest_{name}": _known(high)}
+    return row | {
+        "seeds": " ".join(map(str, facts.seeds)),
+        "excluded": "; ".join(facts.excluded),
     }
 
 

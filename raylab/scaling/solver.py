@@ -64,8 +64,8 @@ def solve_draws(
     draws = len(log_y_SR)
     log_value = np.log(law.value(starts_SP[: 4 * _REFINED], x_RK))
     objective = np.stack([huber(log_y_SR - one) for one in log_value], -1)
-    own = starts_SP[np.argpartition(objective, 1, axis=-1)[:, :2]]
-    theta = np.concatenate([np.broadcast_to(best_P, (draws, 1, len(best_P))), own], 1)
+    best_starts = starts_SP[np.argpartition(objective, 1, axis=-1)[:, :2]]
+    theta = np.concatenate([np.broadcast_to(best_P, (draws, 1, len(best_P))), best_starts], 1)
     count = theta.shape[1]
     flat, objective = refine(
         law, theta.reshape(draws * count, -1), x_RK, np.repeat(log_y_SR, count, 0), _FIRST_STEPS

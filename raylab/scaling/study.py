@@ -59,29 +59,29 @@ class Study:
 
     def _add(self, part: Series, law: str) -> None:
         options: dict[str, Any] = {"d": self.d, "draws": self.draws, "seed": self.seed}
-        own = []
+        fits = []
         try:
             for n in _sizes(part, law):
-                own.append(fit(part, law, n, **options))
+                fits.append(fit(part, law, n, **options))
         except ConfigError as error:
             self._refuse("fit", law, part, error)
-        self.fits += own
-        for hold_out in _HELD_OUT.get(law, ("size",)) if own else ():
+        self.fits += fits
+        for hold_out in _HELD_OUT.get(law, ("size",)) if fits else ():
             try:
                 self.forecasts.append(forecast(part, law, hold_out, **options))
             except ConfigError as error:
                 self._refuse("forecast", law, part, error, hold_out)
-        for fitted in own if law in SURFACES else ():
+        for fitted in fits if law in SURFACES else ():
             try:
                 self.optima += isoflop(part, fitted)
             except ConfigError as error:
                 self._refuse("optima", law, part, error)
 
     def _refuse(
-        self, what: str, law: str, part: Series, error: ConfigError, hold_out: str = ""
+        self, kind: str, law: str, part: Series, error: ConfigError, hold_out: str = ""
     ) -> None:
         reason = str(error).removeprefix(f"{part.name}: ")
-        self.refused.append(Refusal(what, law, part, reason, hold_out))
+        self.refused.append(Refusal(kind, law, part, reason, hold_out))
 
 
 def _sizes(part: Series, law: str) -> tuple[str, ...]:

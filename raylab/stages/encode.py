@@ -179,7 +179,7 @@ class ShardEncoder:
                 return ids, retriever.encode_queries(texts, limit), None
             tokens = retriever.tokenizer.encode_framed(texts, "query", task.encoding.query_length)
             matrix = retriever.encode_tokens(tokens, task.encoding.top_k_query, limit)
-            return ids, matrix, np.array([len(own) for own in tokens])
+            return ids, matrix, np.array([len(ids_of_text) for ids_of_text in tokens])
         if not isinstance(retriever, Retriever):
             passages = Texts.read(folder, task.part, task.rows)
             return passages.ids, retriever.encode_passages(passages.texts, limit), None

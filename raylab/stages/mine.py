@@ -98,10 +98,10 @@ def training_asks(
     ids = passage_ids(folder, part)
     asks = []
     for split in splits:
-        own = asks_of_topics(topics[split]) if split in topics else []
-        _, known = find_ids(ids, [p for ask in own for p in ask.positives])
+        split_asks = asks_of_topics(topics[split]) if split in topics else []
+        _, known = find_ids(ids, [p for ask in split_asks for p in ask.positives])
         at_hand = iter(known.tolist())
-        for ask in own:
+        for ask in split_asks:
             positives = tuple(p for p in ask.positives if next(at_hand))
             if positives:
                 asks.append(Ask(ask.query_id, ask.text, positives))
@@ -166,8 +166,8 @@ class _Miner:
 
         def make(task: MineTask) -> None:
             with self.store.draft(task.address) as draft:
-                found = search_and_draw(task.asks, searcher, drawer, self.mining.depth)
-                count = write_candidates(found, draft.path / "candidates.parquet")
+                candidates = search_and_draw(task.asks, searcher, drawer, self.mining.depth)
+                count = write_candidates(candidates, draft.path / "candidates.parquet")
                 draft.meta["queries"] = count
 
         return make
@@ -181,12 +181,12 @@ def search_and_draw(
         batch = asks[start : start + _SEARCHED]
         # Room for the positives and their copies, which are dropped.
         room = depth + 10 + max(len(ask.positives) for ask in batch)
-        found, _ = searcher.search([ask.text for ask in batch], room)
-        for ask, ranked in zip(batch, found.tolist(), strict=True):
+        ranked_ids, _ = searcher.search([ask.text for ask in batch], room)
+        for ask, ranked in zip(batch, ranked_ids.tolist(), strict=True):
             yield ask.query_id, drawer.draw(ask, ranked)
 
 
-def write_candidates(found: Iterable[tuple[str, Candidates]], path: Path) -> int:
+def write_candidates(candidates: Iterable[tuple[str, Candidates]], path: Path) -> int:
     """Write candidates by ascending query id; returns for how many queries.
 
     Raises:
@@ -195,11 +195,11 @@ def write_candidates(found: Iterable[tuple[str, Candidates]], path: Path) -> int
     count = 0
     with pq.ParquetWriter(path, _CANDIDATES) as writer:
         rows: list[dict[str, Any]] = []
-        for query_id, own in found:
-            if not own.mined:
+        for query_id, drawn in candidates:
+            if not drawn.mined:
                 raise CollectionError(f"query {query_id!r}: the collection has no other passage")
             rows.append(
-                {"query_id": query_id, "mined": list(own.mined), "random": list(own.random)}
+                {"query_id": query_id, "mined": list(drawn.mined), "random": list(drawn.random)}
             )
             count += 1
             if len(rows) == _SHARD_QUERIES:
@@ -251,17 +251,17 @@ def mine(
         actors,
     )
     with store.draft(address) as draft:
-        found = (one for shard in shards for one in candidates_by_query(store.local(shard)))
-        draft.meta["queries"] = write_candidates(found, draft.path / "candidates.parquet")
+        candidates = (one for shard in shards for one in candidates_by_query(store.local(shard)))
+        draft.meta["queries"] = write_candidates(candidates, draft.path / "candidates.parquet")
     remove_shards(store, shards)
     return store.committed(address)
 
 
 def _tasks(address: Address, asks: Sequence[Ask]) -> Iterator[MineTask]:
     for start in range(0, len(asks), _SHARD_QUERIES):
-        own = tuple(asks[start : start + _SHARD_QUERIES])
-        what = {"queries": [start, start + len(own)]}
-        yield MineTask(address.shard(start // _SHARD_QUERIES, what), own)
+        part = tuple(asks[start : start + _SHARD_QUERIES])
+        facts = {"queries": [start, start + len(part)]}
+        yield MineTask(address.shard(start // _SHARD_QUERIES, facts), part)
 
 
 def _mine_run(
@@ -274,8 +274,8 @@ def _mine_run(
     apart = None if part == PASSAGES else passage_ids(folder, PASSAGES)
     with store.draft(address) as draft, Quarantine(draft.path, mining.on_fault) as quarantine:
         ranked = scores_by_query(mining.run, list(by_id), drawer.ids, apart, left, quarantine)
-        found = ((q, drawer.draw(by_id[q], _ranking(scores))) for q, scores in ranked)
-        count = write_candidates(found, draft.path / "candidates.parquet")
+        candidates = ((q, drawer.draw(by_id[q], _ranking(scores))) for q, scores in ranked)
+        count = write_candidates(candidates, draft.path / "candidates.parquet")
         if not count:
             raise CollectionError(f"{mining.run}: it has none of the {len(asks)} training queries")
         draft.meta.update(

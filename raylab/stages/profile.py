@@ -112,8 +112,8 @@ def add_terms(terms: TermCounts | None, matrix: Matrix) -> TermCounts | None:
     """The counts with those of a shard's terms; None for dense ones."""
     if isinstance(matrix, np.ndarray):
         return None
-    own = TermCounts.of(matrix)
-    return own if terms is None else terms + own
+    counts = TermCounts.of(matrix)
+    return counts if terms is None else terms + counts
 
 
 def pairs_of(store: Store, profile: Profile, queries: Queries, passage_ids: np.ndarray) -> Pairs:
@@ -122,11 +122,13 @@ def pairs_of(store: Store, profile: Profile, queries: Queries, passage_ids: np.n
     positives, negatives = [], []
     for split, (query_ids, _) in queries.items():
         for query_id in query_ids:
-            own, barred = _positives(passage_ids, topics[split], query_id, profile.protocol(split))
-            positives.append(own)
+            relevant, barred = _positives(
+                passage_ids, topics[split], query_id, profile.protocol(split)
+            )
+            positives.append(relevant)
             negatives.append(
                 sample_negatives(query_id, len(passage_ids), barred, seed=NEGATIVES_SEED)
-                if len(own)
+                if len(relevant)
                 else []
             )
     return Pairs.of(positives, negatives)
@@ -166,12 +168,12 @@ def _positives(
     the query itself where queries are passages.
     """
     grades = topics.qrels.get(query_id, {})
-    own = [p for p, grade in grades.items() if grade >= rules.binary_level]
+    relevant = [p for p, grade in grades.items() if grade >= rules.binary_level]
     barred = [p for p, grade in grades.items() if grade > 0]
     if rules.drop_own_document:
-        own = [p for p in own if p != query_id]
+        relevant = [p for p in relevant if p != query_id]
         barred.append(query_id)
-    return _rows(passage_ids, own), set(_rows(passage_ids, barred).tolist())
+    return _rows(passage_ids, relevant), set(_rows(passage_ids, barred).tolist())
 
 
 def _rows(passage_ids: np.ndarray, wanted: list[str]) -> np.ndarray:

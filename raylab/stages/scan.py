@@ -92,8 +92,8 @@ class Scan:
         size = -(-len(self.rows) // _PIECES)
         cut = [self.rows[start : start + size] for start in range(0, len(self.rows), size)]
         return [
-            Piece(self.address.shard(n, {"rows": [own[0].start, own[-1].stop]}), self, own)
-            for n, own in enumerate(cut)
+            Piece(self.address.shard(n, {"rows": [rows[0].start, rows[-1].stop]}), self, rows)
+            for n, rows in enumerate(cut)
         ]
 
 
@@ -125,24 +125,24 @@ class Scanner:
         started = time.time()
         with self.store.draft(piece.address) as draft:
             queries, pairs = self._asked(piece.scan)
-            found = _Running(queries, piece.scan.depths, pairs, self.device)
+            running = _Running(queries, piece.scan.depths, pairs, self.device)
             for rows in piece.rows:
-                self._shard(piece.scan, rows, found)
-            found.write(draft.path)
+                self._shard(piece.scan, rows, running)
+            running.write(draft.path)
             draft.meta.update(
-                unstored_bytes=found.unstored_bytes,
-                flops=found.flops or None,
+                unstored_bytes=running.unstored_bytes,
+                flops=running.flops or None,
                 rows=sum(map(len, piece.rows)),
                 seconds=time.time() - started,
             )
 
-    def _shard(self, scan: Scan, rows: range, found: _Running) -> None:
+    def _shard(self, scan: Scan, rows: range, running: _Running) -> None:
         task = scan.embeddings.part(rows)
         ids, matrix, cost = self.encoder.encode(task)
         kept = as_stored(matrix, task.encoding.precision, task.address.name)
-        found.add(ids, kept, rows.start)
-        found.flops += cost.get("flops", 0.0)
-        found.unstored_bytes += stored_bytes(ids, kept, task.encoding.precision)
+        running.add(ids, kept, rows.start)
+        running.flops += cost.get("flops", 0.0)
+        running.unstored_bytes += stored_bytes(ids, kept, task.encoding.precision)
 
     def _asked(self, scan: Scan) -> tuple[Queries, Pairs | None]:
         """The queries, and the pairs to score, which pieces of a scan share."""
@@ -209,7 +209,7 @@ class _Running:
         for split, (query_ids, _) in self.queries.items():
             write_hits(folder, split, query_ids, *self.best[split])
         if self.pairs is not None:
-            places, scores = (np.concatenate(own) for own in zip(*self.scored, strict=True))
+            places, scores = (np.concatenate(arrays) for arrays in zip(*self.scored, strict=True))
             _write_pairs(folder, places, scores, self.terms)
 
 
@@ -259,11 +259,13 @@ def join(store: Store, scan: Scan, pieces: Sequence[Piece]) -> Artifact:
         for split, depth in scan.depths.items():
             write_hits(draft.path, split, *merged_hits(folders, split, depth))
         if scan.profile is not None:
-            own = [_read_pairs(folder) for folder in folders]
+            pairs = [_read_pairs(folder) for folder in folders]
             terms: TermCounts | None = None
-            for _, _, counts in own:
+            for _, _, counts in pairs:
                 terms = counts if terms is None or counts is None else terms + counts
-            places, scored = (np.concatenate(arrays) for arrays in list(zip(*own, strict=True))[:2])
+            places, scored = (
+                np.concatenate(arrays) for arrays in list(zip(*pairs, strict=True))[:2]
+            )
             _write_pairs(draft.path, places, scored, terms)
         metas = [part.meta for part in parts]
         draft.meta.update(

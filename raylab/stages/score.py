@@ -101,12 +101,12 @@ class _Pairs:
     def of(cls, asks: Sequence[Ask], ids: np.ndarray, candidates: Path) -> _Pairs:
         by_id = {ask.query_id: number for number, ask in enumerate(asks)}
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for query_id, own in candidates_by_query(candidates):
+        for query_id, drawn in candidates_by_query(candidates):
             number = by_id[query_id]
             positives = asks[number].positives
-            rows, _ = find_ids(ids, [*positives, *own.random, *own.mined])
+            rows, _ = find_ids(ids, [*positives, *drawn.random, *drawn.mined])
             ranks = np.full(len(rows), -1, np.int32)
-            ranks[len(rows) - len(own.mined) :] = np.arange(len(own.mined))
+            ranks[len(rows) - len(drawn.mined) :] = np.arange(len(drawn.mined))
             order = np.argsort(rows)
             numbers = np.full(len(rows), number, np.int32)
             parts.append((numbers, rows[order].astype(np.int32), ranks[order]))
@@ -119,11 +119,11 @@ class _Pairs:
         for start in range(0, len(order), _SHARD_PAIRS):
             places = order[start : start + _SHARD_PAIRS]
             numbers, ask_of = np.unique(self.ask_of[places], return_inverse=True)
-            what = {"pairs": [start, start + len(places)]}
+            facts = {"pairs": [start, start + len(places)]}
             yield (
                 places,
                 ScoreTask(
-                    address.shard(start // _SHARD_PAIRS, what),
+                    address.shard(start // _SHARD_PAIRS, facts),
                     tuple(self.asks[number] for number in numbers),
                     ask_of.astype(np.int32),
                     self.rows[places],
@@ -163,8 +163,8 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
     start = Scorer(store, folder, part, teacher, teaching.models_dir, teaching.compute_dtype)
     shards = make_shards(store, tasks, start, teaching.pool, teaching.actors)
     scores = np.empty(len(pairs.rows), np.float32)
-    for own, shard in zip(places, shards, strict=True):
-        scores[own] = np.load(store.local(shard) / "scores.npy")
+    for pair_places, shard in zip(places, shards, strict=True):
+        scores[pair_places] = np.load(store.local(shard) / "scores.npy")
     metadata = {
         "teacher": teacher,
         "fingerprint": teacher_fingerprint(teacher, teaching.models_dir),

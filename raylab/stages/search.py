@@ -167,8 +167,8 @@ class Evaluation:
             return []
         cut = [shards[start : start + size] for start in range(0, len(shards), size)]
         return [
-            SearchPiece(self.run_address.shard(n, {"first": own[0].path}), self, own)
-            for n, own in enumerate(cut)
+            SearchPiece(self.run_address.shard(n, {"first": part[0].path}), self, part)
+            for n, part in enumerate(cut)
         ]
 
 
@@ -229,8 +229,8 @@ def search_and_evaluate(store: Store, evaluation: Evaluation, device: str | None
     with store.draft(evaluation.address) as draft:
         pq.write_table(pa.Table.from_pylist(rows), draft.path / "measures.parquet")
         draft.meta.update(measures=names, queries=len(topics.queries), without_relevant=zeros)
-    found = (store.find(piece.address) for piece in pieces)
-    remove_shards(store, [piece for piece in found if piece is not None])
+    done = (store.find(piece.address) for piece in pieces)
+    remove_shards(store, [piece for piece in done if piece is not None])
 
 
 def write_hits(
@@ -301,12 +301,17 @@ def _search(
 
 def _merged(store: Store, evaluation: Evaluation, pieces: Sequence[SearchPiece]) -> Found:
     """The hits of all pieces; seconds and bytes are their sums."""
-    depth, made = evaluation.protocol.search_depth, [store.committed(p.address) for p in pieces]
-    folders = [store.local(piece) for piece in made]
+    depth, artifacts = (
+        evaluation.protocol.search_depth,
+        [store.committed(p.address) for p in pieces],
+    )
+    folders = [store.local(piece) for piece in artifacts]
     started = time.perf_counter()
     query_ids, ids, scores = merged_hits(folders, evaluation.split, depth)
-    seconds = time.perf_counter() - started + sum(piece.meta["search_seconds"] for piece in made)
-    size = sum(piece.meta["index_bytes"] for piece in made)
+    seconds = (
+        time.perf_counter() - started + sum(piece.meta["search_seconds"] for piece in artifacts)
+    )
+    size = sum(piece.meta["index_bytes"] for piece in artifacts)
     return query_ids, ids, scores, {"search_seconds": seconds, "index_bytes": size}
 
 

@@ -51,10 +51,10 @@ def make_groups(teaching: Teaching) -> Artifact:
             asks = sorted_asks(folder, part, teaching.mining)
             scores = None if file is None else _scores(file, asks, folder, part, draft, quarantine)
             partial = file is not None and (is_run(file) or bool(quarantine.kinds))
-            found = _scored_candidates(asks, scores, partial, draft)
+            candidates_found = _scored_candidates(asks, scores, partial, draft)
             if candidates is not None:
-                found = _mined_candidates(asks, candidates, scores)
-            batches = _groups_of(found, teaching.margin, draft)
+                candidates_found = _mined_candidates(asks, candidates, scores)
+            batches = _groups_of(candidates_found, teaching.margin, draft)
         groups, pseudo = write_shards(batches, draft.path)
         if not groups:
             raise CollectionError(f"{teaching.teacher}: no training group is left of it")
@@ -103,12 +103,12 @@ def _mined_candidates(
 ) -> _Found:
     """All three by ascending query id; candidates and scores are of validation queries too."""
     by_id = {ask.query_id: ask for ask in asks}
-    for query_id, own in candidates_by_query(candidates):
+    for query_id, drawn in candidates_by_query(candidates):
         ask = by_id.get(query_id)
         if ask is not None:
             scored_id, given = next(scores) if scores is not None else (query_id, None)
             assert scored_id == query_id
-            yield ask, own, None if given is None else _values(query_id, given)
+            yield ask, drawn, None if given is None else _values(query_id, given)
 
 
 def _scored_candidates(
@@ -124,12 +124,12 @@ def _scored_candidates(
     given, last, left_out = iter(scores), None, 0
     for ask in asks:
         last = next(given, None) if last is None else last
-        own: Scores = {}
+        query_scores: Scores = {}
         if last is not None and last[0] == ask.query_id:
-            own, last = last[1], None
-        candidates = _candidates_of(ask, own)
+            query_scores, last = last[1], None
+        candidates = _candidates_of(ask, query_scores)
         if partial:
-            positives = tuple(p for p in ask.positives if p in own)
+            positives = tuple(p for p in ask.positives if p in query_scores)
             ask = Ask(ask.query_id, ask.text, positives, ask.body_only)
             if not positives or not candidates.mined:
                 left_out += 1
@@ -138,7 +138,7 @@ def _scored_candidates(
             raise CollectionError(
                 f"the teacher scores hold no negative passage for training query {ask.query_id!r}"
             )
-        yield ask, candidates, _values(ask.query_id, own)
+        yield ask, candidates, _values(ask.query_id, query_scores)
     if partial:
         draft.meta["queries_without_scores"] = left_out
 

@@ -77,18 +77,20 @@ def tokenise(
     address = tokens_address(collection, tokenizer)
     start = _TokenWorker(store, collection, tokenizer.text)
     tasks = {part: _tasks(collection, address, part) for part in (PASSAGES, TRAIN_PASSAGES)}
-    made = make_shards(store, [t for own in tasks.values() for t in own], start, pool)
+    artifacts = make_shards(
+        store, [t for part_tasks in tasks.values() for t in part_tasks], start, pool
+    )
     with store.draft(address) as draft:
         first = 0
-        for part, own in tasks.items():
-            shards, first = made[first : first + len(own)], first + len(own)
+        for part, part_tasks in tasks.items():
+            shards, first = artifacts[first : first + len(part_tasks)], first + len(part_tasks)
             if shards:
                 draft.meta[part] = write_flat_store(
                     draft.path / part, _joined(store, shards), tokenizer.dtype
                 )
         statistics = {**draft.meta, "vocabulary": tokenizer.vocabulary}
         (draft.path / "statistics.json").write_text(json.dumps(statistics, indent=1))
-    remove_shards(store, made)
+    remove_shards(store, artifacts)
     return store.committed(address)
 
 
@@ -96,5 +98,10 @@ def _joined(
     store: Store, shards: Sequence[Artifact]
 ) -> Iterator[tuple[list[str], np.ndarray, np.ndarray, np.ndarray]]:
     for shard in shards:
-        own = PassageStore(store.local(shard))
-        yield own.passage_ids(slice(None)), own.flat, np.diff(own.offsets), own.titles
+        passages = PassageStore(store.local(shard))
+        yield (
+            passages.passage_ids(slice(None)),
+            passages.flat,
+            np.diff(passages.offsets),
+            passages.titles,
+        )

@@ -22,8 +22,8 @@ def adaptation_address(
     backbone: Backbone, weights: str, adaptation: Adaptation, tokens: Artifact | Address
 ) -> Address:
     """Where a size's adapted backbone stands; `weights` is the checksum of the weights it starts from."""
-    what = {"backbone": identity(backbone), "weights": weights, "adaptation": identity(adaptation)}
-    return Address(BACKBONE, backbone.name, what, {"tokens": tokens.fingerprint})
+    facts = {"backbone": identity(backbone), "weights": weights, "adaptation": identity(adaptation)}
+    return Address(BACKBONE, backbone.name, facts, {"tokens": tokens.fingerprint})
 
 
 def cell_address(
@@ -35,8 +35,8 @@ def cell_address(
         "tokens": tokens.fingerprint,
         "groups": groups.fingerprint,
     }
-    what = {**identity(cell), "cost_model": COST_MODEL}
-    return Address(RETRIEVER, cell.run_name, what, inputs)
+    facts = {**identity(cell), "cost_model": COST_MODEL}
+    return Address(RETRIEVER, cell.run_name, facts, inputs)
 
 
 def family_key(addresses: Sequence[Address]) -> Address:

@@ -95,12 +95,12 @@ class Address:
     def path(self) -> str:
         return path_of(self.stage, self.name, self.fingerprint)
 
-    def shard(self, number: int, what: Mapping[str, Any]) -> Address:
+    def shard(self, number: int, facts: Mapping[str, Any]) -> Address:
         """Where a part of the work stands until this artifact has taken it over (`Store.sweep`)."""
         return Address(
             self.stage + SHARDS,
             f"{self.name}-{number:05d}",
-            {"of": self.path, **what},
+            {"of": self.path, **facts},
             {"of": self.fingerprint},
         )
 

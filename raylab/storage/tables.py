@@ -38,7 +38,7 @@ def _doc(text: str, **default: Any) -> Any:
 class Result:
     """One measure of one system on one split."""
 
-    kind: Kind = _doc("what the system is")
+    kind: Kind = field(metadata={"doc": "what the system is"})
     system: str = _doc("the cell's name, the untrained system's, or BM25")
     size: str | None = _doc("of the ladder")
     head: str | None = _doc("name of the head")
@@ -70,9 +70,12 @@ class Result:
     query_ms: float | None = _doc(
         "of the search that made the run: one core, all queries at once", default=None
     )
-    variant: str = _doc("name of what an experiment changed; empty: nothing", default="")
-    varied: Varied = _doc(
-        "what the variant changes: nothing, the budget, or the recipe", default=""
+    variant: str = field(
+        default="", metadata={"doc": "name of what an experiment changed; empty: nothing"}
+    )
+    varied: Varied = field(
+        default="",
+        metadata={"doc": "what the variant changes: nothing, the budget, or the recipe"},
     )
     compute_dtype: str | None = _doc("what weights and activations are computed in", default=None)
     tokens: float | None = _doc("without padding, that fine-tuning saw", default=None)

@@ -166,20 +166,20 @@ def save_engine(engine: Any, folder: Path, state: dict[str, Any]) -> None:
 
 def random_state() -> dict[str, torch.Tensor]:
     """This worker's random state: what its next dropout masks are drawn from."""
-    own = {"cpu": torch.get_rng_state()}
+    state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
-    return own
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
 
 
 def random_states() -> list[dict[str, torch.Tensor]]:
     """Every worker's random state, in rank order: DeepSpeed keeps rank 0's client state for all."""
-    own = random_state()
+    state = random_state()
     world = rank_and_world()[1]
     if world == 1:
-        return [own]
+        return [state]
     states: list[Any] = [None] * world
-    torch.distributed.all_gather_object(states, own)
+    torch.distributed.all_gather_object(states, state)
     return states
 
 

@@ -112,12 +112,12 @@ class FineTuningTask:
                 encoded += engine(_take(texts[kind], places))
         leaves = []
         for kind, (ids, _, _) in enumerate(texts):
-            own = [(p, reps) for (k, p), reps in zip(parts, encoded, strict=True) if k == kind]
-            reps = own[0][1].new_empty(len(ids), own[0][1].shape[1])
-            for places, part in own:
+            of_kind = [(p, reps) for (k, p), reps in zip(parts, encoded, strict=True) if k == kind]
+            reps = of_kind[0][1].new_empty(len(ids), of_kind[0][1].shape[1])
+            for places, part in of_kind:
                 reps[places] = part
             leaves.append(reps.requires_grad_())
-        del encoded, own, part  # else the loss would have them beside it
+        del encoded, of_kind, part  # else the loss would have them beside it
         loss = self._loss(leaves, batch, step)
         gradients = torch.autograd.grad(loss * rank_and_world()[1], leaves)
         for number, ((kind, places), state) in enumerate(zip(parts, states, strict=True)):

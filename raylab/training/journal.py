@@ -51,8 +51,8 @@ class Journal:
         lost = {
             "retries": len(pairs),
             **{
-                f"lost_{what}": sum(max(0.0, a[what] - b[f"{what}_before"]) for a, b in pairs)
-                for what in ("flops", "seconds")
+                f"lost_{amount}": sum(max(0.0, a[amount] - b[f"{amount}_before"]) for a, b in pairs)
+                for amount in ("flops", "seconds")
             },
         }
         fresh = {name: value - self.told.get(name, 0) for name, value in lost.items()}

@@ -47,8 +47,8 @@ def negatives_seen(objective: Objective, queries: int, passages: int, workers: i
     check(queries % workers == 0, "queries", queries, f"divisible by {workers} workers")
     if not objective.in_batch:
         return Negatives(passages - 1, 0, 0)
-    own = queries // workers
-    return Negatives(passages - 1, (own - 1) * passages, (queries - own) * passages)
+    share = queries // workers
+    return Negatives(passages - 1, (share - 1) * passages, (queries - share) * passages)
 
 
 @dataclass(frozen=True)

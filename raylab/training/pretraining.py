@@ -155,15 +155,15 @@ class PretrainingModule(nn.Module):
     ) -> torch.Tensor:
         """InfoNCE of the short crops against the long ones, under both heads."""
         config, weight_VD = self.config, output_weight(self.model)
-        own = torch.arange(len(short[0]))
+        diagonal = torch.arange(len(short[0]))
         hidden_s, hidden_l = (hidden_states(self.model, *crops) for crops in (short, long))
         dense_s, dense_l = dense_reps(hidden_s, short[1]), dense_reps(hidden_l, long[1])
-        loss = config.dense_weight * info_nce(dense_s @ dense_l.T, own, config.temperature)
+        loss = config.dense_weight * info_nce(dense_s @ dense_l.T, diagonal, config.temperature)
         if config.sparse_weight:
             sparse_s = represent(SPARSE, hidden_s, weight_VD, short[1])
             sparse_l = represent(SPARSE, hidden_l, weight_VD, long[1])
             density = flops_regularizer(sparse_s) + flops_regularizer(sparse_l)
-            loss = loss + config.sparse_weight * info_nce(sparse_s @ sparse_l.T, own, 1.0)
+            loss = loss + config.sparse_weight * info_nce(sparse_s @ sparse_l.T, diagonal, 1.0)
             loss = loss + config.flops_weight * density
         return loss
 

@@ -17,7 +17,8 @@ from raylab.data.registry import BEIR_SETS
 from raylab.evaluation.measures import evaluate
 from raylab.evaluation.runs import Run, read_run, write_qrels, write_run
 from raylab.storage.store import Store
-from raylab.storage.tables import PER_QUERY, PER_QUERY_SCHEMA, RESULTS, RESULTS_SCHEMA, write_table
+from raylab.storage.tables import PER_QUERY, RESULTS, QueryValue, Result, write_table
+from tests.tables import query_value, result
 
 QUERIES = [f"q{n:02d}" for n in range(30)]
 
@@ -159,8 +160,8 @@ def storage(tmp_path_factory):
                 ]
                 results.append(key | {"kind": "trained", "value": float(values.mean())})
     store = Store(str(tmp_path_factory.mktemp("lab")))
-    write_table(store, PER_QUERY, rows, PER_QUERY_SCHEMA)
-    write_table(store, RESULTS, results, RESULTS_SCHEMA)
+    write_table(store, PER_QUERY, [query_value(**row) for row in rows], QueryValue)
+    write_table(store, RESULTS, [result(**row) for row in results], Result)
     return store, pd.DataFrame(rows)
 
 

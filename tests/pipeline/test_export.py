@@ -13,7 +13,8 @@ from raylab.models.hub import load_base, state_to_save
 from raylab.models.retriever import Retriever
 from raylab.storage.artifacts import Address
 from raylab.storage.store import Store
-from raylab.storage.tables import RESULTS, RESULTS_SCHEMA, write_table
+from raylab.storage.tables import RESULTS, Result, write_table
+from tests.tables import result
 
 RUN = "dense-tiny-cl-seed0"
 
@@ -51,7 +52,7 @@ def storage(model_folder, tmp_path):
         "fingerprint": address.fingerprint,
     }
     untrained = {**row, "kind": "untrained", "value": 0.1, "seed": None}
-    write_table(store, RESULTS, [row, untrained], RESULTS_SCHEMA)
+    write_table(store, RESULTS, [result(**row), result(**untrained)], Result)
     return store.root
 
 

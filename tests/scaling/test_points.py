@@ -47,25 +47,31 @@ def test_losses_are_entropy_itself_and_what_a_measure_lacks_to_1():
     np.testing.assert_allclose(found[2].losses_R, [0.7, 0.6, 0.7, 0.6])
 
 
-def test_columns_that_are_not_there_yet_are_unknown_and_dense_has_no_vocabulary_head():
+def test_nulls_are_unknown_and_the_vocabulary_head_counts_where_there_is_one():
     results, per_query = tables(PLAIN)
-    sparse, dense = (
-        series(results, per_query, ("nDCG@10",), head=h)[0] for h in ("sparse", "dense")
-    )
+    with pytest.raises(ConfigError, match=r"lacks the column\(s\) tokens"):
+        series(results.drop(columns="tokens"), per_query)
+    (sparse,) = series(results, per_query, ("nDCG@10",), head="sparse")
     assert np.isnan(sparse.numbers["tokens"]).all()
     assert np.isnan(sparse.numbers["with_head"]).all()
-    np.testing.assert_array_equal(dense.numbers["with_head"], [1_000, 1_000, 2_000, 2_000])
     heads = results.assign(head_parameters=np.where(results["head"] == "sparse", 500, 0))
-    (sparse,) = series(heads, per_query, ("nDCG@10",), head="sparse")
+    sparse, dense = (
+        series(heads, per_query, ("nDCG@10",), head=h)[0] for h in ("sparse", "dense")
+    )
+    np.testing.assert_array_equal(dense.numbers["with_head"], [1_000, 1_000, 2_000, 2_000])
     np.testing.assert_array_equal(sparse.numbers["with_head"], [1_500, 1_500, 2_500, 2_500])
 
 
 def test_variants_are_chosen_by_glob_and_by_default_are_plain_or_budgets():
     results, per_query = tables(PLAIN)
-    names = {None: "", "1e12": "-1e12", "causal": "-causal", "causal-2": "-causal-2"}
+    # A name says nothing: "16" is no budget, and a budget may be called anything.
+    names = {"": "", "small": "budget", "16": "recipe", "causal": "recipe", "causal-2": "recipe"}
     tags = [
-        (r.assign(variant=name, system=r["system"] + end), q.assign(system=q["system"] + end))
-        for name, end in names.items()
+        (
+            r.assign(variant=name, varied=varied, system=r["system"] + name),
+            q.assign(system=q["system"] + name),
+        )
+        for name, varied in names.items()
         for r, q in [(results, per_query)]
     ]
     all_results, values = (pd.concat(own, ignore_index=True) for own in zip(*tags, strict=True))
@@ -73,10 +79,10 @@ def test_variants_are_chosen_by_glob_and_by_default_are_plain_or_budgets():
     def variants(glob):
         return set(series(all_results, values, variant=glob)[0].variants)
 
-    assert variants(None) == {"", "1e12"}
+    assert variants(None) == {"", "small"}
     assert variants("causal*") == {"causal", "causal-2"}
     assert variants("") == {""}
-    assert variants("*") == {"", "1e12", "causal", "causal-2"}
+    assert variants("*") == set(names)
 
 
 def test_only_trained_runs_count_and_what_cannot_is_excluded_with_the_reason():

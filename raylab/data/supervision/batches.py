@@ -145,8 +145,8 @@ class TrainingBatches:
             positive = self.corruption.positive(g)
             rows.append(np.concatenate([[positive], pool[picks]]))
             if self.needs_teacher and positive_scores is not None and negative_scores is not None:
-                own = positive_scores[g : g + 1], negative_scores[g][picks]
-                teacher.append(self.corruption.scores(g, np.concatenate(own)))
+                drawn = positive_scores[g : g + 1], negative_scores[g][picks]
+                teacher.append(self.corruption.scores(g, np.concatenate(drawn)))
         rows_QK = np.array(rows, np.int64)
         body_QK = np.repeat(self.groups.body_only[groups][:, None], self.passages, axis=1)
         # The prompt and special tokens around a passage take their part of the limit.
@@ -161,15 +161,15 @@ class TrainingBatches:
                 f"{self.groups.source}: query {self.groups.query_ids[worst]!r}: a teacher score "
                 f"times fine_tuning.teacher_scale = {self.tuning.teacher_scale} is not finite"
             )
-        own = self.queries.lengths[groups]
+        drawn = self.queries.lengths[groups]
         return Draw(
             groups_Q=groups,
             rows_QK=rows_QK,
             body_QK=body_QK,
             teacher_QK=teacher_QK,
-            query_length=max(int(own.max()), 1),
+            query_length=max(int(drawn.max()), 1),
             passage_length=int(lengths.max()),
-            query_tokens=int(own.sum()),
+            query_tokens=int(drawn.sum()),
             passage_tokens=int(lengths.sum()),
         )
 
@@ -198,12 +198,14 @@ class TrainingBatches:
             raise ConfigError(
                 f"fine_tuning.batch_queries = {count}: it must be divisible by {world} workers"
             )
-        own = slice(rank * count // world, (rank + 1) * count // world)
-        queries = [self.queries[g] for g in draw.groups_Q[own]]
+        share = slice(rank * count // world, (rank + 1) * count // world)
+        queries = [self.queries[g] for g in draw.groups_Q[share]]
         limit = self.tuning.passage_length
         passages = [
             self.tokenizer.framed(self.store.tokens(row, limit, body), "passage", limit)
-            for row, body in zip(draw.rows_QK[own].ravel(), draw.body_QK[own].ravel(), strict=True)
+            for row, body in zip(
+                draw.rows_QK[share].ravel(), draw.body_QK[share].ravel(), strict=True
+            )
         ]
         query_ids, query_mask = pad(queries, draw.query_length, self.tokenizer.pad_id)
         passage_ids, passage_mask = pad(passages, draw.passage_length, self.tokenizer.pad_id)
@@ -212,11 +214,11 @@ class TrainingBatches:
         )
 
     def _excluded(self, draw: Draw) -> np.ndarray:
-        own = [self.positives_of[int(q)] for q in self.query_of[draw.groups_Q]]
-        starts = np.cumsum([0, *map(len, own[:-1])])
-        listed = np.concatenate(own)[:, None] == draw.rows_QK.ravel()
+        positives = [self.positives_of[int(q)] for q in self.query_of[draw.groups_Q]]
+        starts = np.cumsum([0, *map(len, positives[:-1])])
+        listed = np.concatenate(positives)[:, None] == draw.rows_QK.ravel()
         excluded = np.logical_or.reduceat(listed, starts, axis=0)
-        queries = np.arange(len(own))
+        queries = np.arange(len(positives))
         excluded[queries, queries * self.passages] = False
         return excluded
 

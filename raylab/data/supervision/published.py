@@ -153,15 +153,15 @@ def _known(
 ) -> Iterator[_Numbered]:
     """The groups of which every passage is known."""
     named = [[row["positive"], *row["negatives"]] for _, _, row in batch]
-    _, known = find_ids(passage_ids, [passage for own in named for passage in own])
-    ends = np.cumsum([len(own) for own in named])
-    for (number, record, row), own, found in zip(
+    _, known = find_ids(passage_ids, [passage for group in named for passage in group])
+    ends = np.cumsum([len(group) for group in named])
+    for (number, record, row), group, is_known in zip(
         batch, named, np.split(known, ends[:-1]), strict=True
     ):
-        if found.all():
+        if is_known.all():
             yield number, record, row
             continue
-        unknown = own[int(found.argmin())]
+        unknown = group[int(is_known.argmin())]
         reason = f"unknown passage {unknown!r}; it is not among the training passages"
         tell(on_fault, path, number, Wrong(Kind.UNKNOWN, reason), record)
 
@@ -271,9 +271,9 @@ def _scores(record: dict, key: str) -> list | None:
     return record.get(key)
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise Wrong(Kind.EMPTY, f"{what} is not a string with text")
+        raise Wrong(Kind.EMPTY, f"{field} is not a string with text")
     value.encode()  # half a surrogate pair, which JSON can spell, is no text
     return value
 

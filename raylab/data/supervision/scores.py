@@ -247,14 +247,14 @@ def _queries_of(
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     ends = np.append(starts, len(numbers))[1:]
     for start, end in zip(starts, ends, strict=True):
-        own = table.slice(start, end - start)
+        rows = table.slice(start, end - start)
         query_id = query_ids[int(numbers[start])]
-        passages = own["passage_id"].to_pylist()
-        values = zip(own["score"].to_pylist(), own["rank"].to_pylist(), strict=True)
+        passages = rows["passage_id"].to_pylist()
+        values = zip(rows["score"].to_pylist(), rows["rank"].to_pylist(), strict=True)
         scores: dict[str, tuple[float, int | None]] = {}
         for place, (passage, value) in enumerate(zip(passages, values, strict=True)):
             if passage in scores:
-                row = own.slice(place, 1).to_pylist()[0]
+                row = rows.slice(place, 1).to_pylist()[0]
                 reason = f"passage {passage!r} again for query {query_id!r}; a pair has one score"
                 tell(on_fault, path, row["place"], Wrong(Kind.DUPLICATE, reason), row)
                 continue

@@ -14,7 +14,7 @@ MISSING_ID = ""
 _MOST_PASSAGES = 2**31 - 1
 
 
-def encode_ids(ids: Sequence[str] | np.ndarray, what: str) -> np.ndarray:
+def encode_ids(ids: Sequence[str] | np.ndarray, owner: str) -> np.ndarray:
     """Ids as bytes [n], of strings or of UTF-8 bytes already; `what` names the shard in errors.
 
     Raises ValueError for an id that is empty, not a string, or holds a NUL (numpy would drop it).
@@ -22,17 +22,17 @@ def encode_ids(ids: Sequence[str] | np.ndarray, what: str) -> np.ndarray:
     if isinstance(ids, np.ndarray) and ids.dtype.kind == "S":
         empty = np.flatnonzero(ids == b"")
         if empty.size:
-            raise ValueError(f"{what}, row {empty[0]}: passage id '' is empty or holds a NUL")
+            raise ValueError(f"{owner}, row {empty[0]}: passage id '' is empty or holds a NUL")
         return ids
     for row, passage_id in enumerate(ids):
         if not isinstance(passage_id, str):
             raise ValueError(
-                f"{what}, row {row}: passage id {passage_id!r} is a "
+                f"{owner}, row {row}: passage id {passage_id!r} is a "
                 f"{type(passage_id).__name__}; ids are strings"
             )
         if not passage_id or "\0" in passage_id:
             raise ValueError(
-                f"{what}, row {row}: passage id {passage_id!r} is empty or holds a NUL"
+                f"{owner}, row {row}: passage id {passage_id!r} is empty or holds a NUL"
             )
     return np.strings.encode(np.array(ids, dtype=np.str_), "utf-8")
 
@@ -69,9 +69,9 @@ def decode_ranks(ids: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """Ids (str, the shape of ``ranks``) of ranks in ``ids``; rank -1 gives MISSING_ID."""
     if ranks.size == 0:
         return np.empty(ranks.shape, dtype="U1")
-    found = ids[np.maximum(ranks, 0)]
-    found[ranks < 0] = MISSING_ID.encode()
-    points = np.ascontiguousarray(found).view(np.uint8).reshape(*ranks.shape, -1)
+    hits = ids[np.maximum(ranks, 0)]
+    hits[ranks < 0] = MISSING_ID.encode()
+    points = np.ascontiguousarray(hits).view(np.uint8).reshape(*ranks.shape, -1)
     if points.max() < 128:  # ASCII: a byte is a code point
         return points.astype(np.uint32).view(f"U{points.shape[-1]}")[..., 0]
-    return np.strings.decode(found, "utf-8")
+    return np.strings.decode(hits, "utf-8")
