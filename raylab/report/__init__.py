@@ -1,7 +1,7 @@
 """The report: tables, charts, laws and a static page, from the results tables alone.
 
 results, values per query, ledger -> rows -> grid tables -> table.md, table.tex, table.csv
-                                                         -> charts as SVG, PNG and JSON
+                                                         -> charts as SVG, PNG and Vega-Lite
                                   -> laws -> laws.csv    -> index.html
 """
 
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 from rich.console import Console
 
-from raylab.report.charts import corruption, figures, isoflops
-from raylab.report.charts.chart import to_json
-from raylab.report.charts.drawing import render as draw
+from raylab.report.charts.chart import shown_tables
 from raylab.report.formats import to_csv, to_markdown, to_rich
 from raylab.report.heads import compare_heads, mark
 from raylab.report.laws import DRAWS, study
@@ -32,7 +30,7 @@ FOLDER = "report"
 _OURS = re.compile(
     r"laws\.csv|(flops|sparsity|index-bytes|corruption[a-z-]*|isoflop-[a-z]+)\.(png|svg|json)"
 )
-# Files that every report has; a chart adds NAME.png, NAME.svg and NAME.json, fitted laws laws.csv.
+# Files that every report has; a chart adds NAME.png, NAME.svg and NAME.json, its Vega-Lite; fitted laws laws.csv.
 FILES = {
     "png": "scaling.png",
     "svg": "scaling.svg",
@@ -80,24 +78,27 @@ def write(
     Raises:
         ValueError: the results have no rows, lack a column or contradict themselves.
     """
+    # They import Altair (0.6 s): only a report that is written waits for it.
+    from raylab.report.charts import corruption, drawing, isoflops, quality
+
     rows = read_rows(results)
     tests = [] if per_query is None else compare_heads(rows, per_query)
     tables = tuple(mark(grid_table(rows, benchmark), tests) for benchmark in benchmarks(rows))
     laws = None if per_query is None else study(rows, results, per_query, draws)
-    charts = figures.charts(tables)
-    charts += corruption.charts(figures.drawn(tables), per_query)
+    shown = shown_tables(tables)
+    charts = quality.charts(shown) + corruption.charts(shown, per_query)
     charts += isoflops.charts(laws) if laws else []
-    drawn = {chart.name: draw(chart) for chart in charts}
     in_layout = layout(tables)
     markdown = (layout_to_markdown(in_layout), published_markdown(), to_markdown(tables))
-    contents = {f"{name}.{kind}": data for name, own in drawn.items() for kind, data in own.items()}
-    contents |= {f"{chart.name}.json": to_json(chart) for chart in charts}
+    svgs = {chart.name: drawing.to_svg(chart) for chart in charts}
+    contents = {f"{name}.svg": svg for name, svg in svgs.items()}
+    contents |= {f"{chart.name}.png": drawing.to_png(chart) for chart in charts}
+    contents |= {f"{chart.name}.json": drawing.to_json(chart) for chart in charts}
     contents["table.md"] = "\n".join(part for part in markdown if part).encode()
     contents["table.tex"] = to_latex(in_layout).encode()
     contents["table.csv"] = to_csv(rows).encode()
     if laws and any(True for _ in laws.made()):
         contents["laws.csv"] = laws_to_csv(laws).encode()
-    svgs = {name: own["svg"] for name, own in drawn.items()}
     page = Contents(rows, results, ledger, tables, in_layout, charts, svgs, tests, laws, command)
     contents["index.html"] = render(page).encode()  # the last: it links to the others
     if command is not None:

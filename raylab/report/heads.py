@@ -57,9 +57,9 @@ def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[Heads
             named.setdefault(key, {})[row.head] = row.system
     sizes = list(dict.fromkeys(row.size for row in rows))  # by parameters
     twins = [
-        (*key, own["dense"], own["sparse"])
-        for key, own in sorted(named.items(), key=lambda item: _order(sizes, *item[0]))
-        if {"dense", "sparse"} <= own.keys()
+        (*key, systems["dense"], systems["sparse"])
+        for key, systems in sorted(named.items(), key=lambda item: _order(sizes, *item[0]))
+        if {"dense", "sparse"} <= systems.keys()
     ]
     values: dict[tuple[str, str], PerQuery] = {}
     about: list[tuple[Benchmark, str, str, str]] = []
@@ -67,7 +67,7 @@ def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[Heads
         systems = _values(per_query, benchmark)
         for size, objective, variant, *names in twins:
             pair = {name: systems.get(name, {}) for name in names}
-            if all(len(own) > 1 for own in pair.values()):
+            if all(len(by_query) > 1 for by_query in pair.values()):
                 where = " ".join((benchmark.name, size, objective, variant)).strip()
                 values[where, benchmark.primary] = pair
                 about.append((benchmark, size, objective, variant))
@@ -90,12 +90,12 @@ def _order(sizes: Sequence[str | None], size: str, objective: str, variant: str)
 
 def _values(per_query: pd.DataFrame, benchmark: Benchmark) -> PerQuery:
     """System -> query -> mean over seeds, of the benchmark's primary measure."""
-    own = per_query.query(benchmark.primary_filter)
-    columns = (own[name].tolist() for name in ("system", "query_id", "value"))
+    of_benchmark = per_query.query(benchmark.primary_filter)
+    columns = (of_benchmark[name].tolist() for name in ("system", "query_id", "value"))
     listed: dict[str, dict[str, list[float]]] = {}
     for system, query_id, value in zip(*columns, strict=True):
         listed.setdefault(system, {}).setdefault(query_id, []).append(value)
     return {
-        system: {query_id: sum(found) / len(found) for query_id, found in by_query.items()}
+        system: {query_id: sum(seeds) / len(seeds) for query_id, seeds in by_query.items()}
         for system, by_query in listed.items()
     }

@@ -24,22 +24,22 @@ def study(
 
     Validation splits are left out, and runs of other variants than the plain recipe and budgets.
     """
-    made = Study(draws)
+    fitted = Study(draws)
     if not any(row.kind == TRAINED for row in rows):
-        return made
+        return fitted
     for benchmark in benchmarks(rows):
         where: dict[str, Any] = {"collection": benchmark.collection, "split": benchmark.split}
         if not benchmark.held_out:
             continue
         for one in series(results, per_query, TARGETS, **where):
             for law in _laws(one):
-                made.add(one, law)
+                fitted.add(one, law)
         for measure in TARGETS:
             if measure in benchmark.measures:
                 tests = claims(results, per_query, measure, draws=draws, **where)
                 # Entropies of two heads have two temperatures: which head is better they do not tell.
-                made.claims += [one for one in tests if measure != ENTROPY or not one.size]
-    return made
+                fitted.claims += [one for one in tests if measure != ENTROPY or not one.size]
+    return fitted
 
 
 def _laws(whole: Series) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def layout(tables: Sequence[GridTable]) -> Layout:
     for cell in cells:
         entries: list[Entry | None] = []
         for objective in objectives:
-            lines = [own.get((cell, objective)) for own in by_cell]
+            lines = [lines_of.get((cell, objective)) for lines_of in by_cell]
             entries += [_entry(line) for line in lines]
             if whole:
                 entries.append(_mean([lines[i] for i in beir]))
@@ -120,8 +120,8 @@ def _where(table: GridTable) -> tuple[str, str]:
 
 def _published(table: GridTable) -> str | None:
     """The published column of the same benchmark and measure."""
-    found = published.same_benchmark(*_where(table))
-    return found if found and published.MEASURES[found] == table.benchmark.primary else None
+    column = published.same_benchmark(*_where(table))
+    return column if column and published.MEASURES[column] == table.benchmark.primary else None
 
 
 def _cell(line: Line) -> tuple[str, str, str]:
@@ -148,8 +148,8 @@ def _baseline(
 ) -> tuple[Entry | None, ...]:
     """A system without an objective stands in the first group."""
     lines = [next((x for x in t.of(BASELINE) if x.system == name), None) for t in shown]
-    own = [_entry(line) for line in lines] + ([_mean([lines[i] for i in beir])] if beir else [])
-    return tuple(own + [None] * (len(own) * (groups - 1)))
+    entries = [_entry(line) for line in lines] + ([_mean([lines[i] for i in beir])] if beir else [])
+    return tuple(entries + [None] * (len(entries) * (groups - 1)))
 
 
 def _reference(
@@ -157,10 +157,10 @@ def _reference(
 ) -> tuple[Entry | None, ...]:
     """In the group of its objective, where the grid has it, else in the first."""
     values = [one.values.get(name) if name else None for name in same]
-    own = [None if value is None else Entry(value) for value in values]
+    entries = [None if value is None else Entry(value) for value in values]
     place = objectives.index(one.objective) if one.objective in objectives else 0
-    blank: list[Entry | None] = [None] * len(own)
-    return tuple(e for i in range(len(objectives)) for e in (own if i == place else blank))
+    blank: list[Entry | None] = [None] * len(entries)
+    return tuple(e for i in range(len(objectives)) for e in (entries if i == place else blank))
 
 
 def _notes(trained: Sequence[Line], references: bool) -> str:
@@ -177,16 +177,18 @@ def _notes(trained: Sequence[Line], references: bool) -> str:
 # ----------------------------------------------------------------------------------------- as text
 
 
-def to_markdown(made: Layout) -> str:
+def to_markdown(grid: Layout) -> str:
     """The layout as a section of Markdown; empty without cells."""
-    if made.empty:
+    if grid.empty:
         return ""
-    names = [*made.names, *(f"{g} {c}" for g in made.groups for c in made.columns)]
-    body = [[*map(escaped, own), *map(_markdown, entries)] for own, entries in made.rows]
-    pad = [""] * (len(made.names) - 1)
-    body += [[escaped(name), *pad, *map(_markdown, entries)] for name, entries in made.references]
+    names = [*grid.names, *(f"{g} {c}" for g in grid.groups for c in grid.columns)]
+    body = [
+        [*map(escaped, row_names), *map(_markdown, entries)] for row_names, entries in grid.rows
+    ]
+    pad = [""] * (len(grid.names) - 1)
+    body += [[escaped(name), *pad, *map(_markdown, entries)] for name, entries in grid.references]
     table = markdown_table(names, [name in _TEXT for name in names], body)
-    return f"### The grid\n\n{table}\n\n{escaped(made.note)}\n"
+    return f"### The grid\n\n{table}\n\n{escaped(grid.note)}\n"
 
 
 def _markdown(entry: Entry | None) -> str:
@@ -214,23 +216,23 @@ def published_markdown() -> str:
 
 def latex(text: str) -> str:
     """A text as LaTeX sets it."""
-    return re.sub(r"[&%$#_{}\\~^\u2020\u2264]", lambda found: _SPECIAL[found[0]], text)
+    return re.sub(r"[&%$#_{}\\~^\u2020\u2264]", lambda match: _SPECIAL[match[0]], text)
 
 
-def to_latex(made: Layout) -> str:
+def to_latex(grid: Layout) -> str:
     """A table (booktabs) to be set with `\\input`; each row's intervals stand small below its values."""
-    if made.empty:
+    if grid.empty:
         return "% No cell is trained in these results.\n"
-    lead, width = len(made.names), len(made.columns)
+    lead, width = len(grid.names), len(grid.columns)
     groups = [
         rf"\multicolumn{{{width}}}{{c}}{{{latex(group)}}}" if width > 1 else latex(group)
-        for group in made.groups
+        for group in grid.groups
     ]
     rules = [
         rf"\cmidrule(lr){{{lead + 1 + i * width}-{lead + (i + 1) * width}}}"
         for i in range(len(groups))
     ]
-    heads = [latex(f"{c} {m}") for c, m in zip(made.columns, made.measures, strict=True)]
+    heads = [latex(f"{c} {m}") for c, m in zip(grid.columns, grid.measures, strict=True)]
     lines = [
         "% Made by raylab report; needs \\usepackage{booktabs}.",
         r"\begin{table}",
@@ -239,23 +241,23 @@ def to_latex(made: Layout) -> str:
         r"\toprule",
         _row([""] * lead + groups),
         " ".join(rules),
-        _row([*map(latex, made.names), *heads * len(groups)]),
+        _row([*map(latex, grid.names), *heads * len(groups)]),
         r"\midrule",
     ]
     before = ""
-    for names, entries in made.rows:
+    for names, entries in grid.rows:
         if before and names[0] != before:
             lines.append(r"\addlinespace")
         before = names[0]
         lines += _latex_rows([latex(name) for name in names], entries)
-    if made.references:
+    if grid.references:
         lines.append(r"\midrule")
-    for name, entries in made.references:
+    for name, entries in grid.references:
         lines += _latex_rows([latex(name), *[""] * (lead - 1)], entries)
     lines += [
         r"\bottomrule",
         r"\end{tabular}",
-        rf"\caption{{{latex(made.note)}}}",
+        rf"\caption{{{latex(grid.note)}}}",
         r"\end{table}",
     ]
     return "\n".join(line for line in lines if line) + "\n"

@@ -120,7 +120,7 @@ def read_rows(results: pd.DataFrame) -> list[Result]:
         raise ValueError("the results table has no rows: there is nothing to report")
     columns = [field.name for field in _FIELDS if field.name in results.columns]
     cells = zip(*(results[name] for name in columns), strict=True)
-    rows = [_row(dict(zip(columns, own, strict=True))) for own in cells]
+    rows = [_row(dict(zip(columns, values, strict=True))) for values in cells]
     seen = set()
     for row in rows:
         if row.kind not in KINDS:
@@ -171,21 +171,21 @@ def variant_rank(variant: str) -> tuple:
 
 def benchmarks(rows: Sequence[Result]) -> list[Benchmark]:
     """The benchmarks the rows speak of: held-out splits first, then by collection and split."""
-    found = []
+    known = []
     for collection, split in sorted({(row.collection, row.split) for row in rows}):
-        own = [row for row in rows if (row.collection, row.split) == (collection, split)]
+        selected = [row for row in rows if (row.collection, row.split) == (collection, split)]
         splits = {row.split for row in rows if row.collection == collection}
-        queries = {row.queries for row in own if row.queries is not None}
-        found.append(
+        queries = {row.queries for row in selected if row.queries is not None}
+        known.append(
             Benchmark(
                 collection,
                 split,
-                _measures(collection, split, {row.measure for row in own}),
+                _measures(collection, split, {row.measure for row in selected}),
                 max(queries, default=None),
                 held_out=split not in VALIDATION_SPLITS or splits <= VALIDATION_SPLITS,
             )
         )
-    return sorted(found, key=lambda benchmark: not benchmark.held_out)
+    return sorted(known, key=lambda benchmark: not benchmark.held_out)
 
 
 def _measures(collection: str, split: str, present: set[str]) -> tuple[str, ...]:

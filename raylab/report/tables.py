@@ -102,13 +102,13 @@ def grid_table(
         measure: of the benchmark, default its primary one.
     """
     where = (benchmark.collection, benchmark.split, measure or benchmark.primary)
-    own = [
+    selected = [
         row
         for row in rows
         if (row.collection, row.split, row.measure) == where and row.value is not None
     ]
-    untrained = {(row.size, row.head): row.value for row in own if row.kind == UNTRAINED}
-    cells = [tuple(group) for _, group in groupby(own, key=_cell)]
+    untrained = {(row.size, row.head): row.value for row in selected if row.kind == UNTRAINED}
+    cells = [tuple(group) for _, group in groupby(selected, key=_cell)]
     best = _best_by_head(cells)
     return GridTable(
         benchmark,

@@ -9,7 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from raylab.storage.tables import LEDGER_SCHEMA, RESULTS_SCHEMA
+from raylab.storage.store import Store
+from raylab.storage.tables import LedgerRow, Result, schema_of, write_table
 
 # Named so that the order by name is not the order by parameters.
 SIZES = {"pico-1x64": 123_456, "pico-4x256": 4_200_000, "pico-2x128": 656_000}
@@ -19,8 +20,16 @@ BEIR_MEASURES = ("RR@10", "R@100", "nDCG@10")
 
 def results_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Rows as the driver makes them: absent facts are nulls."""
-    full = [dict.fromkeys(RESULTS_SCHEMA.names) | row for row in rows]
-    return pa.Table.from_pylist(full, schema=RESULTS_SCHEMA).to_pandas()
+    schema = schema_of(Result)
+    blank = dict.fromkeys(schema.names) | {"variant": "", "varied": ""}
+    full = [blank | row for row in rows]
+    return pa.Table.from_pylist(full, schema=schema).to_pandas()
+
+
+def store_table(store: Store, path: str, frame: pd.DataFrame, row: type) -> pd.DataFrame:
+    """A table as the driver stores it, and as it is read back."""
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return write_table(store, path, [row(**record) for record in records], row)
 
 
 def _systems(
@@ -106,7 +115,7 @@ def ledger() -> pd.DataFrame:
     ]
     names = ("stage", "name", "seconds", "flops", "tokens", "size_bytes")
     records = [dict(zip(names, row, strict=True)) | {"fingerprint": "f" * 64} for row in rows]
-    return pa.Table.from_pylist(records, schema=LEDGER_SCHEMA).to_pandas()
+    return pa.Table.from_pylist(records, schema=schema_of(LedgerRow)).to_pandas()
 
 
 ODD_GRIDS: dict[str, dict[str, Any]] = {
@@ -137,7 +146,9 @@ def budgeted(results: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
     ]
     parts = [rest]
     for place, budget in enumerate(sorted(budgets)):
-        own = trained.assign(variant=f"{budget:g}", budget_flops=budget, spent_flops=budget * 1.004)
+        own = trained.assign(
+            variant=f"{budget:g}", varied="budget", budget_flops=budget, spent_flops=budget * 1.004
+        )
         own["system"] += f"-{budget:g}"
         own["fingerprint"] = [
             sha256(f"{f}{budget:g}".encode()).hexdigest() for f in own["fingerprint"]
@@ -145,12 +156,3 @@ def budgeted(results: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
         own[["value", "ci_low", "ci_high"]] += 0.01 * place
         parts.append(own)
     return pd.concat(parts, ignore_index=True)
-
-
-def chart_looks(panel) -> list[tuple]:
-    """Marker, fill and dash of what a panel shows of cells, optima aside."""
-    return [
-        (one.look.marker, one.look.hollow, one.look.dash)
-        for one in panel.series
-        if one.role in ("measured", "untrained")
-    ]

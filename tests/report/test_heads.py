@@ -11,16 +11,8 @@ from raylab.report.heads import compare_heads, mark
 from raylab.report.rows import read_rows
 from raylab.report.tables import grid_table
 from raylab.storage.store import Store
-from raylab.storage.tables import (
-    LEDGER,
-    LEDGER_SCHEMA,
-    PER_QUERY,
-    PER_QUERY_SCHEMA,
-    RESULTS,
-    RESULTS_SCHEMA,
-    write_table,
-)
-from tests.report.conftest import budgeted
+from raylab.storage.tables import LEDGER, PER_QUERY, RESULTS, LedgerRow, QueryValue, Result
+from tests.report.conftest import budgeted, store_table
 from tests.report.test_page import Page, files_of, table_headed
 
 
@@ -86,13 +78,12 @@ def test_twins_of_each_variant_are_tested_and_the_better_cell_is_marked(make_res
 def test_the_page_shows_them_and_is_the_same_when_made_again(tmp_path, results, ledger):
     store = Store(str(tmp_path / "lab"))
     per_query = per_query_of(results)
-    for path, frame, schema in (
-        (RESULTS, results, RESULTS_SCHEMA),
-        (PER_QUERY, per_query, PER_QUERY_SCHEMA),
-        (LEDGER, ledger, LEDGER_SCHEMA),
+    for path, frame, row in (
+        (RESULTS, results, Result),
+        (PER_QUERY, per_query, QueryValue),
+        (LEDGER, ledger, LedgerRow),
     ):
-        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        write_table(store, path, records, schema)
+        store_table(store, path, frame, row)
     report.write(store, results, ledger, per_query)
     before = files_of(store)
     page = Page(before["index.html"].decode())

@@ -10,14 +10,16 @@ import pytest
 
 from raylab import report
 from raylab.report.charts import isoflops
+from raylab.report.charts.theme import STAR
 from raylab.report.laws import study
 from raylab.report.page.law_blocks import section, to_csv
 from raylab.report.rows import read_rows
 from raylab.scaling import COLUMNS
 from raylab.storage.store import Store
-from tests.report.conftest import chart_looks, results_frame
+from tests.report.conftest import results_frame
 from tests.report.test_heads import per_query_of
 from tests.report.test_page import Page, files_of, table_headed
+from tests.report.vega import Figure
 
 BUDGETS = (1e12, 2e12, 4e12, 8e12)
 SIZES = {"s1": 100_000, "s2": 200_000, "s3": 400_000, "s4": 800_000, "s5": 1_600_000}
@@ -41,6 +43,7 @@ def isoflop_results(heads=("sparse", "dense"), sizes=SIZES, budgets=BUDGETS, spl
                         "spent_flops": budget, "tokens": d, "fingerprint": f"{name}-{split}",
                         "head_parameters": 0 if head == "dense" else 50_000,
                         "variant": f"{budget:g}" if len(budgets) > 1 else "",
+                        "varied": "budget" if len(budgets) > 1 else "",
                     }  # fmt: skip
                     for measure, value in (("CE@256", loss), ("nDCG@10", 1 - loss / 10)):
                         rows.append(cell | {"measure": measure, "value": value})
@@ -106,40 +109,50 @@ def test_isoflop_charts_hold_the_runs_the_surface_and_its_optima():
     made = studied(results)
     charts = {chart.name: chart for chart in isoflops.charts(made)}
     assert set(charts) == {"isoflop-sparse", "isoflop-dense"}
-    (panel,) = charts["isoflop-dense"].panels
-    measured = [one for one in panel.series if one.role == "measured"]
-    surfaces = [one for one in panel.series if one.role == "fitted"]
+    figure = Figure(charts["isoflop-dense"])
+    (panel,) = figure.panels
+    measured, surfaces = panel.series("trained"), panel.series("fitted")
     assert len(measured) == len(surfaces) == len(BUDGETS)
-    own = results.query(charts["isoflop-dense"].rows_filter[0]).set_index("system")
-    assert {name for one in measured for name in one.names} == set(own.index)
-    for one in measured:
-        assert list(one.y) == pytest.approx([own.loc[name, "value"] for name in one.names])
-    for budget, one in zip(BUDGETS, surfaces, strict=True):
-        n = np.array(one.x)
-        assert one.y == pytest.approx(E + A / n**ALPHA + B / (budget / 6 / n) ** BETA, rel=0.02)
-    assert len(set(chart_looks(panel))) == len(BUDGETS)
-    dashes = [one.look.dash for one in surfaces]
+    by_system = results.query(charts["isoflop-dense"].rows_filter[0]).set_index("system")
+    assert {point["system"] for point in panel.of("trained")} == set(by_system.index)
+    for point in panel.of("trained"):
+        assert point["y"] == pytest.approx(by_system.loc[point["system"], "value"])
+        assert point["x"] == by_system.loc[point["system"], "parameters"]
+    for budget, curve in zip(BUDGETS, surfaces.values(), strict=True):
+        n = np.array([point["x"] for point in curve])
+        loss = E + A / n**ALPHA + B / (budget / 6 / n) ** BETA
+        assert [point["y"] for point in curve] == pytest.approx(loss, rel=0.02)
+    assert len(set(panel.looks())) == len(BUDGETS)
+    dashes = [tuple(figure.styles("strokeDash")[label]) for label in surfaces]
     assert len(set(dashes)) == len(dashes)
-    stars = [one for one in panel.series if one.look.marker == "*"]
+    stars = stars_of(figure)
     placed = [
         o for o in made.optima if (o.head, o.law, o.measure) == ("dense", "chinchilla", "CE@256")
     ]
     surface = [o for o in placed if o.method == "surface"]
-    assert [star.look.hollow for star in stars] == [o.place == "edge" for o in surface]
+    assert [star["mark"] in figure.hollow for star in stars] == [o.place == "edge" for o in surface]
     for star, o in zip(stars, surface, strict=True):
         if o.place == "interior":
-            assert star.x == (o.optimal_n.value,)
+            assert star["x"] == o.optimal_n.value
+
+
+def stars_of(figure):
+    """The optima of the surfaces, by budget; the legend has each kind of mark that is drawn."""
+    (panel,) = figure.panels
+    assert {row["mark"] for row in panel.of("optimum")} <= {key["mark"] for key in figure.legend}
+    shapes = figure.styles("shape")
+    return [row for row in panel.of("optimum") if shapes[row["mark"]] == STAR]
 
 
 def test_an_optimum_at_the_edge_is_hollow_and_within_the_sizes_tried():
     small = {name: n // 40 for name, n in SIZES.items()}
     made = studied(isoflop_results(heads=("dense",), sizes=small))
     (chart,) = isoflops.charts(made)
-    stars = [one for one in chart.panels[0].series if one.look.marker == "*"]
-    edges = [one for one in stars if one.look.hollow]
+    figure = Figure(chart)
+    edges = [star for star in stars_of(figure) if star["mark"] in figure.hollow]
     assert edges
-    assert all(one.x[0] == max(small.values()) for one in edges)
-    assert all("edge" in one.label for one in edges)
+    assert all(star["x"] == max(small.values()) for star in edges)
+    assert all("edge" in star["mark"] for star in edges)
     assert any("edge of the sizes tried" in line for line in section(made).negative)
 
 

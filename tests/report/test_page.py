@@ -12,7 +12,8 @@ from rich.console import Console
 
 from raylab import report
 from raylab.storage.store import Store
-from raylab.storage.tables import LEDGER, LEDGER_SCHEMA, RESULTS, RESULTS_SCHEMA, write_table
+from raylab.storage.tables import LEDGER, RESULTS, LedgerRow, Result
+from tests.report.conftest import store_table
 
 VOID = {"meta", "br", "path", "use"}
 
@@ -98,13 +99,8 @@ def test_object_storage_gets_the_same_files(tmp_path, results, ledger):
 def test_rebuilding_from_the_stored_tables_gives_the_same_bytes(tmp_path, results, ledger):
     store = Store(str(tmp_path / "lab"))
     in_memory = [
-        write_table(
-            store, path, frame.astype(object).where(frame.notna(), None).to_dict("records"), schema
-        )
-        for path, frame, schema in (
-            (RESULTS, results, RESULTS_SCHEMA),
-            (LEDGER, ledger, LEDGER_SCHEMA),
-        )
+        store_table(store, path, frame, row)
+        for path, frame, row in ((RESULTS, results, Result), (LEDGER, ledger, LedgerRow))
     ]
     report.write(store, *in_memory)
     before = files_of(store)
@@ -151,7 +147,7 @@ def test_every_figure_tells_its_rows_command_seeds_fingerprints_and_freedom(
     assert len(figures) == len(charts) == 2
     for figure in figures:
         (name,) = [name for name in charts if f'href="{name}.json"' in figure]
-        for rows in json.loads(written[f"{name}.json"])["rows_filter"]:
+        for rows in json.loads(written[f"{name}.json"])["usermeta"]["rows_filter"]:
             assert len(results.query(rows))
             assert html.escape(rows, quote=True).replace("&#x27;", "&#39;") in figure
         assert "python experiments/grid.py --seeds 1 &lt;x&gt;" in figure
@@ -159,12 +155,8 @@ def test_every_figure_tells_its_rows_command_seeds_fingerprints_and_freedom(
             assert fact in figure
     # The command is kept, and read when the report is made again.
     assert (tmp_path / "lab" / report.COMMAND).read_text().startswith("python experiments")
-    for path, frame, schema in (
-        (RESULTS, results, RESULTS_SCHEMA),
-        (LEDGER, ledger, LEDGER_SCHEMA),
-    ):
-        records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-        write_table(store, path, records, schema)
+    for path, frame, row in ((RESULTS, results, Result), (LEDGER, ledger, LedgerRow)):
+        store_table(store, path, frame, row)
     report.rebuild(store.uri)
     assert files_of(store) == written
 

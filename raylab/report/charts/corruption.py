@@ -1,6 +1,6 @@
 """Quality against the share of the supervision that is wrong, and against the cell that had none wrong.
 
-Legend: B draws, Q queries.
+Legend: B draws, Q queries, S systems.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from raylab.report.charts.chart import Axis, Chart, Key, Look, Panel, Rule, Series, looks
-from raylab.report.charts.figures import BARS_OF_QUERIES, BARS_OF_SEEDS, points, series_label
-from raylab.report.rows import BASELINE, TRAINED
+from raylab.report.charts.chart import Chart
+from raylab.report.charts.drawing import Panel, Row, draw
+from raylab.report.charts.quality import bars_of, point, references
+from raylab.report.charts.theme import REFERENCE_STYLE, Key, labels, styles
+from raylab.report.rows import TRAINED
 from raylab.report.tables import GridTable, Line
 
 _BOTH, _POSITIVES, _SCORES = "positives and teacher scores", "positives", "teacher scores"
@@ -23,129 +25,106 @@ _NAMES = {
 }
 _DRAWS = 1000
 
+Cell = list[tuple[float, Line]]
+"""Lines that differ in the share alone, each with its share, smallest first."""
+
 
 def charts(tables: Sequence[GridTable], per_query: pd.DataFrame | None = None) -> list[Chart]:
     """A chart a kind of corruption: each held-out table's values, and shares of the uncorrupted cell's."""
-    kinds = sorted(
-        {found[0] for table in tables for line in table.of(TRAINED) if (found := corrupted(line))}
-    )
-    made = [_chart(kind, tables, per_query) for kind in kinds]
-    return [chart for chart in made if not chart.empty]
+    kinds = {corrupted(line) for table in tables for line in table.of(TRAINED)}
+    return [_chart(kind, tables, per_query) for kind in sorted({kind for kind, _ in kinds if kind})]
 
 
-def corrupted(line: Line) -> tuple[str, float] | None:
-    """What was corrupted, and the share of it; of two shares the larger one. None: nothing was."""
+def corrupted(line: Line) -> tuple[str, float]:
+    """What was corrupted (empty: nothing), and the share of it; of two shares the larger one."""
     positives, scores = line.corrupted_positives, line.corrupted_scores
-    if not positives and not scores:
-        return None
-    kind = _BOTH if positives and scores else _POSITIVES if positives else _SCORES
+    kind = _BOTH if positives and scores else _POSITIVES if positives else _SCORES if scores else ""
     return kind, max(positives, scores)
 
 
 def _chart(kind: str, tables: Sequence[GridTable], per_query: pd.DataFrame | None) -> Chart:
-    cells = {table.benchmark.name: _cells(table, kind) for table in tables}
-    found = list(dict.fromkeys(key for own in cells.values() for key in own))
-    sizes = {key[2] for key in found}
-    look = looks(found)
-    label = {key: series_label(key if len(sizes) > 1 else (*key[:2], "")) for key in found}
-    shares = sorted({share for own in cells.values() for cell in own.values() for share, _ in cell})
-    ticks = tuple((share, f"{share:.0%}") for share in shares)
-    axis = Axis(f"share of the training {kind} that is wrong", ticks=ticks)
+    cells = [_cells(table, kind) for table in tables]
+    keys = list(dict.fromkeys(key for of_table in cells for key in of_table))
+    several_sizes = len({size for _, _, size in keys}) > 1
+    shown_key = {key: key if several_sizes else (*key[:2], "") for key in keys}
+    label_of = labels(shown_key.values())
+    style_of = {label_of[key]: style for key, style in styles(list(label_of)).items()}
+    points = [one for of_table in cells for cell in of_table.values() for one in cell]
+    ticks = tuple((share, f"{share:.0%}") for share in sorted({share for share, _ in points}))
+    x_label = f"share of the training {kind} that is wrong"
     panels = []
-    for table in tables:
-        own = cells[table.benchmark.name]
-        series = tuple(
-            points([line for _, line in cell], _share, label[key], look[key])
-            for key, cell in own.items()
-        )
-        rules = tuple(Rule(line.system, line.estimate.value) for line in table.of(BASELINE))
-        title, measure = table.benchmark.name, table.benchmark.primary
-        if series:
-            panels.append(Panel(title, axis, Axis(measure), series, rules, apart=True))
+    for table, of_table in zip(tables, cells, strict=True):
         values = _by_query(table, per_query)
-        relative = tuple(
-            _relative(cell, label[key], look[key], values)
-            for key, cell in own.items()
-            if cell[0][0] == 0 and cell[0][1].estimate.value > 0
-        )
-        if relative:
-            title = f"{title}, relative to nothing wrong"
-            panels.append(
-                Panel(title, axis, Axis(f"share of {measure} kept"), relative, apart=True)
-            )
-    lines = [line for own in cells.values() for cell in own.values() for _, line in cell]
-    several = any(line.estimate.seeds > 1 for line in lines)
-    shown = sorted({line.variant for line in lines})
-    keep = f"(kind == 'baseline' or (kind == 'trained' and variant in {shown!r}))"
+        rows, kept_rows = [], []
+        for key, cell in of_table.items():
+            label = label_of[shown_key[key]]
+            rows += [point(line, share, label) for share, line in cell]
+            kept_rows += _kept(cell, label, values)
+        title, measure = table.benchmark.name, table.benchmark.primary
+        if rows:
+            rows += references(table)
+            style_of |= {row["series"]: REFERENCE_STYLE for row in references(table)}
+            panels.append(Panel(title, x_label, measure, rows, ticks=ticks, apart=True))
+        if kept_rows:
+            title, kept = f"{title}, relative to nothing wrong", f"share of {measure} kept"
+            panels.append(Panel(title, x_label, kept, kept_rows, ticks=ticks, apart=True))
+    lines = [line for _, line in points]
+    variants = sorted({line.variant for line in lines})
+    shown = f"(kind == 'baseline' or (kind == 'trained' and variant in {variants!r}))"
     return Chart(
         _NAMES[kind],
         f"Quality against wrong {kind}",
-        tuple(panels),
-        BARS_OF_SEEDS if several else BARS_OF_QUERIES,
+        draw(panels, style_of, bars_of(lines), columns=2),
         "Kept: the mean over that of the same cell with nothing wrong; its bars are 95 % bootstrap intervals "
         "over queries, the same drawn for both.",
-        tuple(f"{table.benchmark.primary_filter} and {keep}" for table in tables),
-        columns=2,
+        tuple(f"{table.benchmark.primary_filter} and {shown}" for table in tables),
     )
 
 
-def _share(line: Line) -> float:
-    return (corrupted(line) or (None, 0.0))[1]
-
-
-def _cells(table: GridTable, kind: str) -> dict[Key, list[tuple[float, Line]]]:
-    """Lines by share, of each (head, objective, size) that has any corrupted in this way; the plain recipe is 0."""
-    found: dict[Key, dict[float, Line]] = {}
+def _cells(table: GridTable, kind: str) -> dict[Key, Cell]:
+    """The cell of each (head, objective, size) that has any corrupted in this way; the plain recipe is 0."""
+    by_share: dict[Key, dict[float, Line]] = {}
     for line in table.of(TRAINED):
-        own = corrupted(line)
-        key = (line.head, line.objective, line.size or "")
-        if own is not None and own[0] == kind:
-            found.setdefault(key, {})[own[1]] = line
-        elif not line.variant:
-            found.setdefault(key, {})[0.0] = line
-    return {key: sorted(own.items()) for key, own in found.items() if any(own)}
+        line_kind, share = corrupted(line)
+        if line_kind == kind or not (line_kind or line.variant):
+            by_share.setdefault((line.head, line.objective, line.size or ""), {})[share] = line
+    return {key: sorted(lines.items()) for key, lines in by_share.items() if any(lines)}
 
 
 def _by_query(table: GridTable, per_query: pd.DataFrame | None) -> pd.DataFrame | None:
     """Values of the primary measure, a row a query, a column a system: means over seeds."""
     if per_query is None:
         return None
-    own = per_query.query(table.benchmark.primary_filter)
-    return own.pivot_table(index="query_id", columns="system", values="value", aggfunc="mean")
+    values = per_query.query(table.benchmark.primary_filter)
+    return values.pivot_table(index="query_id", columns="system", values="value", aggfunc="mean")
 
 
-def _relative(
-    cell: Sequence[tuple[float, Line]], label: str, look: Look, values: pd.DataFrame | None
-) -> Series:
-    lines = [line for _, line in cell]
-    clean = lines[0].estimate.value
-    low, high = _intervals([line.system for line in lines], values)
-    return Series(
-        label,
-        tuple(share for share, _ in cell),
-        tuple(line.estimate.value / clean for line in lines),
-        low,
-        high,
-        look,
-        names=tuple(line.system for line in lines),
-    )
+def _kept(cell: Cell, label: str, values: pd.DataFrame | None) -> list[Row]:
+    """The values over the first one's, which had nothing wrong; no rows where no such line is known."""
+    share, clean = cell[0]
+    if share or clean.estimate.value <= 0:
+        return []
+    lows, highs = _intervals([line.system for _, line in cell], values)
+    return [
+        point(line, share, label)
+        | {"y": line.estimate.value / clean.estimate.value, "low": low, "high": high}
+        for (share, line), low, high in zip(cell, lows, highs, strict=True)
+    ]
 
 
 def _intervals(
     systems: Sequence[str], values: pd.DataFrame | None
-) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
+) -> tuple[Sequence[float | None], Sequence[float | None]]:
     """Percentile intervals of each system's mean over the first one's, queries drawn for both."""
-    unknown = (None,) * len(systems)
+    unknown = [None] * len(systems)
     if values is None or not set(systems) <= set(values.columns):
         return unknown, unknown
-    own_QS = values[list(systems)].dropna().to_numpy()
-    if len(own_QS) < 2:
+    values_QS = values[list(systems)].dropna().to_numpy()
+    if len(values_QS) < 2:
         return unknown, unknown
-    picked_BQ = np.random.default_rng(0).integers(len(own_QS), size=(_DRAWS, len(own_QS)))
-    means_BS = np.stack([own_QS[picked].mean(0) for picked in picked_BQ])
-    usable = means_BS[:, 0] > 0
-    if not usable.all():
+    picked_BQ = np.random.default_rng(0).integers(len(values_QS), size=(_DRAWS, len(values_QS)))
+    means_BS = np.stack([values_QS[picked].mean(0) for picked in picked_BQ])
+    if not (means_BS[:, 0] > 0).all():
         return unknown, unknown
-    ratios_BS = means_BS / means_BS[:, :1]
-    low, high = np.quantile(ratios_BS, (0.025, 0.975), axis=0)
-    return tuple(map(float, low)), tuple(map(float, high))
+    low_S, high_S = np.quantile(means_BS / means_BS[:, :1], (0.025, 0.975), axis=0)
+    return low_S.tolist(), high_S.tolist()

@@ -1,280 +1,265 @@
-"""Charts drawn: one renderer from a description to SVG and PNG.
+"""Figures drawn: panels of rows become one Vega-Lite description, and that becomes SVG, PNG and JSON.
 
-Marker, fill and dash tell series apart in black and white, hue and shade beside them (hues of Okabe and
-Ito, for the colour-blind). The bytes are a function of the description.
+The bytes are a function of the panels. Nothing is fetched.
 """
 
 from __future__ import annotations
 
-import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, NamedTuple
 
-import matplotlib.style
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+import altair as alt
+import vl_convert
 
-from raylab.report.charts.chart import Axis, Chart, Look, Panel, Series
-from raylab.report.formats import quantity
+from raylab.report.charts.chart import Chart
+from raylab.report.charts.theme import CONFIG, SOLID, Style
+from raylab.report.rows import BASELINE, TRAINED, UNTRAINED
 
-_PANEL_INCHES, _LEGEND_INCHES, _HEIGHT_INCHES = (6.2, 4.6, 4.0), 1.9, 4.3
-_DPI = 150
-# The share of the smallest gap between two places over which the series of a place are spread.
-_DODGE_OF_GAP = 0.4
-_SINGLE_GAP = math.log(2)
-_ONE_PLACE, _APART = 0.05, 0.15  # of a linear axis: shares of x
+FITTED, OPTIMUM = "fitted", "optimum"
+
+_VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+_PIXELS_A_UNIT = 2.0  # of the PNG
+_WIDTHS, _HEIGHT = (480, 380, 340), 300  # of a panel, by the number of columns
+_KEY_WIDTH, _KEY_HEIGHT = 36, 19  # of the legend's keys
+_NEAR = 0.14  # of a panel's width: labels of ticks nearer than this would touch
 _MOST_TICKS = 7
-_DARK_LIGHT = {
-    "sparse": ("#0B3C5D", "#5DB4E5"),
-    "dense": ("#7A2E00", "#EFA030"),
-    "grey": ("#222222", "#9A9A9A"),
-}
-_ORDER = {"fitted": 2.0, "optimum": 2.5, "measured": 3.0, "untrained": 3.0}
-_NEAR = 0.13  # of the width: labels of ticks nearer than this are set one below the other
-_SIZES = {"*": 15.0, "x": 8.0, "1": 10.0}
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "raylab",
-    "svg.fonttype": "path",
-}
-_NO_METADATA = {
-    "png": {"Software": None},
-    "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
-}
+# The share of the smallest gap between two places over which the series of a place are spread.
+_SPREAD_OF_GAP = 0.4
+_ONE_PLACE, _APART = 0.05, 0.15  # of a linear axis: shares of x
+
+Row = dict[str, Any]
+"""A point: its `x` and `y`, its interval from `low` to `high`, its `system`, and its `role`:
+a kind of row, or `FITTED`, or `OPTIMUM`.
+
+`series` is the label whose colour and dash it has, `mark` the label whose shape and fill it has.
+A line joins the trained rows of a series in their order, or the fitted ones where a panel has any.
+"""
 
 
-def render(chart: Chart) -> dict[str, bytes]:
-    """The chart as `{"png": ..., "svg": ...}`, both of the same figure."""
-    with matplotlib.style.context(["default", _STYLE]):
-        drawn = figure(chart)
-        return {kind: _saved(drawn, kind) for kind in ("png", "svg")}
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    `ticks`: of the horizontal axis, value and label each; none: chosen when drawn. `apart`: series are
+    set apart sideways, so that intervals of equal x show.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    rows: list[Row]
+    log: bool = False
+    ticks: tuple[tuple[float, str], ...] = ()
+    apart: bool = False
+
+    @property
+    def points(self) -> list[Row]:
+        return [row for row in self.rows if row["role"] != BASELINE]
 
 
-def _saved(drawn: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format=kind, dpi=_DPI, metadata=_NO_METADATA[kind])
-    return buffer.getvalue()
+class _Channels(NamedTuple):
+    colour: alt.Color
+    dash: alt.StrokeDash
+    shape: alt.Shape
+    fill: Any
 
 
-def figure(chart: Chart) -> Figure:
-    """The chart as a figure of matplotlib, under the style that is set."""
-    panels = max(1, len(chart.panels))
-    columns = min(panels, chart.columns)
-    rows = -(-panels // columns)
-    width = columns * _PANEL_INCHES[min(columns, 3) - 1] + _LEGEND_INCHES
-    drawn = Figure(figsize=(width, rows * _HEIGHT_INCHES), layout="constrained", facecolor="white")
-    FigureCanvasAgg(drawn)
-    places = drawn.subplots(rows, columns, squeeze=False).ravel()
-    for axes, panel in zip(places, chart.panels, strict=False):
-        _panel(axes, panel)
-    for axes in places[len(chart.panels) :]:
-        axes.remove()
-    _legend(drawn, chart)
-    return drawn
+def draw(
+    panels: Sequence[Panel], style_of: Mapping[str, Style], heading: str, columns: int
+) -> dict[str, Any]:
+    """The Vega-Lite of panels, row by row in so many `columns`, with one legend under its `heading`.
+
+    `style_of`: by the label of a series or mark, in the legend's order.
+    """
+    columns = min(len(panels), columns)
+    channels, width = _channels(style_of), _WIDTHS[min(columns, len(_WIDTHS)) - 1]
+    drawn = [_panel(panel, channels, width) for panel in panels]
+    grid = alt.concat(*drawn, columns=columns, spacing=28)
+    figure = alt.hconcat(grid, _legend(style_of, channels, heading), center=True)
+    about = "; ".join(f"{p.y_label} against {p.x_label}, {p.title}" for p in panels)
+    with alt.theme.enable("none"):  # whatever theme the process has chosen
+        spec = figure.properties(description=about).configure(**CONFIG).to_dict()
+    # What is not finite is unknown: JSON has no word for it.
+    return json.loads(json.dumps(spec), parse_constant=lambda _: None)
 
 
-def _legend(drawn: Figure, chart: Chart) -> None:
-    handles: dict[str, list] = {}
-    for axes in drawn.axes:
-        own: dict[str, list] = {}
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            own.setdefault(label, []).append(handle)
-        handles = own | handles
-    series = [one for panel in chart.panels for one in panel.series]
-    order = [one.label for one in series]
-    optima = {one.label for one in series if one.role == "optimum"}
-    labels = sorted(handles, key=lambda x: order.index(x) if x in order else len(order))
-    drawn.legend(
-        # Points and the line fitted through them share a label, and an entry.
-        [handles[x][0] if x in optima else tuple(handles[x]) for x in labels],  # pyright: ignore
-        labels,
-        loc="outside right center",
-        title=chart.legend,
-        title_fontsize=8,
-        alignment="left",
-        handlelength=3.2,
+def to_svg(chart: Chart) -> bytes:
+    """The chart as SVG, without ids, so that a page can hold several."""
+    svg = vl_convert.vegalite_to_svg(chart.spec, vl_version=_VEGA_LITE, allowed_base_urls=[])
+    return svg.encode()
+
+
+def to_png(chart: Chart) -> bytes:
+    """The chart as PNG, of the same figure as the SVG."""
+    return vl_convert.vegalite_to_png(
+        chart.spec, vl_version=_VEGA_LITE, scale=_PIXELS_A_UNIT, allowed_base_urls=[]
     )
 
 
-def colour(look: Look) -> str:
-    """The colour of a look: its hue, from dark to light."""
-    ends = (_rgb(end) for end in _DARK_LIGHT.get(look.hue, _DARK_LIGHT["grey"]))
-    mixed = (round(a + (b - a) * look.shade) for a, b in zip(*ends, strict=True))
-    return "#" + "".join(f"{part:02X}" for part in mixed)
+def to_json(chart: Chart) -> bytes:
+    """The description, which a page can show live, with what stands beside it as its `usermeta`."""
+    usermeta = {key: value for key, value in vars(chart).items() if key != "spec"}
+    spec = chart.spec | {"usermeta": usermeta}
+    return (json.dumps(spec, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _rgb(code: str) -> tuple[int, ...]:
-    return tuple(int(code[i : i + 2], 16) for i in (1, 3, 5))
+# ----------------------------------------------------------------------------------------- parts
 
 
-def _dash(look: Look) -> str | tuple[float, tuple[float, ...]]:
-    if look.dash in ("solid", "none"):
-        return look.dash
-    return 0, tuple(map(float, look.dash.split()))
+def _channels(style_of: Mapping[str, Style]) -> _Channels:
+    def scale(values: Iterable) -> alt.Scale:
+        return alt.Scale(domain=list(style_of), range=list(values))
+
+    styles = style_of.values()
+    hollow = [label for label, style in style_of.items() if style.hollow]
+    colour = alt.Color("series:N", legend=None, scale=scale(s.colour for s in styles))
+    dashes = scale(list(s.dash or SOLID) for s in styles)
+    return _Channels(
+        colour,
+        alt.StrokeDash("series:N", legend=None, scale=dashes),
+        alt.Shape("mark:N", legend=None, scale=scale(s.shape or "circle" for s in styles)),
+        alt.when(alt.FieldOneOfPredicate("mark", hollow))
+        .then(alt.value("white"))
+        .otherwise(colour),
+    )
 
 
-# ------------------------------------------------------------------------------------- a panel
+def _panel(panel: Panel, channels: _Channels, width: int) -> alt.LayerChart:
+    rows, ends = _placed(panel)
+    fitted = any(row["role"] == FITTED for row in rows)
+    y_scale = _y_scale(rows, fitted)
+    y = alt.Y("y:Q", title=panel.y_label, scale=y_scale, axis=alt.Axis(tickCount=6))
+    low = alt.Y("low:Q", title=panel.y_label, scale=y_scale)
 
+    def of(*roles: str) -> alt.Chart:
+        one_of = alt.FieldOneOfPredicate("role", roles)
+        return alt.Chart().transform_filter(one_of).encode(color=channels.colour)
 
-def _panel(axes: Axes, panel: Panel) -> None:
-    if panel.x.log:
-        axes.set_xscale("log")
-    if panel.y.log:
-        axes.set_yscale("log")
-    spread = _spread(panel)
-    dodged = [one for one in panel.series if panel.apart and one.role in ("measured", "untrained")]
-    for one in panel.series:
-        place = dodged.index(one) / (len(dodged) - 1) - 0.5 if one in dodged[1:] else -0.5
-        _draw(axes, one, _moved(one.x, spread * place, panel.x.log) if one in dodged else one.x)
-    for rule in panel.rules:
-        axes.axhline(
-            rule.y, color="#444444", linestyle=(0, (3, 3)), linewidth=1.1, label=rule.label
-        )
-    axes.set_title(panel.title, loc="left", fontsize=10, fontweight="bold")
-    axes.set_ylabel(panel.y.label)
-    axes.set_xlabel(panel.x.label + (" (log scale)" if panel.x.log else ""))
-    _limits(axes, panel, spread)
-    _ticks(axes.xaxis, panel.x, axes.get_xlim())
-    if panel.y.log:
-        _ticks(axes.yaxis, panel.y, axes.get_ylim())
-
-
-def _spread(panel: Panel) -> float:
-    """How far apart the first and the last of the series at one x are set, in the axis' own measure."""
-    places = sorted({x for one in panel.series for x in one.x})
-    if panel.x.log:
-        places = [math.log(x) for x in places]
-    elif places and places[-1] - places[0] < _ONE_PLACE * abs(places[-1]):
-        return _APART * abs(places[-1])
-    gaps = [b - a for a, b in pairwise(places)]
-    return _DODGE_OF_GAP * min(gaps, default=_SINGLE_GAP if panel.x.log else 1.0)
-
-
-def _moved(xs: Sequence[float], shift: float, log: bool) -> tuple[float, ...]:
-    return tuple(x * math.exp(shift) if log else x + shift for x in xs)
-
-
-def _draw(axes: Axes, one: Series, xs: Sequence[float]) -> None:
-    look, shade = one.look, colour(one.look)
-    line = {
-        "color": shade,
-        "linestyle": _dash(look),
-        "linewidth": look.width,
-        "marker": look.marker or "none",
-        "markersize": _SIZES.get(look.marker, 5.5),
-        "markerfacecolor": "white" if look.hollow else shade,
-        "label": one.label or "_nolegend_",
-        "zorder": _ORDER[one.role],
-    }
-    if not one.low:
-        axes.plot(xs, one.y, **line)
-    elif one.bars:
-        axes.errorbar(xs, one.y, yerr=error_bars(one), elinewidth=0.9, capsize=2, **line)
-    else:
-        axes.plot(xs, one.y, **line)
-        axes.fill_between(xs, *_bounds(one), color=shade, alpha=0.13, linewidth=0)  # pyright: ignore
-
-
-def _bounds(one: Series) -> tuple[list[float], list[float]]:
-    low = [y if end is None else end for y, end in zip(one.y, one.low, strict=True)]
-    high = [y if end is None else end for y, end in zip(one.y, one.high, strict=True)]
-    return low, high
-
-
-def error_bars(one: Series) -> list[list[float]]:
-    """Distances below and above; a bootstrap interval need not hold the value, a bar must."""
-    low, high = _bounds(one)
-    return [
-        [max(0.0, y - end) for y, end in zip(one.y, low, strict=True)],
-        [max(0.0, end - y) for y, end in zip(one.y, high, strict=True)],
+    x = _x(panel, ends, width)
+    bars = of(TRAINED, UNTRAINED).transform_filter("isValid(datum.low)")
+    line = of(FITTED if fitted else TRAINED).mark_line(order=False)
+    tooltip = ["system:N", "x:Q", "y:Q", "low:Q", "high:Q"]
+    layers = [
+        of(BASELINE).mark_rule(strokeWidth=1.2).encode(y=y, strokeDash=channels.dash),
+        line.encode(x=x, y=y, strokeDash=channels.dash),
+        bars.mark_errorbar(ticks=True).encode(x=x, y=low, y2="high"),
+        of(OPTIMUM, TRAINED, UNTRAINED)
+        .mark_point()
+        .encode(x=x, y=y, shape=channels.shape, fill=channels.fill, tooltip=tooltip),
     ]
+    if fitted:
+        layers.insert(0, of(FITTED).mark_area(opacity=0.13).encode(x=x, y=low, y2="high"))
+    data = alt.Data(values=rows)
+    return alt.LayerChart(layer=layers, data=data, title=panel.title, width=width, height=_HEIGHT)
 
 
-def _limits(axes: Axes, panel: Panel, spread: float) -> None:
-    xs = [x for one in panel.series for x in one.x]
-    if not xs:
-        return
-    if any(not one.bars for one in panel.series) and not panel.y.log:
-        _clip_bands(axes, panel)
-    low, high = min(xs), max(xs)
-    if panel.x.log:
-        margin = math.exp(spread if low < high else 4 * spread)
-        margin = max(margin, (high / low) ** 0.04)
-        axes.set_xlim(low / margin, high * margin)
-    elif panel.apart:
-        axes.set_xlim(low - spread, high + spread)
-    elif low == high:
-        axes.set_xlim(low - 0.1 * abs(low or 1), high + 0.1 * abs(high or 1))
+def _legend(style_of: Mapping[str, Style], channels: _Channels, heading: str) -> alt.LayerChart:
+    """Line and shape of a series in one key; Vega-Lite's own legend shows one or the other."""
+    keys, bottom = [], 0.0
+    for label, style in style_of.items():
+        height = _KEY_HEIGHT * (1 + 0.75 * label.count("\n"))
+        key = {"series": label, "mark": label, "y": bottom + height / 2}
+        keys.append(key | {"line": bool(style.dash), "point": bool(style.shape)})
+        bottom += height
+    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[0, bottom], range=[0, bottom], nice=False))
+    base = alt.Chart().encode(y=y)
+    line = base.transform_filter("datum.line").mark_rule(strokeWidth=1.8)
+    point = base.transform_filter("datum.point").mark_point()
+    text = base.mark_text(align="left", baseline="middle", fontSize=11, lineBreak="\n")
+    colour, middle = channels.colour, alt.value(_KEY_WIDTH / 2)
+    ends = {"x": alt.value(0), "x2": alt.value(_KEY_WIDTH)}
+    return alt.LayerChart(
+        layer=[
+            line.encode(**ends, color=colour, strokeDash=channels.dash),
+            point.encode(x=middle, color=colour, shape=channels.shape, fill=channels.fill),
+            text.encode(x=alt.value(_KEY_WIDTH + 8), text="mark:N"),
+        ],
+        data=alt.Data(values=keys),
+        title=alt.TitleParams(heading.split("\n"), fontSize=10.5, fontWeight="normal"),
+        width=_KEY_WIDTH,
+        height=bottom,
+    )
 
 
-def _clip_bands(axes: Axes, panel: Panel) -> None:
-    """Lines and bars set the limits; a band that is wider than they are is cut."""
-    ends = [y for one in panel.series for y in one.y]
-    for one in panel.series:
-        if one.bars and one.low:
-            ends += [end for side in _bounds(one) for end in side]
-    margin = 0.06 * (max(ends) - min(ends))
-    axes.set_ylim(min(ends) - margin, max(ends) + margin)
+# ------------------------------------------------------------------------------------------ axes
 
 
-def _ticks(axis, description: Axis, limits: tuple[float, float]) -> None:
-    if description.ticks:
-        places = [at for at, _ in description.ticks]
-        texts = [text for _, text in description.ticks]
-        axis.set_ticks(places, _staggered(places, texts, limits, description.log))
-    elif description.log:
-        axis.set_major_locator(FixedLocator(log_ticks(*limits)))
-        axis.set_major_formatter(FuncFormatter(lambda at, _: _short(at)))
+def _placed(panel: Panel) -> tuple[list[Row], tuple[float, float]]:
+    """The rows, points with the `place` at which they are drawn; the ends of the horizontal axis."""
+    measure, inverse = (math.log, math.exp) if panel.log else (float, float)
+    at = sorted({measure(row["x"]) for row in panel.points}) or [0.0]
+    gaps = (right - left for left, right in pairwise(at))
+    spread = _SPREAD_OF_GAP * min(gaps, default=math.log(2))
+    if not panel.log and at[-1] - at[0] < _ONE_PLACE * abs(at[-1]):
+        spread = _APART * abs(at[-1])
+    moved = [row for row in panel.points if panel.apart and row["role"] in (TRAINED, UNTRAINED)]
+    series = list(dict.fromkeys(row["series"] for row in moved))
+    step = spread / max(1, len(series) - 1)
+    shift = {label: step * place - spread / 2 for place, label in enumerate(series)}
+    rows = [row for row in panel.rows if row["role"] == BASELINE]
+    for row in panel.points:
+        place = measure(row["x"]) + shift.get(row["series"], 0.0)
+        rows.append(row | {"place": inverse(place)})
+    margin = spread if panel.apart else 0.05 * (at[-1] - at[0]) or 0.1
+    return rows, (inverse(at[0] - margin), inverse(at[-1] + margin))
+
+
+def _x(panel: Panel, ends: tuple[float, float], width: int) -> alt.X:
+    kind = "log" if panel.log else "linear"
+    axis: dict[str, Any] = {"tickCount": 5 if panel.points else 0}
+    if ticks := [tick for tick in panel.ticks if ends[0] <= tick[0] <= ends[1]]:
+        values = [value for value, _ in ticks]
+        lines = json.dumps([text.split("\n") for _, text in ticks], ensure_ascii=False)
+        lowered = alt.FieldOneOfPredicate("value", _lowered(values, panel.log, ends))
+        axis = {
+            "values": values,
+            "labelExpr": f"{lines}[indexof({json.dumps(values)}, datum.value)]",
+            "labelOverlap": False,
+            "labelPadding": {"condition": {"test": lowered, "value": 30}, "value": 3},
+        }
     else:
-        axis.set_major_locator(MaxNLocator(5))
-        if max(map(abs, limits)) >= 1000:
-            axis.set_major_formatter(FuncFormatter(lambda at, _: quantity(at)))
-    if description.log:
-        axis.set_minor_locator(NullLocator())
-        axis.set_minor_formatter(NullFormatter())
+        if panel.log and panel.points:
+            axis = {"values": log_ticks(*ends)}
+        if ends[1] >= 1000:
+            axis["format"] = "~s" if ends[1] < 1e15 else "~e"
+    return alt.X(
+        "place:Q",
+        title=panel.x_label + (" (log scale)" if panel.log else ""),
+        scale=alt.Scale(type=kind, domain=ends, nice=False, zero=False),
+        axis=alt.Axis(**axis),
+    )
 
 
-def _staggered(
-    places: Sequence[float], texts: Sequence[str], limits: tuple[float, float], log: bool
-) -> list[str]:
-    """The labels, every second of those that are near each other set lower."""
-    scale = math.log if log else float
-    width = scale(limits[1]) - scale(limits[0])
-    found: list[str] = []
-    lowered = True
-    for i, text in enumerate(texts):
-        near = i > 0 and (scale(places[i]) - scale(places[i - 1])) / width < _NEAR
-        lowered = near and not lowered and "\n" in text
-        found.append("\n" * 2 + text if lowered else text)
-    return found
+def _lowered(values: Sequence[float], log: bool, ends: tuple[float, float]) -> list[float]:
+    """Every second tick where labels would touch: these are set lower."""
+    measure = math.log if log else float
+    least = _NEAR * (measure(ends[1]) - measure(ends[0]))
+    near = any(measure(right) - measure(left) < least for left, right in pairwise(values))
+    return list(values[1::2]) if near else []
 
 
 def log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten within the limits; powers alone where these are many."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
     for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)):
-        found = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
-        if len(found) <= _MOST_TICKS:
-            return found
-    return found[:: -(-len(found) // _MOST_TICKS)]
+        ticks = [s * 10.0**p for p in powers for s in steps if low <= s * 10.0**p <= high]
+        if len(ticks) <= _MOST_TICKS:
+            return ticks
+    return ticks[:: -(-len(ticks) // _MOST_TICKS)]
 
 
-def _short(value: float) -> str:
-    """`200 k`, `1.5 T`, `0.05`: no more digits than a tick has."""
-    if abs(value) < 1000:
-        return f"{value:g}"
-    number, _, unit = quantity(value).partition(" ")
-    return f"{float(number):g} {unit}".rstrip() if "e" not in number else f"{value:.0e}"
+def _y_scale(rows: Sequence[Row], fitted: bool) -> alt.Scale:
+    """Chosen when drawn; with fits, lines and bars set the limits, and a wider band is cut."""
+    ends = [row["y"] for row in rows]
+    ends += [row[end] for row in rows if row["role"] == TRAINED for end in ("low", "high")]
+    ends = [end for end in ends if end is not None and math.isfinite(end)]
+    width = max(ends, default=0) - min(ends, default=0)
+    if not ends or (width and not fitted):
+        return alt.Scale(zero=False)
+    margin = 0.06 * width or 0.1
+    return alt.Scale(domain=[min(ends) - margin, max(ends) + margin], clamp=True)

@@ -1,4 +1,7 @@
-"""IsoFLOP charts: contrastive entropy against N, a curve a budget, with what was fitted through them."""
+"""IsoFLOP charts: contrastive entropy against N, a curve a budget, with what was fitted through them.
+
+Legend: R runs, Q queries.
+"""
 
 from __future__ import annotations
 
@@ -9,164 +12,161 @@ from dataclasses import replace
 import numpy as np
 
 from raylab.evaluation.entropy import MEASURE as ENTROPY
-from raylab.report.charts.chart import Axis, Chart, Look, Panel, Series, looks
+from raylab.report.charts.chart import Chart
+from raylab.report.charts.drawing import FITTED, OPTIMUM, Panel, Row, draw
+from raylab.report.charts.theme import DASHES, SALTIRE, STAR, TRIPOD, Style, styles
 from raylab.report.formats import objective_label, quantity
-from raylab.report.rows import HEADS, OBJECTIVES, rank
+from raylab.report.rows import HEADS, OBJECTIVES, TRAINED, rank
 from raylab.scaling import Fit, Optimum, Study
 
 _LAW = "chinchilla"
 _FEWEST_BUDGETS, _FEWEST_SIZES = 2, 3
 _POINTS = 60
 _N = {"parameters": "non-embedding parameters", "with_head": "parameters with the vocabulary head"}
-_WITHIN, _AT_EDGE = "surface: optimum", "surface: optimum at\nor beyond the edge"
-_VERTEX, _BETTER_END = "parabola: vertex", "parabola: better end,\nno vertex within"
+# By method and place of the optimum.
+_MARKS = {
+    ("surface", "interior"): "surface: optimum",
+    ("surface", "edge"): "surface: optimum at\nor beyond the edge",
+    ("parabola", "interior"): "parabola: vertex",
+    ("parabola", "edge"): "parabola: better end,\nno vertex within",
+}
+_SHAPES = dict(zip(_MARKS.values(), (STAR, STAR, SALTIRE, TRIPOD), strict=True))
+_HOLLOW = _MARKS["surface", "edge"]
 _Z = 1.96
 
 
-def charts(found: Study) -> list[Chart]:
+def charts(study: Study) -> list[Chart]:
     """A chart a head, a panel an objective and held-out split; empty without surfaces to draw."""
-    surfaces = [one for one in found.fits if one.law == _LAW and one.measure == ENTROPY]
-    heads = sorted({one.head for one in surfaces}, key=lambda head: rank(HEADS, head))
-    made = [_chart(head, [s for s in surfaces if s.head == head], found.optima) for head in heads]
-    return [chart for chart in made if not chart.empty]
+    surfaces = [fit for fit in study.fits if fit.law == _LAW and fit.measure == ENTROPY]
+    heads = sorted({fit.head for fit in surfaces}, key=lambda head: rank(HEADS, head))
+    drawn = []
+    for head in heads:
+        by_panel: dict[tuple, list[Fit]] = {}
+        of_head = [fit for fit in surfaces if fit.head == head]
+        for fit in sorted(of_head, key=lambda fit: rank(OBJECTIVES, fit.objective)):
+            by_panel.setdefault((fit.collection, fit.split, fit.objective), []).append(fit)
+        steadiest = [min(fits, key=lambda f: _k_range(f, study)) for fits in by_panel.values()]
+        if shown := [fit for fit in steadiest if _enough(fit)]:
+            drawn.append(_chart(head, shown, study))
+    return drawn
 
 
-def _chart(head: str, surfaces: Sequence[Fit], optima: Sequence[Optimum]) -> Chart:
-    by_panel: dict[tuple, list[Fit]] = {}
-    for one in sorted(surfaces, key=lambda s: rank(OBJECTIVES, s.objective)):
-        by_panel.setdefault((one.collection, one.split, one.objective), []).append(one)
-    panels, filters, freedom = [], [], []
-    for (collection, split, objective), own in by_panel.items():
-        fitted = min(own, key=lambda one: _spread(one, optima))
-        if not _enough(fitted):
-            continue
-        mine = [o for o in optima if _same(o, fitted)]
-        panels.append(
-            _panel(fitted, mine, f"{collection} {split}, {head} {objective_label(objective)}")
-        )
-        filters.append(
-            f"collection == {collection!r} and split == {split!r} and measure == {ENTROPY!r} and "
-            f"kind == 'trained' and head == {head!r} and objective == {objective!r}"
-        )
-        freedom.append(
-            f"{objective_label(objective)}: {fitted.degrees_of_freedom} ({fitted.n_runs} runs, "
-            f"{len(fitted.parameters)} parameters; R\u00b2 {fitted.r_squared:.3f}"
-            + (f"; at their bounds: {', '.join(fitted.at_bounds)}" if fitted.at_bounds else "")
-            + ")"
-        )
+def _chart(head: str, fits: Sequence[Fit], study: Study) -> Chart:
+    budgets = sorted({budget for fit in fits for budget in _budgets(fit)})
+    keys = [(head, None, f"{budget:g}") for budget in budgets]
+    style_of = {
+        quantity(budget, "FLOPs"): replace(style, dash=DASHES[place % len(DASHES)])
+        for place, (budget, style) in enumerate(zip(budgets, styles(keys).values(), strict=True))
+    }
+    colour = next(iter(style_of.values())).colour
+    panels = [_panel(fit, study) for fit in fits]
+    marks = {row["mark"] for panel in panels for row in panel.rows if row["role"] == OPTIMUM}
+    style_of |= {
+        mark: Style(colour, shape, None, mark == _HOLLOW)
+        for mark, shape in _SHAPES.items()
+        if mark in marks
+    }
     return Chart(
         f"isoflop-{head}",
         f"IsoFLOP curves, {head}",
-        tuple(panels),
-        "bars: 95 % interval\nover queries",
+        draw(panels, style_of, "bars: 95 % interval\nover queries", columns=2),
         "Lines and bands: the fitted L(N, D) = E + A/N^a + B/D^b along C = k N D, k the median of the "
         "runs, with the N along which k varies least. Stars: its optima; hollow where the optimum lies at "
         "or beyond the edge of the sizes tried, which is no finding. Parabolas in log N through the runs "
         "of a budget are an illustration, biased even without noise. The lower the better.",
-        tuple(filters),
-        "; ".join(freedom),
-        columns=2,
+        tuple(
+            f"collection == {fit.collection!r} and split == {fit.split!r} and measure == {ENTROPY!r} and "
+            f"kind == 'trained' and head == {head!r} and objective == {fit.objective!r}"
+            for fit in fits
+        ),
+        "; ".join(map(_freedom, fits)),
     )
 
 
-def _same(optimum: Optimum, fitted: Fit) -> bool:
+def _freedom(fit: Fit) -> str:
+    bounds = f"; at their bounds: {', '.join(fit.at_bounds)}" if fit.at_bounds else ""
+    return (
+        f"{objective_label(fit.objective)}: {fit.degrees_of_freedom} ({fit.n_runs} runs, "
+        f"{len(fit.parameters)} parameters; R\u00b2 {fit.r_squared:.3f}{bounds})"
+    )
+
+
+def _budgets(fit: Fit) -> list[float]:
+    return sorted({budget for budget in fit.series.budgets if budget})
+
+
+def _optima(fit: Fit, study: Study) -> list[Optimum]:
     names = ("law", "n", "head", "objective", "collection", "split", "measure")
-    return all(getattr(optimum, name) == getattr(fitted, name) for name in names)
+    return [o for o in study.optima if all(getattr(o, n) == getattr(fit, n) for n in names)]
 
 
-def _spread(fitted: Fit, optima: Sequence[Optimum]) -> float:
+def _k_range(fit: Fit, study: Study) -> float:
     """How far k varies among the runs: C = k N D is one curve a budget where it does not."""
-    ranges = [o.k_range for o in optima if _same(o, fitted)]
+    ranges = [optimum.k_range for optimum in _optima(fit, study)]
     return max((high / low for low, high in ranges), default=math.inf)
 
 
-def _enough(fitted: Fit) -> bool:
-    runs = fitted.series
-    budgets = {budget for budget in runs.budgets if budget}
-    return len(budgets) >= _FEWEST_BUDGETS and len(set(runs.sizes)) >= _FEWEST_SIZES
+def _enough(fit: Fit) -> bool:
+    return len(_budgets(fit)) >= _FEWEST_BUDGETS and len(set(fit.series.sizes)) >= _FEWEST_SIZES
 
 
-def _panel(fitted: Fit, optima: Sequence[Optimum], title: str) -> Panel:
-    runs = fitted.series
-    budgets = sorted({budget for budget in runs.budgets if budget})
-    keys = [(runs.head, runs.objective, f"{budget:g}") for budget in budgets]
-    look = dict(zip(budgets, looks(keys).values(), strict=True))
-    dashes = _dashes(budgets)
-    measured, lines, marks = [], [], []
-    for budget in budgets:
+def _panel(fit: Fit, study: Study) -> Panel:
+    """The runs, the surface at each budget, and the optima, which lie under the runs."""
+    n_R = fit.series.covariate("N", fit.n)
+    runs, curves, marks = [], [], []
+    for budget in _budgets(fit):
         label = quantity(budget, "FLOPs")
-        own = np.flatnonzero(np.array(runs.budgets) == budget)
-        measured.append(_measured(fitted, own, label, replace(look[budget], dash="none")))
-        surface = next(
-            (o for o in optima if (o.budget_flops, o.method) == (budget, "surface")), None
-        )
-        vertex = next(
-            (o for o in optima if (o.budget_flops, o.method) == (budget, "parabola")), None
-        )
-        if surface is not None:
-            drawn = replace(look[budget], marker="", dash=dashes[budget])
-            lines.append(_surface(fitted, surface, own, label, drawn))
-            marks.append(_mark(fitted, surface, look[budget]))
-        if vertex is not None:
-            marks.append(_vertex(vertex, look[budget]))
-    series = (*measured, *lines, *marks)
-    sizes = dict(zip(fitted.series.covariate("N", fitted.n).tolist(), runs.sizes, strict=True))
-    ticks = tuple((n, f"{quantity(n)}\n{sizes[n]}") for n in sorted(sizes))
-    return Panel(title, Axis(_N[fitted.n], True, ticks), Axis(f"{ENTROPY}, nats"), series)
+        chosen = np.flatnonzero(np.array(fit.series.budgets) == budget)
+        runs += _runs(fit, chosen, label)
+        for optimum in _optima(fit, study):
+            if optimum.budget_flops == budget:
+                marks.append(_mark(fit, optimum, label))
+                if optimum.method == "surface":
+                    curves += _curve(fit, optimum, n_R[chosen], label)
+    size_of = dict(zip(n_R.tolist(), fit.series.sizes, strict=True))
+    ticks = tuple((n, f"{quantity(n)}\n{size_of[n]}") for n in sorted(size_of))
+    title = f"{fit.collection} {fit.split}, {fit.head} {objective_label(fit.objective)}"
+    rows = [*curves, *marks, *runs]
+    return Panel(title, _N[fit.n], f"{ENTROPY}, nats", rows, log=True, ticks=ticks)
 
 
-def _dashes(budgets: Sequence[float]) -> dict[float, str]:
-    known = ("solid", "6 2", "1.5 1.5", "6 2 1.5 2", "10 2 2 2", "3 1 1 1 1 1")
-    return {budget: known[i % len(known)] for i, budget in enumerate(budgets)}
+def _runs(fit: Fit, chosen: np.ndarray, label: str) -> list[Row]:
+    """The runs of a budget: means over queries with their normal 95 % intervals."""
+    losses_RQ = fit.series.losses_RQ[chosen]
+    queries = losses_RQ.shape[1]
+    mean_R = losses_RQ.mean(1)
+    half_R = np.zeros_like(mean_R)
+    if queries > 1:
+        half_R = _Z * losses_RQ.std(1, ddof=1) / math.sqrt(queries)
+    systems = [fit.series.systems[run] for run in chosen]
+    n_R = fit.series.covariate("N", fit.n)[chosen]
+    columns = n_R, mean_R, mean_R - half_R, mean_R + half_R
+    return [
+        {"series": label, "mark": label, "role": TRAINED, "system": system}
+        | dict(zip(("x", "y", "low", "high"), values, strict=True))
+        for system, *values in zip(systems, *(c.tolist() for c in columns), strict=True)
+    ]
 
 
-def _measured(fitted: Fit, own: np.ndarray, label: str, look: Look) -> Series:
-    losses_RQ = fitted.series.losses_RQ[own]
-    means = losses_RQ.mean(1)
-    half = (
-        _Z * losses_RQ.std(1, ddof=1) / math.sqrt(losses_RQ.shape[1])
-        if losses_RQ.shape[1] > 1
-        else 0
-    )
-    return Series(
-        label,
-        tuple(fitted.series.covariate("N", fitted.n)[own].tolist()),
-        tuple(means.tolist()),
-        tuple((means - half).tolist()),
-        tuple((means + half).tolist()),
-        look,
-        names=tuple(fitted.series.systems[r] for r in own),
-    )
-
-
-def _surface(fitted: Fit, optimum: Optimum, own: np.ndarray, label: str, look: Look) -> Series:
+def _curve(fit: Fit, optimum: Optimum, n_R: np.ndarray, label: str) -> list[Row]:
     """The law along C = k N D at the FLOPs that the runs of the budget spent, with its interval."""
     product = optimum.optimal_n.value * optimum.optimal_d.value  # C / k
-    n_R = fitted.series.covariate("N", fitted.n)[own]
     n = np.geomspace(n_R.min(), n_R.max(), _POINTS)
-    value = fitted.predict(n, product / n)
-    low, high, middle = (
-        tuple(np.asarray(e).tolist()) for e in (value.low, value.high, value.value)
-    )
-    return Series(label, tuple(n.tolist()), middle, low, high, look, "fitted", bars=False)
+    loss = fit.predict(n, product / n)
+    columns = (np.asarray(values).tolist() for values in (n, loss.value, loss.low, loss.high))
+    return [
+        {"series": label, "role": FITTED, "x": x, "y": y, "low": low, "high": high}
+        for x, y, low, high in zip(*columns, strict=True)
+    ]
 
 
-def _mark(fitted: Fit, optimum: Optimum, look: Look) -> Series:
-    """Where the surface is least; beyond the sizes tried, its value at their nearer end."""
-    low, high = optimum.tried
+def _mark(fit: Fit, optimum: Optimum, label: str) -> Row:
+    """The optimum; of a surface that is least beyond the sizes tried, its value at their nearer end."""
     n, loss = optimum.optimal_n.value, optimum.loss.value
-    edge = optimum.place == "edge"
-    if edge:
+    if optimum.method == "surface" and optimum.place == "edge":
+        low, high = optimum.tried
         product = n * optimum.optimal_d.value
         n = min(max(n, low), high)
-        loss = float(fitted.predict(n, product / n).value)
-    look = replace(look, marker="*", dash="none", hollow=edge)
-    return Series(_AT_EDGE if edge else _WITHIN, (n,), (loss,), look=look, role="optimum")
-
-
-def _vertex(optimum: Optimum, look: Look) -> Series:
-    edge = optimum.place == "edge"
-    label = _BETTER_END if edge else _VERTEX
-    look = replace(look, marker="1" if edge else "x", dash="none")
-    at, loss = optimum.optimal_n.value, optimum.loss.value
-    return Series(label, (at,), (loss,), look=look, role="optimum")
+        loss = float(fit.predict(n, product / n).value)
+    mark = _MARKS[optimum.method, optimum.place]
+    return {"series": label, "mark": mark, "role": OPTIMUM, "x": n, "y": loss}

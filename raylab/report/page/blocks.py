@@ -72,20 +72,20 @@ def _classes(lines: Sequence[Line]) -> Iterable[str]:
         yield " ".join(name for name, holds in marks.items() if holds)
 
 
-def in_layout(made: Layout) -> Block:
+def in_layout(grid: Layout) -> Block:
     """The grid in the paper's layout."""
-    several = len(made.columns) > 1
-    names = [f"{g} {c}" if several else g for g in made.groups for c in made.columns]
-    pad = ("",) * (len(made.names) - 1)
-    rows = [(*own, *map(_shown, entries)) for own, entries in made.rows]
-    references = [(name, *pad, *map(_shown, entries)) for name, entries in made.references]
-    measured = ", ".join(f"{c}: {m}" for c, m in zip(made.columns, made.measures, strict=True))
+    several = len(grid.columns) > 1
+    names = [f"{g} {c}" if several else g for g in grid.groups for c in grid.columns]
+    pad = ("",) * (len(grid.names) - 1)
+    rows = [(*row_names, *map(_shown, entries)) for row_names, entries in grid.rows]
+    references = [(name, *pad, *map(_shown, entries)) for name, entries in grid.references]
+    measured = ", ".join(f"{c}: {m}" for c, m in zip(grid.columns, grid.measures, strict=True))
     return Block(
         "In the layout of the paper",
-        columns((*made.names, *names)),
+        columns((*grid.names, *names)),
         (*rows, *references),
         (*("" for _ in rows), *("baseline" for _ in references)),
-        note=f"{measured}. {made.note}",
+        note=f"{measured}. {grid.note}",
     )
 
 
@@ -115,13 +115,13 @@ def reference() -> Block:
 
 def wide(rows: Sequence[Result], benchmark: Benchmark) -> Block:
     """Every measure of a benchmark, a line a system and seed."""
-    own = [
+    of_benchmark = [
         row
         for row in rows
         if (row.collection, row.split) == (benchmark.collection, benchmark.split)
     ]
     body = []
-    for (system, seed), group in groupby(own, key=lambda row: (row.system, row.seed)):
+    for (system, seed), group in groupby(of_benchmark, key=lambda row: (row.system, row.seed)):
         by_measure = {row.measure: row for row in group}
         values = (_value(by_measure.get(measure)) for measure in benchmark.measures)
         body.append((system, NOTHING if seed is None else str(seed), *values))
@@ -176,8 +176,8 @@ def efficiency(rows: Sequence[Result]) -> Block:
     body = []
     for benchmark in benchmarks(rows):
         where = (benchmark.collection, benchmark.split, benchmark.primary)
-        own = [row for row in rows if (row.collection, row.split, row.measure) == where]
-        if all(cost is None for row in own for cost in _costs(row)):
+        of_benchmark = [row for row in rows if (row.collection, row.split, row.measure) == where]
+        if all(cost is None for row in of_benchmark for cost in _costs(row)):
             continue
         body += [
             (
@@ -187,7 +187,7 @@ def efficiency(rows: Sequence[Result]) -> Block:
                 NOTHING if row.value is None else f"{row.value:.3f}",
                 *_cost_texts(*_costs(row)),
             )
-            for row in own
+            for row in of_benchmark
         ]
     names = ("terms a passage", "terms a query", "multiply-adds a score", "index bytes")
     return Block(
@@ -224,9 +224,9 @@ def fingerprints(rows: Sequence[Result]) -> Block:
             (
                 system,
                 NOTHING if seed is None else str(seed),
-                "all" if kind == TRAINED else ", ".join(dict.fromkeys(own)),
+                "all" if kind == TRAINED else ", ".join(dict.fromkeys(names)),
                 fingerprint or NOTHING,
             )
-            for (system, seed, kind, fingerprint), own in splits.items()
+            for (system, seed, kind, fingerprint), names in splits.items()
         ),
     )

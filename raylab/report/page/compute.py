@@ -32,13 +32,15 @@ _SECONDS = ("seconds", "device_seconds", "lost_seconds")
 def ledger(table: pd.DataFrame) -> Block:
     """The ledger summed by stage, in its own order, which is that of the chain."""
     known = [name for name in _AMOUNTS if name in table.columns]
-    told = "energy_j" in known and any(not pd.isna(own) for own in table["energy_j"])
-    names = [name for name in known if name != "energy_j" or told]
+    has_energy = "energy_j" in known and bool(table["energy_j"].notna().any())
+    names = [name for name in known if name != "energy_j" or has_energy]
     by_stage: dict[str, list[tuple]] = {}
     for stage, *amounts in zip(table["stage"], *(table[a] for a in names), strict=True):
         by_stage.setdefault(stage, []).append(tuple(amounts))
-    lines = [_line(stage, own, names) for stage, own in by_stage.items()]
-    total = _line("all", [amounts for own in by_stage.values() for amounts in own], names)
+    lines = [_line(stage, artifacts, names) for stage, artifacts in by_stage.items()]
+    total = _line(
+        "all", [amounts for artifacts in by_stage.values() for amounts in artifacts], names
+    )
     return Block(
         "Compute by stage",
         columns(("stage", "artifacts", *(_AMOUNTS[name] for name in names))),
@@ -46,7 +48,7 @@ def ledger(table: pd.DataFrame) -> Block:
         (*("" for _ in lines), "total"),
         note="Measured: what making the artifacts took, each once. Spent: what they stand for under their "
         "contract, parts that several share counted for each. A dash: not known, or meaningless. "
-        + ("" if told else "Energy: the devices do not tell it."),
+        + ("" if has_energy else "Energy: the devices do not tell it."),
     )
 
 
@@ -116,12 +118,12 @@ def contract(rows: Sequence[Result]) -> list[Kept]:
         if row.budget_flops and row.spent_flops:
             name = row.system if row.seed is None else f"{row.system} seed {row.seed}"
             by_budget.setdefault(row.budget_flops, []).append((row.spent_flops, name))
-    made = []
-    for planned, own in sorted(by_budget.items()):
-        deviation, worst = max((abs(spent / planned - 1), name) for spent, name in own)
-        spent = [amount for amount, _ in own]
-        made.append(Kept(planned, len(own), deviation, worst, max(spent) / min(spent) - 1))
-    return made
+    budgets = []
+    for planned, cells in sorted(by_budget.items()):
+        deviation, worst = max((abs(spent / planned - 1), name) for spent, name in cells)
+        spent = [amount for amount, _ in cells]
+        budgets.append(Kept(planned, len(cells), deviation, worst, max(spent) / min(spent) - 1))
+    return budgets
 
 
 def percent(share: float, digits: int = 2) -> str:
@@ -136,15 +138,15 @@ def verdicts(kept: Sequence[Kept]) -> list[str]:
     worst = max(kept, key=lambda one: one.deviation)
     widest = max(kept, key=lambda one: one.spread)
     cells = sum(one.cells for one in kept)
-    said = (
+    deviation = (
         f"{'All' if worst.deviation <= KEPT else 'NOT all'} {count(cells)} cells spent within "
         f"{percent(KEPT, 0)} of what was planned: the largest deviation is {percent(worst.deviation)} "
         f"({worst.worst})."
     )
     if all(one.cells == 1 for one in kept):
-        return [said, "No two cells have the same budget."]
+        return [deviation, "No two cells have the same budget."]
     return [
-        said,
+        deviation,
         f"Cells of one budget spent {'' if widest.spread <= ALIKE else 'NOT '}within {percent(ALIKE, 0)} of "
         f"each other: the largest spread, most over least, is {percent(widest.spread)} (budget "
         f"{quantity(widest.budget_flops, 'FLOPs')}, {count(widest.cells)} cells).",

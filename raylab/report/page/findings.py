@@ -36,7 +36,7 @@ def claims_block(tests: Sequence[Claim]) -> Block:
     for one in tests:
         if one.size:
             pairs.setdefault((one.claim, *of_series(one)), []).append(one)
-    for key, own in pairs.items():
+    for key, claims in pairs.items():
         claim, _, *where = key
         body.append(
             (
@@ -44,10 +44,10 @@ def claims_block(tests: Sequence[Claim]) -> Block:
                 "both",
                 *where,
                 NOTHING,
-                _majority(own),
-                _counted(own),
+                _majority(claims),
+                _counted(claims),
                 NOTHING,
-                f"{len(own)} pairs",
+                f"{len(claims)} pairs",
             )
         )
     names = ("slope per decade of N", "verdict", "about", "df", "runs / designs / seeds")
@@ -68,8 +68,8 @@ def _reason(one: Claim) -> str:
     return f"margin {one.margin:g}" if one.margin == one.margin else ""
 
 
-def _majority(own: Iterable[Claim]) -> str:
-    verdicts = {one.verdict for one in own}
+def _majority(pairs: Iterable[Claim]) -> str:
+    verdicts = {one.verdict for one in pairs}
     if verdicts == {"sparse"}:
         return "sparse beats dense"
     if {"sparse", "dense"} <= verdicts:
@@ -77,12 +77,12 @@ def _majority(own: Iterable[Claim]) -> str:
     return "in part" if "sparse" in verdicts else "dense" if "dense" in verdicts else "undecided"
 
 
-def _counted(own: Sequence[Claim]) -> str:
+def _counted(pairs: Sequence[Claim]) -> str:
     """Which cells which head won, by budget where there are any."""
     parts = []
-    for verdict, said in (("sparse", "sparse better"), ("dense", "dense better")):
+    for verdict, text in (("sparse", "sparse better"), ("dense", "dense better")):
         sizes: dict[str, list[str]] = {}
-        for one in own:
+        for one in pairs:
             if one.verdict == verdict:
                 sizes.setdefault(one.size, []).append(one.where)
         if sizes:
@@ -90,8 +90,8 @@ def _counted(own: Sequence[Claim]) -> str:
                 size + (f" ({', '.join(map(variant_label, at))})" if any(at) else "")
                 for size, at in sizes.items()
             )
-            parts.append(f"{said} in {sum(map(len, sizes.values()))}: {named}")
-    open_ = sum(one.verdict not in ("sparse", "dense") for one in own)
+            parts.append(f"{text} in {sum(map(len, sizes.values()))}: {named}")
+    open_ = sum(one.verdict not in ("sparse", "dense") for one in pairs)
     return "; ".join([*parts, *([f"undecided in {open_}"] if open_ else [])])
 
 
@@ -100,36 +100,36 @@ _AGAINST = {"worsens": "worsens with size", "not flat": "is not flat in size", "
 
 def negative(study: Study) -> list[str]:
     """Claims that came out against the paper, forecasts that missed, and fits that the data do not hold."""
-    said = [
+    lines = [
         f"{' '.join(of_series(one))}: {_AGAINST[one.verdict]}, {interval_text(one.estimate)} per decade of N"
         for one in study.claims
         if one.verdict in _AGAINST and not one.size
     ]
     losses = [one for one in study.claims if one.verdict == "dense"]
     for of in dict.fromkeys(of_series(one)[1:] for one in losses):
-        own = [one for one in study.claims if one.size and of_series(one)[1:] == of]
-        lost = sum(one.verdict == "dense" for one in own)
-        said.append(f"{' '.join(of)}: dense beats sparse in {lost} of {len(own)} pairs")
+        pairs = [one for one in study.claims if one.size and of_series(one)[1:] == of]
+        lost = sum(one.verdict == "dense" for one in pairs)
+        lines.append(f"{' '.join(of)}: dense beats sparse in {lost} of {len(pairs)} pairs")
     for one in study.forecasts:
         missed = [f"{p.size} ({p.relative_error:+.0%})" for p in one.predictions if not p.held]
         if missed:
             of = f"{' '.join(of_series(one))}, {one.law} without the largest {one.hold_out}"
-            said.append(f"{of}: missed {', '.join(missed)} at {held_out_text(one)}")
+            lines.append(f"{of}: missed {', '.join(missed)} at {held_out_text(one)}")
     bound = [
         f"{' '.join(of_series(f))} {f.law} ({N_LABELS[f.n]}: {', '.join(f.at_bounds)})"
         for f in study.fits
         if f.at_bounds
     ]
     if bound:
-        said.append(
+        lines.append(
             f"{len(bound)} of {len(study.fits)} fits have a parameter {BOUND}: {'; '.join(bound)}"
         )
     edge = sum(one.place == "edge" for one in study.optima)
     if edge:
-        said.append(
+        lines.append(
             f"{edge} of {len(study.optima)} isoFLOP optima lie at the edge of the sizes tried"
         )
-    return said
+    return lines
 
 
 def refusals(study: Study) -> list[str]:
@@ -166,4 +166,4 @@ def _all(of: Sequence[Series]) -> str:
         [one.measure for one in of],
         [one.where for one in of if one.where],
     )
-    return "; ".join(", ".join(dict.fromkeys(own)) for own in parts if own)
+    return "; ".join(", ".join(dict.fromkeys(names)) for names in parts if names)

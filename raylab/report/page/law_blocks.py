@@ -45,7 +45,7 @@ class Section:
 
 def section(study: Study) -> Section:
     """All that the section shows of a study."""
-    designs = [one for made in study.forecasts for one in made.predictions]
+    designs = [one for forecast in study.forecasts for one in forecast.predictions]
     held = sum(one.held for one in designs)
     return Section(
         _fits(study.fits),
@@ -127,9 +127,9 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Block:
             one.law,
             f"largest {one.hold_out}: {held_out_text(one)}",
             str(len(one.predictions)),
-            str(sum(own.held for own in one.predictions)),
-            f"{fmean(abs(own.relative_error) for own in one.predictions):.1%}",
-            f"{max((own.relative_error for own in one.predictions), key=abs):+.1%}",
+            str(sum(p.held for p in one.predictions)),
+            f"{fmean(abs(p.relative_error) for p in one.predictions):.1%}",
+            f"{max((p.relative_error for p in one.predictions), key=abs):+.1%}",
             str(one.degrees_of_freedom),
         )
         for one in forecasts
@@ -146,20 +146,20 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Block:
 
 
 def _designs(forecasts: Sequence[Forecast]) -> Block:
-    every = [(one, own) for one in forecasts for own in one.predictions]
+    every = [(one, design) for one in forecasts for design in one.predictions]
     body = [
         (
             *of_series(one),
             one.law,
             one.hold_out,
-            own.size,
-            quantity(own.budget_flops, "FLOPs") if own.budget_flops else NOTHING,
-            interval_text(own.predicted),
-            f"{own.measured:.3f}",
-            f"{own.relative_error:+.1%}",
-            "yes" if own.held else "no",
+            design.size,
+            quantity(design.budget_flops, "FLOPs") if design.budget_flops else NOTHING,
+            interval_text(design.predicted),
+            f"{design.measured:.3f}",
+            f"{design.relative_error:+.1%}",
+            "yes" if design.held else "no",
         )
-        for one, own in every
+        for one, design in every
     ]
     return Block(
         "Every design that was held out",
@@ -167,7 +167,7 @@ def _designs(forecasts: Sequence[Forecast]) -> Block:
             (*OF, "law", "held out", "size", "budget", "predicted", "measured", "error", "held")
         ),
         tuple(body),
-        tuple("" if own.held else "below" for _, own in every),
+        tuple("" if design.held else "below" for _, design in every),
     )
 
 
@@ -203,12 +203,12 @@ def _place(one: Optimum, fits: Sequence[Fit]) -> str:
     if one.place != "interior":
         return "at the edge"
     names = ("law", "n", *_SERIES)
-    own = next(f for f in fits if all(getattr(f, name) == getattr(one, name) for name in names))
+    fit = next(f for f in fits if all(getattr(f, name) == getattr(one, name) for name in names))
     parts = [_WITHIN]
     if one.optimal_n.low < one.tried[0] or one.optimal_n.high > one.tried[1]:
         parts.append("open")
-    if own.at_bounds and one.method == "surface":
-        parts.append(f"{' and '.join(own.at_bounds)} {BOUND}")
+    if fit.at_bounds and one.method == "surface":
+        parts.append(f"{' and '.join(fit.at_bounds)} {BOUND}")
     return ", ".join(parts)
 
 

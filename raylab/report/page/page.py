@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from raylab.report import formats
-from raylab.report.charts.chart import Chart
-from raylab.report.charts.figures import MOST_PANELS, drawn
+from raylab.report.charts.chart import MOST_PANELS, Chart, shown_tables
 from raylab.report.formats import count
 from raylab.report.heads import HeadsCompared
 from raylab.report.layout import Layout
@@ -62,7 +60,7 @@ def render(contents: Contents) -> str:
     )
     rows, tables, study = contents.rows, contents.tables, contents.study
     kept = compute.contract(rows)
-    shown = drawn(tables)
+    shown = shown_tables(tables)
     return environment.get_template("page.html").render(
         collections=", ".join(dict.fromkeys(row.collection for row in rows)),
         summary=summary(rows),
@@ -89,16 +87,16 @@ def render(contents: Contents) -> str:
 
 
 def _figure(chart: Chart, contents: Contents) -> Figure:
-    own = pd.concat([contents.results.query(rows) for rows in chart.rows_filter])
-    own = read_rows(own.drop_duplicates())
-    trained = [row for row in own if row.kind == TRAINED]
+    shown = pd.concat([contents.results.query(rows) for rows in chart.rows_filter])
+    shown = read_rows(shown.drop_duplicates())
+    trained = [row for row in shown if row.kind == TRAINED]
     seeds = sorted({row.seed for row in trained if row.seed is not None})
-    queries = sorted({row.queries for row in own if row.queries is not None})
+    queries = sorted({row.queries for row in shown if row.queries is not None})
     facts = (
         ("Seeds", ", ".join(map(str, seeds)) or "none"),
         (
             "Rows",
-            f"{count(len(own))}, of {count(len({row.fingerprint for row in trained}))} checkpoints",
+            f"{count(len(shown))}, of {count(len({row.fingerprint for row in trained}))} checkpoints",
         ),
         ("Queries", " and ".join(map(count, queries)) or "unknown"),
         ("Degrees of freedom", chart.freedom),
@@ -106,22 +104,15 @@ def _figure(chart: Chart, contents: Contents) -> Figure:
     return Figure(
         chart,
         inline(contents.svgs[chart.name]),
-        f"{chart.title}: "
-        + "; ".join(f"{p.y.label} against {p.x.label}, {p.title}" for p in chart.panels)
-        + f". Its values: {chart.name}.json.",
+        f"{chart.title}: {chart.spec['description']}. Its values: {chart.name}.json.",
         facts,
-        len({row.fingerprint for row in own}),
+        len({row.fingerprint for row in shown}),
     )
 
 
 def inline(svg: bytes) -> Markup:
-    """An SVG file as an element of a page: without prolog, document type and ids that nothing refers to."""
-    text = svg.decode()
-    text = re.sub(r"<svg ", '<svg aria-hidden="true" ', text[text.index("<svg") :], count=1)
-    used = set(re.findall(r"#([\w.-]+)", text))
-    return Markup(
-        re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", text)
-    )
+    """An SVG file as an element of a page; its description is the page's own."""
+    return Markup(svg.decode().replace("<svg ", '<svg aria-hidden="true" ', 1))
 
 
 def summary(rows: Sequence[Result]) -> str:
