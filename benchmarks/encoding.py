@@ -225,6 +225,7 @@ def main() -> int:
                 "| speed of the bare loop's | by the clock |"
             )
             print("|---|---|---|---|---|---|---|---|")
+            real = padded = 1
             for head in HEADS:
                 if head not in args.heads.split(","):
                     continue

@@ -128,7 +128,7 @@ def paper_search(lists, queries, documents: int, k: int) -> Answer:
     for q in range(queries.shape[0]):
         own = slice(queries.indptr[q], queries.indptr[q + 1])
         terms, weights = queries.indices[own], queries.data[own]
-        rows, scores = paper_scores(*lists, terms, weights, documents, 0.0)
+        rows, scores = paper_scores(*lists, terms, weights, documents, 0.0)  # pyright: ignore[reportCallIssue]
         if len(rows) > k:
             best = np.argpartition(scores, k)[:k]
             rows, scores = rows[best], scores[best]

@@ -82,6 +82,8 @@ class SystemsEvaluation:
         evaluations = self._evaluate(indexes, hits)
         profiles = self._profile(parts, hits)
         stored = [a for artifacts in (*parts.values(), *indexes.values()) for a in artifacts]
+        wholes = (self.store.find(embeddings.address) for embeddings in self.embeddings.values())
+        stored += [artifact for artifact in wholes if artifact is not None]
         return Evaluated(evaluations, profiles, [*queries, *hits.values(), *stored])
 
     # ----------------------------------------------------------------- representations

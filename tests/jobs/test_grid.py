@@ -72,6 +72,7 @@ def test_the_ledger_has_every_stage(finished):
         "backbone",
         "retriever",
         "embeddings",
+        "embedding-part",
         "index",
         "run",
         "measures",

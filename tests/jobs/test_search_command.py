@@ -169,7 +169,7 @@ def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
 ):
     """Over several shards; every term by its own entry of the vocabulary, the largest product first."""
     made = retrieval(lab, collection_folder, retriever_folders["sparse"])
-    assert len(made.embeddings) == 3
+    assert len(made.parts) == 3
     hits = made.search(QUERY, 120)
     retriever = Retriever.load(retriever_folders["sparse"])
     query = half(retriever.encode_queries([QUERY])).toarray()[0]

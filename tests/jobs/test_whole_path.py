@@ -280,7 +280,7 @@ CASES = {
 
 def embeddings(lab: Path) -> dict[str, Path]:
     """Embedding shards of passages, finished or begun, by the row they start at."""
-    homes = (lab / "embeddings").glob("checkpoint-*")
+    homes = (lab / "embedding-part").glob("checkpoint-*")
     named = ((re.search(r"-(\d{9})-", f"{home.name}-"), home) for home in homes)
     return {match[1]: home for match, home in named if match}
 
