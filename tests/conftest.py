@@ -24,6 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not on_ray(item))
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if on_ray(item) else item.path.name))
+        if on_ray(item):
+            item.add_marker(pytest.mark.ray)
 
 
 _WORDS = [

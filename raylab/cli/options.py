@@ -15,7 +15,7 @@ import typer
 from raylab.experiment.config import ComputeDtype, ConfigError, Execution, Precision
 from raylab.experiment.grid import AdaptationCharge, Grid
 from raylab.experiment.ladders import LADDERS
-from raylab.planning.flops import DEVICES
+from raylab.planning.devices import DEVICES
 
 _RULE = "rule"
 

@@ -14,7 +14,7 @@ from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
 from raylab.experiment.config import Execution
-from raylab.planning.flops import DEVICES
+from raylab.planning.devices import DEVICES
 from raylab.storage.store import Store
 
 log = logging.getLogger("raylab")

@@ -31,7 +31,7 @@ from raylab.pipeline.driver import sole_driver
 from raylab.pipeline.evaluation import SystemsEvaluation
 from raylab.pipeline.stages import GridStages, write_list
 from raylab.pipeline.training import Training
-from raylab.planning.flops import DEVICES
+from raylab.planning.devices import DEVICES
 from raylab.planning.plan import GridPlan, check_plan, plan_grid
 from raylab.stages.arrays import make_arrays
 from raylab.stages.mine import Mining

@@ -17,7 +17,8 @@ from typing import Literal
 from raylab.experiment.config import ConfigError
 from raylab.experiment.families import Start, start_of
 from raylab.experiment.grid import Cell, Grid
-from raylab.planning.flops import ALIKE, budget_flops_of_hours, planned_steps
+from raylab.planning.devices import budget_flops_of_hours
+from raylab.planning.flops import ALIKE, planned_steps
 from raylab.planning.plan import GridPlan, named_device
 
 # Steps whose real batches are costed before a run; longer runs go on at their mean.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from raylab.experiment.config import Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell, Grid
-from raylab.planning.flops import Device
+from raylab.planning.devices import Device
 from raylab.planning.plan import CellPlan, GridPlan
 from raylab.planning.scheduling import Item, Simulated, simulate
 
@@ -118,12 +118,12 @@ class Durations:
         }
         items = [self.adaptation(name, start) for start, name in starts.items()]
         for head, size in dict.fromkeys((c.head, c.backbone.name) for c in cells):
-            items += self.encoding(f"untrained-{head}-{size}", f"{head}-{size}", ())
+            items += self.encoding(f"untrained-{head.name}-{size}", f"{head.name}-{size}", ())
         for family in families(cells):
             name = family[-1].run_name
             items.append(self.training(name, family, (starts[start_of(family[0])],)))
             for cell in family:
-                group = f"{cell.head}-{cell.backbone.name}"
+                group = f"{cell.head.name}-{cell.backbone.name}"
                 items += self.encoding(f"encode-{cell.run_name}", group, (name,))
         return items
 

@@ -16,9 +16,8 @@ from raylab.experiment.families import Start
 from raylab.experiment.grid import Cell, Grid
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer
+from raylab.planning.devices import DEVICES, Device
 from raylab.planning.flops import (
-    DEVICES,
-    Device,
     Rows,
     Shape,
     adaptation_flops,

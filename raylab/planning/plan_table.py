@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raylab.planning.flops import Device, device_hours
+from raylab.planning.devices import Device, device_hours
 from raylab.planning.memory import Load
 from raylab.planning.memory_fit import Fitting, fit
 from raylab.planning.plan import GridPlan

@@ -13,11 +13,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import fsspec
 
-from raylab import __version__
 from raylab.storage.artifacts import (
     BLOCK_BYTES,
     SHARDS,
@@ -245,7 +245,7 @@ class Store:
                 "attempt": attempt,
                 "started": started,
                 "seconds": time.time() - started,
-                "raylab": __version__,
+                "raylab": version("raylab"),
                 "meta": draft.meta,
             }
             self.put_text(

@@ -23,7 +23,8 @@ from raylab.planning.contract import (
     steps_of,
     within_total,
 )
-from raylab.planning.flops import DEVICES, Shape
+from raylab.planning.devices import DEVICES
+from raylab.planning.flops import Shape
 from raylab.planning.plan import GridPlan, Lengths, plan_cell
 
 H100 = DEVICES["h100"]

@@ -34,17 +34,15 @@ from raylab.experiment.objectives import CL, KD
 from raylab.models import sparse_head
 from raylab.models.backbone import add_lora, hidden_states, output_weight
 from raylab.models.heads import represent
+from raylab.planning.devices import DEVICES, budget_flops_of_hours, device_hours
 from raylab.planning.flops import (
     ACTIVE_SHARE,
-    DEVICES,
     Rows,
     Shape,
     adaptation_flops,
     bi_encoder_flops,
-    budget_flops_of_hours,
     cross_encoder_flops,
     dense_search_flops,
-    device_hours,
     encode_flops,
     fine_tuning_flops,
     fine_tuning_rows,
@@ -292,9 +290,7 @@ def test_training_the_papers_models(size, lora, checkpointing):
         _ = states.detach() @ output_weight(network).detach().T
     measured = blocks.get_total_flops()
     rows = [Rows(2, 128)]
-    assert train_flops(shape, rows, DENSE, lora, checkpointing) == pytest.approx(
-        measured, rel=0.02
-    )
+    assert train_flops(shape, rows, DENSE, lora, checkpointing) == pytest.approx(measured, rel=0.02)
     measured += projection.get_total_flops()
     assert train_flops(shape, rows, SPARSE, lora, checkpointing, [0.0]) == pytest.approx(
         measured, rel=0.02

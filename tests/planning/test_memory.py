@@ -246,9 +246,7 @@ def test_what_autograd_keeps_of_the_layers(lora, checkpointing, dtype):
 
 def full(**changes) -> Load:
     tuning = FineTuning(lora=None, batch_queries=8)
-    return cell_load(
-        Cell(Backbone("t", "t"), DENSE, CL, tuning, 1.0), LLAMA_8B, 64, 128, **changes
-    )
+    return cell_load(Cell(Backbone("t", "t"), DENSE, CL, tuning, 1.0), LLAMA_8B, 64, 128, **changes)
 
 
 def test_zero_shards_state_then_gradients_then_weights():

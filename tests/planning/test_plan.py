@@ -18,7 +18,8 @@ from raylab.experiment.grid import Grid
 from raylab.experiment.heads import DENSE, HEADS
 from raylab.experiment.ladders import PICO, find_ladder
 from raylab.experiment.objectives import CL, KD, OBJECTIVES
-from raylab.planning.flops import Device, Rows, Shape, encode_flops
+from raylab.planning.devices import Device
+from raylab.planning.flops import Rows, Shape, encode_flops
 from raylab.planning.memory import Load
 from raylab.planning.memory_fit import USABLE
 from raylab.planning.plan import (
@@ -133,7 +134,8 @@ def test_encoding_and_search_are_those_of_the_whole_collection(
         # Queries are a sample of the training ones here: of passages alone the sum is exact.
         ours = own.encode_flops / 3 - one_by_one
         asked = sum(
-            encode_flops(shape, Rows(1, n), HEADS[head]) for n in lengths(queries, encoding.query_length)
+            encode_flops(shape, Rows(1, n), HEADS[head])
+            for n in lengths(queries, encoding.query_length)
         )
         assert ours == pytest.approx(asked, rel=0.25)
         assert own.search_flops == 3 * 2 * len(queries) * len(passages) * depth
@@ -188,7 +190,9 @@ def test_tokens_are_those_of_batches_padded_to_their_longest_text(
 ):
     """8 queries, each with its positive and 2 negatives (MarginMSE: 1), none longer than the limits."""
     own = with_tuning(grid, query_length=1_000, passage_length=1_000, kd_loss=kd_loss)
-    plan = plan_grid(dataclasses.replace(own, objectives=(OBJECTIVES[objective],)), source, Execution())
+    plan = plan_grid(
+        dataclasses.replace(own, objectives=(OBJECTIVES[objective],)), source, Execution()
+    )
     listed = 8 * passages_a_query
     query, passage = naive_padded_lengths(collection_folder, model_folder, 8, listed)
     for cell in plan.cells:
