@@ -82,7 +82,8 @@ def test_without_values_per_query_there_are_no_bars_and_no_share_0_no_panel(make
 )
 def test_a_chart_of_each_kind_of_corruption_starts_at_the_plain_recipe(make_results, columns, name):
     results = corrupted_results(make_results, columns)
-    other = results[results["variant"] == ""].assign(variant="causal", varied="recipe")
+    plain = (results["kind"] == "trained") & (results["variant"] == "")
+    other = results[plain].assign(variant="causal", varied="recipe")
     other["system"] += "-causal"
     (chart,) = charts_of(pd.concat([results, other], ignore_index=True))
     assert chart.name == name
