@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,14 @@ from raylab.cli.files import absolute, open_store, output_path, take_over
 from raylab.cli.shared import Gpu, Models, OnFault, Storage
 from raylab.data.faults import QUARANTINE
 from raylab.data.registry import BENCHMARKS
-from raylab.experiment.config import FAULTS, Backbone, ConfigError, Execution, quarantined_kinds
+from raylab.experiment.config import (
+    FAULTS,
+    Backbone,
+    ComputeDtype,
+    ConfigError,
+    Execution,
+    quarantined_kinds,
+)
 from raylab.experiment.ladders import LADDERS, find_ladder
 
 if TYPE_CHECKING:
@@ -36,6 +44,9 @@ _Source = Annotated[str, typer.Option(help="bm25, a retriever checkpoint, or a T
 _Depth = Annotated[int, typer.Option(min=1, help="candidates a query, best first")]
 _Random = Annotated[int, typer.Option(min=0, help="passages drawn at random beside them")]
 _Titles = Annotated[bool, typer.Option(help="passages' titles ask for their bodies, too")]
+_TeacherDtype = Annotated[
+    ComputeDtype, typer.Option(help="what the teacher computes in: part of what the scores are")
+]
 _Actors = Annotated[int, typer.Option(min=1, help="worker processes")]
 _TEACHER = (
     "cross-encoder, sparse or dense encoder, or retriever: folder, hub id, package:NAME/FOLDER"
@@ -218,6 +229,7 @@ def teach(
     actors: _Actors = 2,
     models: Models = None,
     gpu: Gpu = False,
+    teacher_dtype: _TeacherDtype = "float32",
     on_fault: OnFault = "error",
 ) -> None:
     """Mine candidates for every training query and title, and score them with a teacher.
@@ -231,7 +243,7 @@ def teach(
         from raylab.stages.mine import mine as mine_candidates
         from raylab.stages.score import teach as score_candidates
 
-        teaching = make(teacher, None)
+        teaching = replace(make(teacher, None), compute_dtype=teacher_dtype)
         store, pool = teaching.store, teaching.pool
         mined = mine_candidates(store, teaching.collection, teaching.mining, actors, models, pool)
         scores = score_candidates(teaching, mined)

@@ -50,25 +50,25 @@ app.command("plan")(plan)
 
 @app.command()
 def status(storage: Storage = "lab") -> None:
-    """What a storage holds, by stage: artifacts, seconds, FLOPs, bytes."""
-    from raylab.storage.tables import LEDGER
+    """How far the last experiment is, by kind of stage; and what a storage holds: seconds, FLOPs, bytes."""
+    from raylab.pipeline.lab import Lab
 
-    sums = (
-        stored_table(storage, LEDGER)
-        .groupby("stage", sort=False)
-        .agg(
-            artifacts=("name", "size"),
-            seconds=("seconds", "sum"),
-            flops=("flops", "sum"),
-            size_bytes=("size_bytes", "sum"),
-        )
-    )
-    table = Table("stage", "artifacts", "seconds", "FLOPs", "MiB")
-    for stage, (artifacts, seconds, flops, size) in zip(sums.index, sums.to_numpy(), strict=True):
-        table.add_row(
-            stage, f"{artifacts:.0f}", f"{seconds:.1f}", f"{flops:.3g}", f"{size / 2**20:.2f}"
-        )
-    console.print(table)
+    lab = Lab(open_store(storage).uri)
+    kinds = lab.stages().groupby("kind", sort=False)["done"]
+    stages = Table("stage", "done", "of")
+    for kind, done in kinds:
+        stages.add_row(str(kind), str(int(done.sum())), str(len(done)))
+    console.print(stages)
+    if not all(done.all() for _, done in kinds):
+        console.print("the same command goes on where it stopped")
+        return
+    sums = lab.ledger().groupby("stage", sort=False)
+    held = Table("held", "artifacts", "seconds", "FLOPs", "MiB")
+    for stage, rows in sums:
+        seconds, flops, size = (rows[name].sum() for name in ("seconds", "flops", "size_bytes"))
+        amounts = f"{seconds:.1f}", f"{flops:.3g}", f"{size / 2**20:.2f}"
+        held.add_row(str(stage), str(len(rows)), *amounts)
+    console.print(held)
 
 
 @app.command()

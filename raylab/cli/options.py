@@ -122,6 +122,9 @@ class Options:
     precision: Annotated[
         Precision | None, _computed("of stored representations; not given: the recipe's")
     ] = None
+    teacher_dtype: Annotated[
+        ComputeDtype | None, _computed("of a teacher that is a model, when it scores")
+    ] = None
     compute_dtype: Annotated[
         ComputeDtype | None,
         _computed("of weights and activations, in training and encoding; not given: the ladder's"),
@@ -209,6 +212,7 @@ GRID_FIELDS = {
     "teacher": "teacher",
     "on_fault": "on_fault",
     "compute_dtype": "compute_dtype",
+    "teacher_dtype": "teacher_dtype",
 }
 EXECUTION_FIELDS = {
     "storage": "storage",

@@ -29,13 +29,13 @@ from raylab.models.identity import weights_fingerprint
 from raylab.pipeline.collect import Measured, collect
 from raylab.pipeline.driver import sole_driver
 from raylab.pipeline.evaluation import SystemsEvaluation
-from raylab.pipeline.stages import GridStages, write_list
+from raylab.pipeline.stages import GridStages
 from raylab.pipeline.training import Training
 from raylab.planning.devices import DEVICES
 from raylab.planning.plan import GridPlan, check_plan, plan_grid
 from raylab.stages.arrays import make_arrays
 from raylab.stages.mine import Mining
-from raylab.stages.stage import Stage, StageKind, find_or_make
+from raylab.stages.stage import Stage, StageKind, find_or_make, write_list
 from raylab.stages.teach import make_groups
 from raylab.stages.teaching import SHIPPED, Teaching
 from raylab.stages.tokenise import tokenise

@@ -126,19 +126,19 @@ class Lab:
         return self._table(LEDGER)
 
     def stages(self) -> pd.DataFrame:
-        """The stages of the last experiment: kind, name, path, and whether the artifact is there.
+        """The stages of the last experiment: kind, name, path, and whether the artifact is committed.
 
         Raises:
             ConfigError: no experiment was begun there.
         """
-        from raylab.pipeline.stages import read_list
+        from raylab.stages.stage import read_list
 
         try:
             rows = read_list(self.store)
         except FileNotFoundError:
             raise ConfigError(f"{self.store.uri}: no experiment was begun there") from None
         table = pd.DataFrame(rows)
-        table["done"] = [self.store.at(path) is not None for path in table["path"]]
+        table["done"] = [self.store.has(path) for path in table["path"]]
         return table
 
     def series(self) -> list[Series]:

@@ -10,7 +10,6 @@ that it reads. Only the collection has to be there, since its splits say what is
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,10 +31,8 @@ from raylab.stages.teaching import Teaching
 from raylab.stages.tokenise import tokens_address
 from raylab.stages.train import adaptation_address, cell_address
 from raylab.storage.artifacts import Address, Artifact
-from raylab.storage.store import Store
 
 BM25 = "BM25"
-STAGES = "stages.json"  # at the root of a storage: the list of its last grid
 
 
 @dataclass(frozen=True)
@@ -202,26 +199,3 @@ def _searched(evaluation: Evaluation, read: tuple[Address, ...]) -> list[Stage]:
         Stage("search", evaluation.run_address, read, evaluation),
         Stage("evaluate", evaluation.address, (evaluation.run_address,), evaluation),
     ]
-
-
-def write_list(store: Store, stages: Sequence[Stage]) -> None:
-    """Keep the list at the root of the storage, for `read_list`."""
-    rows = [
-        {
-            "kind": stage.kind,
-            "name": stage.name,
-            "path": stage.address.path,
-            "inputs": [address.path for address in stage.inputs],
-        }
-        for stage in stages
-    ]
-    store.put_text(STAGES, json.dumps(rows, indent=1))
-
-
-def read_list(store: Store) -> list[dict]:
-    """The list of a storage's last grid: kind, name, path and paths of inputs of every stage.
-
-    Raises:
-        FileNotFoundError: no grid was run there.
-    """
-    return json.loads(store.fs.cat_file(f"{store.root}/{STAGES}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -52,6 +53,7 @@ class Stage:
         return self.address.name
 
 
+STAGES = "stages.json"  # at the root of a storage: the list of its last grid
 Runner = Callable[[list[Any]], None]
 """Makes the artifacts of the stages (or tasks) it is given: each is committed when it returns."""
 
@@ -66,3 +68,26 @@ def find_or_make(store: Store, stages: Sequence[HasAddress], runner: Runner) -> 
     if missing:
         runner(missing)
     return [store.committed(stage.address) for stage in stages]
+
+
+def write_list(store: Store, stages: Sequence[Stage]) -> None:
+    """Keep the list at the root of the storage, for `read_list`."""
+    rows = [
+        {
+            "kind": stage.kind,
+            "name": stage.name,
+            "path": stage.address.path,
+            "inputs": [address.path for address in stage.inputs],
+        }
+        for stage in stages
+    ]
+    store.put_text(STAGES, json.dumps(rows, indent=1))
+
+
+def read_list(store: Store) -> list[dict]:
+    """The list of a storage's last grid: kind, name, path and paths of inputs of every stage.
+
+    Raises:
+        FileNotFoundError: no grid was run there.
+    """
+    return json.loads(store.fs.cat_file(f"{store.root}/{STAGES}"))

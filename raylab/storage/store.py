@@ -116,6 +116,10 @@ class Store:
             raise DamagedArtifact(path, "no manifest")
         return artifact
 
+    def has(self, path: str) -> bool:
+        """Whether an artifact is committed at a path below the root; none of its files is looked at."""
+        return self.fs.exists(self._join(path, "manifest.json"))
+
     def at(self, path: str) -> Artifact | None:
         """The artifact at a path below the root that another artifact names; None where it is absent or damaged."""
         artifact = self._read_manifest(path)
