@@ -54,12 +54,12 @@ def status(storage: Storage = "lab") -> None:
     from raylab.pipeline.lab import Lab
 
     lab = Lab(open_store(storage).uri)
-    kinds = lab.stages().groupby("kind", sort=False)["done"]
+    listed = lab.stages()
     stages = Table("stage", "done", "of")
-    for kind, done in kinds:
-        stages.add_row(str(kind), str(int(done.sum())), str(len(done)))
+    for kind, rows in listed.groupby("kind", sort=False):
+        stages.add_row(str(kind), str(sum(rows["done"])), str(len(rows)))
     console.print(stages)
-    if not all(done.all() for _, done in kinds):
+    if not all(listed["done"]):
         console.print("the same command goes on where it stopped")
         return
     sums = lab.ledger().groupby("stage", sort=False)

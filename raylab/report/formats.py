@@ -10,14 +10,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from raylab.report.rows import TRAINED, UNTRAINED, Result, benchmarks
+from raylab.experiment.objectives import OBJECTIVES
+from raylab.report.rows import TRAINED, UNTRAINED, Result, Variation, benchmarks
 from raylab.report.tables import GridTable, Line
-from raylab.scaling.points import is_budget
 
 NOTHING = "-"
 BEST_NOTE = "*: the best trained cell of its head on this split."
 BELOW = "below untrained"
-_LABELS = {"cl": "CL", "kd": "KD", "cl+kd": "CL+KD"}
 BEATS, BEATS_NOTE = (
     "\u2020",
     "\u2020: better than its twin of the other head, otherwise alike (paired t-test over queries, Holm "
@@ -76,12 +75,15 @@ def count(value: float | None) -> str:
 
 def objective_label(objective: str | None) -> str:
     """`CL+KD` for `cl+kd`."""
-    return "" if objective is None else _LABELS.get(objective, objective)
+    known = OBJECTIVES.get(objective or "")
+    return known.label if known is not None else objective or ""
 
 
-def variant_label(variant: str) -> str:
+def variant_label(variant: Variation) -> str:
     """A budget as FLOPs (`1.60 T`), another variant by its name."""
-    return quantity(float(variant)) if is_budget(variant) else variant or NOTHING
+    if variant.budget_flops is not None:
+        return quantity(variant.budget_flops)
+    return variant.name or NOTHING
 
 
 def header(table: GridTable) -> tuple[str, ...]:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from raylab.evaluation.significance import Comparison, PerQuery, compare
+from raylab.experiment.heads import DENSE, SPARSE
 from raylab.report.rows import (
     OBJECTIVES,
     TRAINED,
     Benchmark,
     Result,
+    Variation,
     benchmarks,
     rank,
-    variant_rank,
 )
 from raylab.report.tables import GridTable
 
@@ -29,7 +30,7 @@ class HeadsCompared:
     benchmark: Benchmark
     size: str
     objective: str
-    variant: str
+    variant: Variation
     comparison: Comparison
 
     @property
@@ -50,25 +51,25 @@ def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[Heads
     Args:
         per_query: as `raylab.storage.tables` describes it.
     """
-    named: dict[tuple[str, str, str], dict[str | None, str]] = {}  # in the order of the rows
+    named: dict[tuple[str, str, Variation], dict[str | None, str]] = {}  # in the order of the rows
     for row in rows:
         if row.kind == TRAINED and row.size and row.objective:
-            key = row.size, row.objective, row.variant
+            key = row.size, row.objective, Variation.of(row)
             named.setdefault(key, {})[row.head] = row.system
     sizes = list(dict.fromkeys(row.size for row in rows))  # by parameters
     twins = [
-        (*key, systems["dense"], systems["sparse"])
+        (*key, systems[DENSE.name], systems[SPARSE.name])
         for key, systems in sorted(named.items(), key=lambda item: _order(sizes, *item[0]))
-        if {"dense", "sparse"} <= systems.keys()
+        if {DENSE.name, SPARSE.name} <= systems.keys()
     ]
     values: dict[tuple[str, str], PerQuery] = {}
-    about: list[tuple[Benchmark, str, str, str]] = []
+    about: list[tuple[Benchmark, str, str, Variation]] = []
     for benchmark in benchmarks(rows):
         systems = _values(per_query, benchmark)
         for size, objective, variant, *names in twins:
             pair = {name: systems.get(name, {}) for name in names}
             if all(len(by_query) > 1 for by_query in pair.values()):
-                where = " ".join((benchmark.name, size, objective, variant)).strip()
+                where = " ".join((benchmark.name, size, objective, variant.name)).strip()
                 values[where, benchmark.primary] = pair
                 about.append((benchmark, size, objective, variant))
     if not values:
@@ -84,8 +85,8 @@ def mark(table: GridTable, tests: Sequence[HeadsCompared]) -> GridTable:
     return replace(table, lines=lines)
 
 
-def _order(sizes: Sequence[str | None], size: str, objective: str, variant: str) -> tuple:
-    return sizes.index(size), rank(OBJECTIVES, objective), variant_rank(variant)
+def _order(sizes: Sequence[str | None], size: str, objective: str, variant: Variation) -> tuple:
+    return sizes.index(size), rank(OBJECTIVES, objective), variant.rank
 
 
 def _values(per_query: pd.DataFrame, benchmark: Benchmark) -> PerQuery:

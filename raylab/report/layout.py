@@ -21,7 +21,7 @@ from raylab.report.formats import (
     variant_label,
 )
 from raylab.report.published import PUBLISHED, Published
-from raylab.report.rows import BASELINE, OBJECTIVES, TRAINED, rank
+from raylab.report.rows import BASELINE, OBJECTIVES, TRAINED, Variation, rank
 from raylab.report.tables import GridTable, Line
 
 _TEXT = ("size", "head", "budget", "variant")
@@ -124,7 +124,7 @@ def _published(table: GridTable) -> str | None:
     return column if column and published.MEASURES[column] == table.benchmark.primary else None
 
 
-def _cell(line: Line) -> tuple[str, str, str]:
+def _cell(line: Line) -> tuple[str, str, Variation]:
     return line.size or NOTHING, line.head or NOTHING, line.variant
 
 

@@ -9,68 +9,49 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from raylab.data.registry import protocol
-from raylab.scaling.points import is_budget
+from raylab.experiment import heads, objectives
+from raylab.storage.tables import Result, column_types
 
 TRAINED, UNTRAINED, BASELINE = "trained", "untrained", "baseline"
 KINDS = (BASELINE, UNTRAINED, TRAINED)
-HEADS = ("sparse", "dense")
-OBJECTIVES = ("cl", "kd", "cl+kd")
+HEADS, OBJECTIVES = tuple(heads.HEADS), tuple(objectives.OBJECTIVES)
 
 # Splits that choices may have been made on; what is measured there is not held out.
 VALIDATION_SPLITS = frozenset({"valid", "dev"})
 _KEY = ("kind", "system", "seed", "collection", "split", "measure")
 
 
-@dataclass(frozen=True)
-class Result:
-    """A row of the results table (`raylab.storage.tables`), nulls as None; no variant is the empty name."""
-
-    kind: Literal["trained", "untrained", "baseline"]
-    system: str
-    size: str | None
-    head: str | None
-    objective: str | None
-    seed: int | None
-    collection: str
-    split: str
-    measure: str
-    value: float | None
-    ci_low: float | None
-    ci_high: float | None
-    queries: int | None
-    parameters: int | None
-    budget_flops: float | None
-    spent_flops: float | None
-    steps: int | None
-    seconds: float | None
-    fingerprint: str | None
-    without_relevant: int | None = None
-    query_postings: float | None = None
-    passage_postings: float | None = None
-    retrieval_flops: float | None = None
-    index_bytes: int | None = None
-    query_ms: float | None = None
-    variant: str = ""
-    tokens: float | None = None
-    examples: float | None = None
-    head_parameters: int | None = None
-    epochs: float | None = None
-    charged_flops: float | None = None
-    corrupted_positives: float | None = None
-    corrupted_scores: float | None = None
-
-
 _FIELDS = dataclasses.fields(Result)
-# Tables written before a column was there lack those that have a default.
-_REQUIRED = tuple(field.name for field in _FIELDS if field.default is dataclasses.MISSING)
-_WHOLE = frozenset(
-    {"seed", "queries", "parameters", "steps", "without_relevant", "index_bytes", "head_parameters"}
-)
+_WHOLE = frozenset(name for name, kind in column_types(Result).items() if kind is int)
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What an experiment varied in a cell: nothing, its budget, or its recipe under a name."""
+
+    name: str = ""
+    budget_flops: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+    @property
+    def rank(self) -> tuple:
+        """A sort key: the plain recipe, budgets by FLOPs, then others by name."""
+        if not self.name:
+            return 0, "", 0.0
+        if self.budget_flops is not None:
+            return 1, "", self.budget_flops
+        return 2, self.name, 0.0
+
+    @classmethod
+    def of(cls, row: Result) -> Variation:
+        return cls(row.variant, row.budget_flops if row.varied == "budget" else None)
 
 
 @dataclass(frozen=True)
@@ -113,12 +94,12 @@ def read_rows(results: pd.DataFrame) -> list[Result]:
         ValueError: no rows, a missing column, an unknown kind, or two rows for the same
             (system, seed, collection, split, measure).
     """
-    missing = [name for name in _REQUIRED if name not in results.columns]
+    missing = [name for name in (f.name for f in _FIELDS) if name not in results.columns]
     if missing:
         raise ValueError(f"the results table lacks the column(s) {', '.join(missing)}")
     if results.empty:
         raise ValueError("the results table has no rows: there is nothing to report")
-    columns = [field.name for field in _FIELDS if field.name in results.columns]
+    columns = [field.name for field in _FIELDS]
     cells = zip(*(results[name] for name in columns), strict=True)
     rows = [_row(dict(zip(columns, values, strict=True))) for values in cells]
     seen = set()
@@ -135,7 +116,7 @@ def read_rows(results: pd.DataFrame) -> list[Result]:
 def _row(cells: dict[str, Any]) -> Result:
     values: dict[str, Any] = {n: None if pd.isna(cell) else cell for n, cell in cells.items()}
     values |= {name: int(values[name]) for name in _WHOLE if values.get(name) is not None}
-    values["variant"] = values.get("variant") or ""
+    values |= {"variant": values["variant"] or "", "varied": values["varied"] or ""}
     return Result(**values)
 
 
@@ -148,7 +129,7 @@ def _order(row: Result) -> tuple:
         rank(HEADS, row.head),
         row.kind == TRAINED,
         rank(OBJECTIVES, row.objective),
-        variant_rank(row.variant),
+        Variation.of(row).rank,
         row.system,
         -1 if row.seed is None else row.seed,
         row.collection,
@@ -160,13 +141,6 @@ def _order(row: Result) -> tuple:
 def rank(known: Sequence[str], name: str | None) -> tuple[int, str]:
     """A sort key: the known names in their order, then others by name."""
     return (known.index(name) if name in known else len(known), name or "")
-
-
-def variant_rank(variant: str) -> tuple:
-    """A sort key: the plain recipe, budgets by FLOPs, then others by name."""
-    if not variant:
-        return 0, "", 0.0
-    return (1, "", float(variant)) if is_budget(variant) else (2, variant, 0.0)
 
 
 def benchmarks(rows: Sequence[Result]) -> list[Benchmark]:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
 
-from raylab.report.rows import TRAINED, UNTRAINED, Benchmark, Result
-from raylab.scaling.points import is_budget
+from raylab.report.rows import TRAINED, UNTRAINED, Benchmark, Result, Variation
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Line:
     steps: float | None = None
     budget_flops: float | None = None
     spent_flops: float | None = None
-    variant: str = ""
+    variant: Variation = Variation()
     corrupted_positives: float = 0.0
     corrupted_scores: float = 0.0
     beats_twin: bool = False
@@ -86,8 +85,10 @@ class GridTable:
     @property
     def varied(self) -> str:
         """What the variants of its cells are: `budget`, `variant`, or nothing where there are none."""
-        names = {line.variant for line in self.of(TRAINED)} - {""}
-        return "" if not names else "budget" if all(map(is_budget, names)) else "variant"
+        varied = [line.variant for line in self.of(TRAINED) if line.variant]
+        if not varied:
+            return ""
+        return "budget" if all(v.budget_flops is not None for v in varied) else "variant"
 
     def of(self, kind: str) -> tuple[Line, ...]:
         return tuple(line for line in self.lines if line.kind == kind)
@@ -143,7 +144,7 @@ def _line(cell: Sequence[Result], untrained: float | None, best: dict[str | None
         objective=first.objective,
         parameters=first.parameters,
         estimate=estimate,
-        variant=first.variant,
+        variant=Variation.of(first),
         corrupted_positives=first.corrupted_positives or 0.0,
         corrupted_scores=first.corrupted_scores or 0.0,
         passage_postings=_mean(row.passage_postings for row in cell),

@@ -148,14 +148,6 @@ def _range(values_R: np.ndarray) -> tuple[float, float]:
     return (float(known.min()), float(known.max())) if len(known) else (math.nan, math.nan)
 
 
-def is_budget(variant: str) -> bool:
-    """TEMPORARY"""
-    try:
-        return 0 < float(variant) < math.inf
-    except ValueError:
-        return False
-
-
 def series(
     results: pd.DataFrame,
     per_query: pd.DataFrame,

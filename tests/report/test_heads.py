@@ -60,9 +60,9 @@ def test_twins_of_each_variant_are_tested_and_the_better_cell_is_marked(make_res
     results.loc[results["system"] == "sparse-pico-2x128-cl-2e+12", "value"] += 0.3
     rows, per_query = read_rows(results), per_query_of(results)
     found = compare_heads(rows, per_query)
-    assert [one.variant for one in found] == ["2e+12", "1e+13"] * 3
+    assert [one.variant.name for one in found] == ["2e+12", "1e+13"] * 3
     assert {one.comparison.family for one in found} == {6}
-    (one,) = [one for one in found if (one.size, one.variant) == ("pico-2x128", "2e+12")]
+    (one,) = [one for one in found if (one.size, one.variant.name) == ("pico-2x128", "2e+12")]
     assert one.winner == one.comparison.b == "sparse-pico-2x128-cl-2e+12"
     table = mark(grid_table(rows, one.benchmark), found)
     assert {line.system for line in table.lines if line.beats_twin} == {

@@ -346,16 +346,6 @@ def test_costs_stand_beside_the_primary_measure(tmp_path, results, ledger):
     assert (postings, queries, flops, size, milliseconds) == ("123.5", "-", "1.8", "45.6 M", "0.46")
 
 
-def test_a_table_from_before_costs_were_measured_gives_the_same_page(tmp_path, results, ledger):
-    text, _ = page_of(tmp_path / "now", results, ledger)
-    later = ["query_ms", "index_bytes", "without_relevant", "retrieval_flops", "query_postings"]
-    before, _ = page_of(
-        tmp_path / "before", results.drop(columns=[*later, "passage_postings"]), ledger
-    )
-    assert before == text
-    assert "Cost of a search" not in text
-
-
 def test_what_counts_as_zero_and_what_the_entropy_means_is_told(tmp_path, results, ledger):
     text, _ = page_of(tmp_path / "a", results, ledger)
     assert "CE@256" not in text

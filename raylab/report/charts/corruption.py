@@ -69,7 +69,7 @@ def _chart(kind: str, tables: Sequence[GridTable], per_query: pd.DataFrame | Non
             title, kept = f"{title}, relative to nothing wrong", f"share of {measure} kept"
             panels.append(Panel(title, x_label, kept, kept_rows, ticks=ticks, apart=True))
     lines = [line for _, line in points]
-    variants = sorted({line.variant for line in lines})
+    variants = sorted({line.variant.name for line in lines})
     shown = f"(kind == 'baseline' or (kind == 'trained' and variant in {variants!r}))"
     return Chart(
         _NAMES[kind],

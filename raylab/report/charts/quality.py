@@ -8,11 +8,10 @@ from typing import Any
 
 from raylab.report.charts.chart import MOST_PANELS, Chart
 from raylab.report.charts.drawing import Panel, Row, draw
-from raylab.report.charts.theme import REFERENCE_STYLE, Key, labels, styles, untrained_style
+from raylab.report.charts.theme import REFERENCE_STYLE, Key, Other, labels, styles, untrained_style
 from raylab.report.formats import objective_label, quantity
-from raylab.report.rows import BASELINE, HEADS, OBJECTIVES, TRAINED, UNTRAINED, rank, variant_rank
+from raylab.report.rows import BASELINE, HEADS, OBJECTIVES, TRAINED, UNTRAINED, rank
 from raylab.report.tables import GridTable, Line
-from raylab.scaling.points import is_budget
 
 _MOST_SERIES = 12  # that a panel shows; more are split by objective
 _BARS_OF_QUERIES = "bars: 95 % bootstrap\ninterval over queries"
@@ -21,7 +20,7 @@ _NARROW = 1.05  # a range within this is one place, where series are set apart
 _LOG_FROM = 3.0  # a wider range than this is drawn on a logarithmic axis
 
 Number = Callable[[Line], float | None]
-Part = Callable[[Line], str]
+Part = Callable[[Line], Other]
 Selected = Sequence[tuple[GridTable, Sequence[Line]]]
 """Tables, each with the trained lines of it that a chart shows."""
 
@@ -73,7 +72,7 @@ def sparsity(tables: Sequence[GridTable]) -> Chart | None:
     """Quality of sparse cells against terms a passage, and against terms that scores multiply."""
     selected = []
     for table in tables:
-        lines = tuple(line for line in table.of(TRAINED) if line.head == "sparse")
+        lines = tuple(line for line in table.of(TRAINED) if line.passage_postings is not None)
         selected.append((GridTable(table.benchmark, lines), lines))
     varied = any(table.varied for table, _ in selected)
     return _chart(
@@ -110,7 +109,9 @@ def index_bytes(tables: Sequence[GridTable]) -> Chart | None:
 def _plain(table: GridTable) -> Sequence[Line]:
     """Trained lines of the plain recipe and of budgets; all where there are none."""
     trained = table.of(TRAINED)
-    return [line for line in trained if not line.variant or is_budget(line.variant)] or trained
+    return [
+        line for line in trained if not line.variant or line.variant.budget_flops is not None
+    ] or trained
 
 
 # ---------------------------------------------------------------------------------- how they are made
@@ -183,7 +184,7 @@ def _chart(
     )
 
 
-def _order(key: Key, others: Sequence[str]) -> tuple:
+def _order(key: Key, others: Sequence[Other]) -> tuple:
     head, objective, other = key
     return rank(HEADS, head), rank(OBJECTIVES, objective), others.index(other)
 
@@ -212,7 +213,8 @@ def _filter(table: GridTable, lines: Sequence[Line], where: str) -> str:
     parts = [table.benchmark.primary_filter, *([where] if where else [])]
     left_out = {line.variant for line in table.of(TRAINED)} - {line.variant for line in lines}
     if left_out:
-        parts.append(f"variant not in {sorted(left_out, key=variant_rank)!r}")
+        names = [v.name for v in sorted(left_out, key=lambda variant: variant.rank)]
+        parts.append(f"variant not in {names!r}")
     return " and ".join(parts)
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from raylab.report.formats import objective_label, quantity
-from raylab.scaling.points import is_budget
+from raylab.report.rows import Variation
 
-Key = tuple[str | None, str | None, str]
+Other = str | Variation
+Key = tuple[str | None, str | None, Other]
 """Head, objective, and what else tells series apart (a variant, a size) or nothing."""
 Dash = tuple[float, ...]
 """Lengths of ink and gap, in pixels."""
@@ -143,13 +144,21 @@ def labels(keys: Iterable[Key]) -> dict[Key, str]:
     """What the legend calls each series, no two alike: `sparse CL 1.60 TFLOPs`."""
     short = {}
     for head, objective, other in keys:
-        named = quantity(float(other), "FLOPs") if is_budget(other) else other
+        named = _other_label(other)
         parts = (head or "", objective_label(objective), named)
         short[head, objective, other] = " ".join(part for part in parts if part)
     uses = Counter(short.values())
     return {
-        key: label if uses[label] == 1 else f"{label} ({key[2]})" for key, label in short.items()
+        key: label if uses[label] == 1 else f"{label} ({_other_label(key[2])})"
+        for key, label in short.items()
     }
+
+
+def _other_label(other: Other) -> str:
+    if not isinstance(other, Variation):
+        return other
+    budget = other.budget_flops
+    return other.name if budget is None else quantity(budget, "FLOPs")
 
 
 def _distinct(values: Iterable) -> list:

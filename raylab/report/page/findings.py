@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from raylab.report.formats import NOTHING, objective_label, variant_label
+from raylab.report.formats import NOTHING, objective_label
 from raylab.report.page.blocks import Block, columns
 from raylab.report.page.law_texts import (
     BOUND,
@@ -87,8 +87,7 @@ def _counted(pairs: Sequence[Claim]) -> str:
                 sizes.setdefault(one.size, []).append(one.where)
         if sizes:
             named = ", ".join(
-                size + (f" ({', '.join(map(variant_label, at))})" if any(at) else "")
-                for size, at in sizes.items()
+                size + (f" ({', '.join(at)})" if any(at) else "") for size, at in sizes.items()
             )
             parts.append(f"{text} in {sum(map(len, sizes.values()))}: {named}")
     open_ = sum(one.verdict not in ("sparse", "dense") for one in pairs)

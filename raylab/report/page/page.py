@@ -17,7 +17,7 @@ from raylab.report.layout import Layout
 from raylab.report.page import blocks, compute
 from raylab.report.page.law_blocks import section
 from raylab.report.page.notes import notes
-from raylab.report.rows import TRAINED, Benchmark, Result, benchmarks, read_rows
+from raylab.report.rows import TRAINED, Benchmark, Result, Variation, benchmarks, read_rows
 from raylab.report.tables import GridTable, Line, below_untrained
 from raylab.scaling import Study
 
@@ -121,7 +121,7 @@ def summary(rows: Sequence[Result]) -> str:
     cells = {(row.size, row.head, row.objective, row.variant) for row in trained}
     objectives = [formats.objective_label(o) for o in _distinct(row.objective for row in trained)]
     seeds = [str(seed) for seed in sorted({row.seed for row in trained if row.seed is not None})]
-    variants = [formats.variant_label(v) for v in _distinct(row.variant for row in trained)]
+    variants = [formats.variant_label(v) for v in dict.fromkeys(map(Variation.of, trained))]
     parts = [
         f"{len(cells)} trained cell{'' if len(cells) == 1 else 's'}",
         "sizes: " + ", ".join(_distinct(row.size for row in rows)),
