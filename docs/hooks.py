@@ -166,10 +166,8 @@ def _kind(option: Any) -> str:
     choices = get_args(kind)
     if choices and all(isinstance(choice, str) for choice in choices):
         return " or ".join(choices)
-    inner = choices[0] if choices else kind
-    return {"str": "text", "int": "number", "float": "number", "Path": "path"}.get(
-        inner.__name__, inner.__name__
-    )
+    name = str((choices[0] if choices else kind).__name__)
+    return {"str": "text", "int": "number", "float": "number", "Path": "path"}.get(name, name)
 
 
 def _default(option: Any) -> str:
@@ -223,9 +221,7 @@ def ladders() -> str:
         )
         for ladder in LADDERS.values()
     ]
-    return table(
-        ("ladder", "sizes", "default", "budget of a cell, FLOPs", "computes in"), rows
-    )
+    return table(("ladder", "sizes", "default", "budget of a cell, FLOPs", "computes in"), rows)
 
 
 def benchmarks() -> str:
