@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -25,6 +26,35 @@ def exit_code(error: BaseException) -> int | None:
     return next((EXIT_CODES[name] for name in names if name in EXIT_CODES), None)
 
 
+# What a message calls a field, and a command its option.
+OPTION_OF_FIELD = {
+    "adaptation_charge": "--mntp",
+    "budget": "--budget",
+    "budgets": "--budgets",
+    "cells_filter": "--cells",
+    "device": "--device",
+    "epochs": "--budget epochs",
+    "ladder": "--ladder",
+    "on_fault": "--on-fault",
+    "seeds": "--seeds",
+    "storage": "--storage",
+    "teacher": "--teacher",
+    "workers": "--workers",
+}
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message, with the option's name where it begins with a field's.
+
+    The libraries' own explanations run over several lines.
+    """
+    message = " ".join(str(error).split())
+    field = re.match(r"(\w+)(?= =|:| )", message)
+    if field is None or field[1] not in OPTION_OF_FIELD:
+        return message
+    return OPTION_OF_FIELD[field[1]] + message[field.end() :]
+
+
 class _OneLineErrors:
     """Of a command or group: an error of the laboratory becomes one line on stderr and a status."""
 
@@ -35,8 +65,7 @@ class _OneLineErrors:
             status = exit_code(error)
             if status is None:
                 raise
-            # The libraries' own explanations run over several lines.
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            print("error:", one_line(error), file=sys.stderr)
             sys.exit(status)
 
 

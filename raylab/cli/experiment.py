@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
+import os
 import shlex
 import sys
 import time
@@ -197,7 +198,9 @@ def read_experiment(path: Path | None) -> tuple[Grid, Execution]:
         return DEFAULT_GRID, Execution()
     if path.suffix != ".py" or not path.is_file():
         raise ConfigError(f"{path}: it must be a Python file that defines GRID")
-    sys.path.insert(0, str(path.parent.resolve()))  # as Python does, for modules beside the file
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)  # as Python does, for modules beside the file, and for workers
+    os.environ["PYTHONPATH"] = os.pathsep.join([folder, *_python_path()])
     name = f"raylab_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -210,6 +213,10 @@ def read_experiment(path: Path | None) -> tuple[Grid, Execution]:
     if not isinstance(execution, Execution):
         raise ConfigError(f"{path}: EXECUTION must be a raylab.experiment.config.Execution")
     return grid, execution
+
+
+def _python_path() -> list[str]:
+    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
 def run_experiment(

@@ -52,9 +52,9 @@ app.command("plan")(plan)
 def status(storage: Storage = "lab") -> None:
     """How far the last experiment is, by kind of stage; and what a storage holds: seconds, FLOPs, bytes."""
     from raylab.pipeline.lab import Lab
+    from raylab.storage.tables import LEDGER
 
-    lab = Lab(open_store(storage).uri)
-    listed = lab.stages()
+    listed = Lab(open_store(storage).uri).stages()
     stages = Table("stage", "done", "of")
     for kind, rows in listed.groupby("kind", sort=False):
         stages.add_row(str(kind), str(sum(rows["done"])), str(len(rows)))
@@ -62,7 +62,7 @@ def status(storage: Storage = "lab") -> None:
     if not all(listed["done"]):
         console.print("the same command goes on where it stopped")
         return
-    sums = lab.ledger().groupby("stage", sort=False)
+    sums = stored_table(storage, LEDGER).groupby("stage", sort=False)
     held = Table("held", "artifacts", "seconds", "FLOPs", "MiB")
     for stage, rows in sums:
         seconds, flops, size = (rows[name].sum() for name in ("seconds", "flops", "size_bytes"))

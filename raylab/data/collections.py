@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raylab.data import irds
-from raylab.data.faults import CollectionError, Kind, OnFault, Wrong, refuse, tell
+from raylab.data.faults import CollectionError, Kind, OnFault, RecordError, refuse, tell
 from raylab.data.files import lines, name_of, rows
 from raylab.data.sources import Source
 
@@ -70,11 +70,11 @@ def _object(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise Wrong(Kind.FORMAT, f"not JSON ({error.msg}); one object a line") from None
+        raise RecordError(Kind.FORMAT, f"not JSON ({error.msg}); one object a line") from None
     except (ValueError, RecursionError):  # numbers of thousands of digits, brackets by the thousand
-        raise Wrong(Kind.FORMAT, "not JSON that can be read; one object a line") from None
+        raise RecordError(Kind.FORMAT, "not JSON that can be read; one object a line") from None
     if not isinstance(record, dict):
-        raise Wrong(Kind.FORMAT, "not a JSON object; one object a line")
+        raise RecordError(Kind.FORMAT, "not a JSON object; one object a line")
     return record
 
 
@@ -83,11 +83,11 @@ def _string(record: dict[str, Any], key: str, default: str | None = None) -> str
     if not isinstance(value, str):
         shown = repr(value)
         shown = shown if len(shown) <= 80 else shown[:80] + "..."
-        raise Wrong(Kind.FORMAT, f"{key!r} is {shown}; it must be a string")
+        raise RecordError(Kind.FORMAT, f"{key!r} is {shown}; it must be a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise Wrong(
+        raise RecordError(
             Kind.ENCODING, f"{key!r} holds half a surrogate pair at character {error.start + 1}"
         ) from None
     return value
@@ -96,15 +96,17 @@ def _string(record: dict[str, Any], key: str, default: str | None = None) -> str
 def _fields(line: str, count: int, form: str, separator: str | None = "\t") -> list[str]:
     parts = line.split(separator) if separator is None or count != 2 else line.split(separator, 1)
     if len(parts) != count:
-        raise Wrong(Kind.FIELDS, f"{len(parts)} fields, not {count}; a line is {form}")
+        raise RecordError(Kind.FIELDS, f"{len(parts)} fields, not {count}; a line is {form}")
     return parts
 
 
 def _check_id(kind: str, value: str) -> None:
     if not value.strip():
-        raise Wrong(Kind.ID, f"the {kind} id is empty")
+        raise RecordError(Kind.ID, f"the {kind} id is empty")
     if "\0" in value or value.split() != [value]:
-        raise Wrong(Kind.ID, f"{kind} id {value!r} holds white space or NUL; run files cannot")
+        raise RecordError(
+            Kind.ID, f"{kind} id {value!r} holds white space or NUL; run files cannot"
+        )
 
 
 def _records(
@@ -139,7 +141,7 @@ def read_passages(
         for number, record in records:
             try:
                 passage = _passage(number, record, jsonl)
-            except Wrong as wrong:
+            except RecordError as wrong:
                 tell(on_fault, address, number, wrong, record)
                 continue
             yield passage
@@ -158,7 +160,7 @@ def _passage(number: int, record: Any, jsonl: bool) -> Passage:
         passage = Passage(number, passage_id, "", text)
     _check_id("passage", passage.passage_id)
     if not (passage.title.strip() or passage.text.strip()):
-        raise Wrong(Kind.EMPTY, f"passage {passage.passage_id!r} has no text")
+        raise RecordError(Kind.EMPTY, f"passage {passage.passage_id!r} has no text")
     return passage
 
 
@@ -180,11 +182,11 @@ def read_queries(address: str | Path, on_fault: OnFault = refuse) -> dict[str, Q
             query = _query(number, record, jsonl)
             if query.query_id in queries:
                 first = queries[query.query_id].line
-                raise Wrong(
+                raise RecordError(
                     Kind.DUPLICATE,
                     f"duplicate query id {query.query_id!r} (first at line {first})",
                 )
-        except Wrong as wrong:
+        except RecordError as wrong:
             tell(on_fault, address, number, wrong, record)
             continue
         queries[query.query_id] = query
@@ -201,7 +203,7 @@ def _query(number: int, record: Any, jsonl: bool) -> Query:
     else:
         query = Query(number, *_fields(record, 2, "ID<tab>TEXT"))
     if not query.query_id.strip() or not query.text.strip():
-        raise Wrong(Kind.EMPTY, f"query {query.query_id!r} has an empty id or text")
+        raise RecordError(Kind.EMPTY, f"query {query.query_id!r} has an empty id or text")
     _check_id("query", query.query_id)
     return query
 
@@ -234,11 +236,11 @@ def read_judgements(address: str | Path, on_fault: OnFault = refuse) -> list[Jud
             judgement = _judgement(number, record, beir)
             pair = judgement.query_id, judgement.passage_id
             if pair in seen:
-                raise Wrong(
+                raise RecordError(
                     Kind.DUPLICATE,
                     f"query {pair[0]!r}, passage {pair[1]!r} judged twice (first at line {seen[pair]})",
                 )
-        except Wrong as wrong:
+        except RecordError as wrong:
             tell(on_fault, address, number, wrong, record)
             continue
         seen[pair] = number
@@ -261,7 +263,7 @@ def _judgement(number: int, record: Any, beir: bool) -> Judgement:
     value = int(float(grade)) if _GRADE.fullmatch(grade) else None
     if value is None or abs(value) > _LARGEST_GRADE:
         shown = grade if len(grade) <= 80 else grade[:80] + "..."
-        raise Wrong(
+        raise RecordError(
             Kind.GRADE,
             f"grade {shown!r}; it must be a whole number between -{_LARGEST_GRADE} and {_LARGEST_GRADE}",
         )
@@ -325,7 +327,7 @@ def read_judged(source: Source, on_fault: OnFault = refuse) -> dict[str, Judged]
                 kept.append(judgement)
                 continue
             reason = f"unknown query {judgement.query_id!r}; it must be in {name_of(own)}"
-            tell(on_fault, address, judgement.line, Wrong(Kind.UNKNOWN, reason), judgement)
+            tell(on_fault, address, judgement.line, RecordError(Kind.UNKNOWN, reason), judgement)
         judged[split] = Judged(queries, kept)
     return judged
 
@@ -345,7 +347,7 @@ def without_unknown_passages(
             continue
         names = " or ".join(name_of(address) for address in source.passages)
         reason = f"unknown passage {judgement.passage_id!r}; it must be in {names}"
-        wrong = Wrong(Kind.UNKNOWN, reason)
+        wrong = RecordError(Kind.UNKNOWN, reason)
         tell(on_fault, source.qrels[split], judgement.line, wrong, judgement)
     return Judged(judged.queries, kept)
 

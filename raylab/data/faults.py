@@ -56,7 +56,7 @@ def undecodable(file: str, number: int, raw: bytes, error: UnicodeDecodeError) -
     )
 
 
-class Wrong(ValueError):
+class RecordError(ValueError):
     """A record that cannot be used: its kind and reason; the reader adds file, line and record."""
 
     def __init__(self, kind: Kind, reason: str):
@@ -72,7 +72,7 @@ def refuse(fault: Fault) -> None:
     raise CollectionError(str(fault))
 
 
-def tell(on_fault: OnFault, file: str | Path, line: int, wrong: Wrong, record: Any) -> None:
+def tell(on_fault: OnFault, file: str | Path, line: int, wrong: RecordError, record: Any) -> None:
     """Tell of a record that cannot be used."""
     text = record if isinstance(record, str) else json.dumps(record, default=str)
     # Half a surrogate pair can be in JSON, and in no file.

@@ -220,7 +220,7 @@ class Grid:
         chosen = tuple(c for c in cells if any(fnmatchcase(c.name, p) for p in patterns))
         if not chosen:
             names = ", ".join(dict.fromkeys(c.name for c in cells))
-            raise ConfigError(f"--cells {self.cells_filter!r} matches none of: {names}")
+            raise ConfigError(f"cells_filter {self.cells_filter!r} matches none of: {names}")
         return chosen
 
     @property
@@ -242,7 +242,7 @@ class Grid:
             key = backbone.name, objective.name
             if key not in recipe.epochs:
                 raise ConfigError(
-                    f"--budget epochs: the recipe of ladder {self.ladder.name!r} lists none for "
+                    f"epochs: the recipe of ladder {self.ladder.name!r} lists none for "
                     f"{backbone.name} and {objective.name}; give a number, as in 3epochs"
                 )
             epochs = recipe.epochs[key]

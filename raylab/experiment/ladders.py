@@ -56,6 +56,6 @@ def find_ladder(name_or_file: str) -> Ladder:
     path = Path(name_or_file).expanduser()
     if not path.is_file():
         raise ConfigError(
-            f"--ladder {name_or_file!r}: it must be {', '.join(LADDERS)} or a TOML file"
+            f"ladder {name_or_file!r}: it must be {', '.join(LADDERS)} or a TOML file"
         )
     return read_ladder(path)

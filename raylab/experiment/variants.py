@@ -46,7 +46,7 @@ def with_budgets(
     alike = {repr(replace(variant, name="", budget_flops=None)) for variant in variants}
     if len(alike) > 1 or any(variant.budget_flops is None for variant in variants):
         names = ", ".join(variant.name or "the plain recipe" for variant in variants)
-        raise ConfigError(f"--budgets: the experiment has variants already: {names}")
+        raise ConfigError(f"budgets: the experiment has variants already: {names}")
     return tuple(
         replace(variants[0], name=f"{flops:g}", budget_flops=flops)
         for flops in sorted(budgets_flops)

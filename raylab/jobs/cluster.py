@@ -40,6 +40,8 @@ def connect(execution: Execution) -> Iterator[None]:
     started = not ray.is_initialized()
     if started:
         environment = dict(_WORKER_ENVIRONMENT)
+        if path := os.environ.get("PYTHONPATH"):
+            environment["PYTHONPATH"] = path  # modules beside an experiment's file
         if not execution.use_gpu:
             environment["DS_ACCELERATOR"] = "cpu"
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

@@ -148,8 +148,11 @@ class Monitor:
     def _plain_loop(self) -> None:
         while not self._stop.wait(_PLAIN_EVERY_S):
             runs = self._runs()
-            runs = [f"{b.run} {b.step}/{b.steps} loss {b.loss:.3g}" for b in self._running(runs)]
-            self.say(" | ".join([self.summary(runs), *(["; ".join(runs)] if runs else [])]))
+            steps = "; ".join(
+                f"{run.run} {run.step}/{run.steps} loss {run.loss:.3g}"
+                for run in self._running(runs)
+            )
+            self.say(f"{self.summary(runs)} | {steps}" if steps else self.summary(runs))
 
     def _live_loop(self) -> None:
         with Live(console=self.console, refresh_per_second=4, transient=True) as live:

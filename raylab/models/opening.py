@@ -32,7 +32,7 @@ AnyRetriever = Retriever | SentenceRetriever
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """A checkpoint, before its model is loaded.
 
     ``source``: as asked for, for other machines to find it, too. ``fingerprint``: of the content of its
@@ -49,7 +49,7 @@ class Found:
     compute_dtype: ComputeDtype = "float32"  # that of its training, where the checkpoint says
 
 
-def find_retriever(source: str, models_dir: str | None = None) -> Found:
+def find_retriever(source: str, models_dir: str | None = None) -> Checkpoint:
     """A checkpoint's folder, `package:NAME/FOLDER`, hub id, or folder of a storage's artifact.
 
     Raises:
@@ -73,7 +73,7 @@ def _folder(source: str, models_dir: str | None) -> Path:
     return folder
 
 
-def _found(source: str, folder: Path, models_dir: str | None) -> Found:
+def _found(source: str, folder: Path, models_dir: str | None) -> Checkpoint:
     if Path(source).is_dir():
         source = str(Path(source).resolve())
     facts = source, folder
@@ -83,14 +83,16 @@ def _found(source: str, folder: Path, models_dir: str | None) -> Found:
         dtype = contract["backbone"]["compute_dtype"]
         encoding, tokenizer = Encoding(**contract["encoding"]), contract_tokenizer(folder, contract)
         fingerprint = _fingerprint(folder, models_dir)
-        return Found(*facts, "raylab", head, encoding, fingerprint, tokenizer, dtype)
+        return Checkpoint(*facts, "raylab", head, encoding, fingerprint, tokenizer, dtype)
     if is_published(folder):
         head, encoding, tokenizer = published_description(folder, models_dir)
-        return Found(*facts, "authors", head, encoding, _fingerprint(folder, models_dir), tokenizer)
+        return Checkpoint(
+            *facts, "authors", head, encoding, _fingerprint(folder, models_dir), tokenizer
+        )
     if (folder / MODULES).exists():
         head, encoding = sentence_head(folder), sentence_encoding(folder)
         fingerprint = _fingerprint(folder, models_dir)
-        return Found(*facts, "sentence-transformers", head, encoding, fingerprint, None)
+        return Checkpoint(*facts, "sentence-transformers", head, encoding, fingerprint, None)
     raise ConfigError(
         f"{source}: the folder holds no retriever checkpoint ({CONTRACT}, the authors' "
         f"adapter_config.json, or sentence-transformers' {MODULES})"

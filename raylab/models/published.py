@@ -53,7 +53,7 @@ def published_description(folder: Path, models_dir: str | None) -> tuple[Head, E
     if source.startswith(("/", ".")) and not Path(source).is_dir():
         raise ConfigError(
             f"{folder}/adapter_config.json: base_model_name_or_path = {base!r} is a folder of another "
-            f"machine; put the base model's folder {Path(base).name!r} into --models DIR"
+            f"machine; put the base model's folder {Path(base).name!r} into the folder of models"
         )
     place = str(folder) if (folder / "tokenizer_config.json").exists() else source
     return head, _ENCODING, Tokenizer(place, tokenization=_TOKENIZATION)

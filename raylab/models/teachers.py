@@ -75,17 +75,17 @@ def check_teacher(source: str, models_dir: str | None = None) -> None:
         form_of(Path(source))
         return
     if source.endswith(_FILES):
-        raise ConfigError(f"--teacher {source}: no such file")
+        raise ConfigError(f"teacher {source}: no such file")
     path = Path(teacher_source(source, models_dir))
     if path.is_dir() and not any(p.suffix in (".safetensors", ".bin") for p in path.iterdir()):
-        raise ConfigError(f"--teacher {source}: the folder holds no weights (*.safetensors, *.bin)")
+        raise ConfigError(f"teacher {source}: the folder holds no weights (*.safetensors, *.bin)")
     if is_retriever(path):
         return
     try:
         AutoConfig.from_pretrained(str(path) if path.is_dir() else source)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--teacher {source}: it must be a model folder, a hub id, package:NAME/FOLDER, "
+            f"teacher {source}: it must be a model folder, a hub id, package:NAME/FOLDER, "
             f"or a file of teacher scores or training groups ({error})"
         ) from None
 

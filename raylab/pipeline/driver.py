@@ -52,7 +52,7 @@ def sole_driver(store: Store) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
-                f"--storage {store.uri}: another raylab driver is at work there"
+                f"storage {store.uri}: another raylab driver is at work there"
             ) from None
         removed = store.sweep(_STAGES)
         if removed:

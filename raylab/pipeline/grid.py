@@ -224,5 +224,6 @@ def choose_teacher(grid: Grid, source: Source) -> str | None:
         return SHIPPED
     raise ConfigError(
         f"cells with KD need teacher scores, and collection {source.name!r} ships none: "
-        "give --teacher (a model folder, a hub id or a Parquet file of scores), or --cells '*-cl'"
+        "name a teacher (a model folder, a hub id or a Parquet file of scores), or leave out the objectives "
+        "that need one"
     )

@@ -33,7 +33,7 @@ from raylab.jobs.pool import encoders
 from raylab.jobs.pools import data_pool
 from raylab.jobs.scan import scan_all
 from raylab.jobs.tasks import build_index, evaluate_all, run_all
-from raylab.models.opening import AnyRetriever, Found, open_retriever
+from raylab.models.opening import AnyRetriever, Checkpoint, open_retriever
 from raylab.stages.encode import Embeddings, EncodeTask, System, query_task
 from raylab.stages.scan import Scan
 from raylab.stages.search import Evaluation, IndexTask, open_index, search_index
@@ -73,7 +73,7 @@ class Retrieval:
         execution: Execution,
         source: Source,
         on_fault: str,
-        checkpoint: Found,
+        checkpoint: Checkpoint,
         encoding: Encoding,
         connect: Callable[[], None],
         say: Say,

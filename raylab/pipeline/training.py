@@ -105,7 +105,7 @@ class Training:
         limit = device_bytes(self.execution, training_devices(self.execution))
         if limit is None:
             self.monitor.say(
-                "memory is not checked: the cluster tells no known device; give --device"
+                "memory is not checked: the cluster tells no known device; name the device"
             )
         else:
             check_plan(self.plan, limit)

@@ -57,7 +57,7 @@ def parse_budget(text: str | None, efficiency: float | None = None) -> Budget:
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"--budget {text!r}: it must be {right}") from None
+        raise ConfigError(f"budget {text!r}: it must be {right}") from None
 
 
 def parse_budgets(text: str) -> tuple[float, ...]:
@@ -71,7 +71,7 @@ def parse_budgets(text: str) -> tuple[float, ...]:
     except ValueError:
         budgets = ()
     if not budgets:
-        raise ConfigError(f"--budgets {text!r}: it must be FLOPs by commas (1e12,2e12)")
+        raise ConfigError(f"budgets {text!r}: it must be FLOPs by commas (1e12,2e12)")
     return budgets
 
 

@@ -343,6 +343,6 @@ def planned_steps(
         charged = ", of which MNTP is paid first," if cell.charged_adaptation else ""
         raise ConfigError(
             f"budget {cell.budget_flops:.3g} FLOPs{charged} is too small for {cell.run_name}: "
-            f"one step costs {step_flops:.3g} FLOPs; give --budget at least that"
+            f"one step costs {step_flops:.3g} FLOPs; the budget must be at least that"
         )
     return max(1, round(left / step_flops))

@@ -14,6 +14,7 @@ from raylab.data.sources import Source
 from raylab.experiment.config import Adaptation, Backbone, ConfigError, Execution, quarantined_kinds
 from raylab.experiment.families import Start
 from raylab.experiment.grid import Cell, Grid
+from raylab.experiment.references import load_reference
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer
 from raylab.planning.devices import DEVICES, Device
@@ -156,7 +157,8 @@ def plan_grid(
         evaluation: plan encoding and search as well, for which the whole collection is read once.
 
     Raises:
-        ConfigError: an unknown model, a budget too small for one step, or a batch that the workers
+        ConfigError: an unknown model, a head or an objective that cannot be loaded, a budget too small for
+            one step, or a batch that the workers
             cannot share.
         CollectionError: a faulty record that is not to be passed over.
     """
@@ -170,6 +172,8 @@ def plan_grid(
         backbone = cell.backbone
         shape = Shape.of(load_config(backbone, resolve_source(backbone, execution.models_dir)))
         check_workers(cell, grid, execution)
+        load_reference(cell.head.pooling)
+        load_reference(cell.objective.loss)
         tokenizer = load_tokenizer(backbone, execution.models_dir)
         key = tokenizer.fingerprint, tokenizer.tokenization
         if key not in samples:
@@ -317,7 +321,7 @@ def check_workers(cell: Cell, grid: Grid, execution: Execution) -> None:
     ):
         if count % execution.workers:
             raise ConfigError(
-                f"--workers {execution.workers}: {name} = {count} cannot be shared evenly"
+                f"workers {execution.workers}: {name} = {count} cannot be shared evenly"
             )
 
 
@@ -381,5 +385,5 @@ def named_device(name: str, efficiency: float | None = None) -> Device:
         ConfigError: an unknown name, or an efficiency that is not a share.
     """
     if name not in DEVICES:
-        raise ConfigError(f"--device {name!r}: it must be one of {', '.join(DEVICES)}")
+        raise ConfigError(f"device {name!r}: it must be one of {', '.join(DEVICES)}")
     return DEVICES[name].at(efficiency)

@@ -9,7 +9,7 @@ intervals of the single seeds are in the full table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from statistics import fmean
 
@@ -55,7 +55,7 @@ class Line:
     steps: float | None = None
     budget_flops: float | None = None
     spent_flops: float | None = None
-    variant: Variation = Variation()
+    variant: Variation = field(default_factory=Variation)
     corrupted_positives: float = 0.0
     corrupted_scores: float = 0.0
     beats_twin: bool = False

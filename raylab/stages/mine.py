@@ -22,10 +22,10 @@ from raylab.data.collections import TRAIN, VALIDATION
 from raylab.data.faults import CollectionError, Quarantine
 from raylab.data.ingest import PASSAGES
 from raylab.data.ingested import load_passages, load_topics, training_part
-from raylab.data.supervision.scores import Left, scores_by_query
+from raylab.data.supervision.scores import LeftOut, scores_by_query
 from raylab.data.supervision.teacher import (
-    Ask,
     Candidates,
+    TrainingQuery,
     asks_of_titles,
     asks_of_topics,
     draw_candidates,
@@ -84,7 +84,7 @@ class Mining:
 
 def training_asks(
     folder: Path, part: str, mining: Mining, splits: tuple[str, ...] = (TRAIN,)
-) -> list[Ask]:
+) -> list[TrainingQuery]:
     """The splits' queries whose positives are among the training passages, then the titles as pseudo-queries.
 
     Raises:
@@ -104,7 +104,7 @@ def training_asks(
         for ask in split_asks:
             positives = tuple(p for p in ask.positives if next(at_hand))
             if positives:
-                asks.append(Ask(ask.query_id, ask.text, positives))
+                asks.append(TrainingQuery(ask.query_id, ask.text, positives))
     if not asks:
         raise CollectionError(
             "no training query has a relevant passage among the training passages"
@@ -128,7 +128,7 @@ class Drawer:
         self.hashes, self.mining = TextHashes.of(folder, part), mining
         self.ids = self.hashes.ids
 
-    def draw(self, ask: Ask, ranked: Sequence[str]) -> Candidates:
+    def draw(self, ask: TrainingQuery, ranked: Sequence[str]) -> Candidates:
         drawn = self._random(ask.query_id)
         hashes = self.hashes.of_passages([*ask.positives, *ranked, *drawn])
         return draw_candidates(ask, ranked, drawn, hashes, self.mining.depth, self.mining.random)
@@ -146,7 +146,7 @@ class MineTask:
     """One shard: some of the queries."""
 
     address: Address
-    asks: tuple[Ask, ...]
+    asks: tuple[TrainingQuery, ...]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _Miner:
 
 
 def search_and_draw(
-    asks: Sequence[Ask], searcher: Searcher, drawer: Drawer, depth: int
+    asks: Sequence[TrainingQuery], searcher: Searcher, drawer: Drawer, depth: int
 ) -> Iterator[tuple[str, Candidates]]:
     """The candidates of each query."""
     for start in range(0, len(asks), _SEARCHED):
@@ -257,7 +257,7 @@ def mine(
     return store.committed(address)
 
 
-def _tasks(address: Address, asks: Sequence[Ask]) -> Iterator[MineTask]:
+def _tasks(address: Address, asks: Sequence[TrainingQuery]) -> Iterator[MineTask]:
     for start in range(0, len(asks), _SHARD_QUERIES):
         part = tuple(asks[start : start + _SHARD_QUERIES])
         facts = {"queries": [start, start + len(part)]}
@@ -265,11 +265,16 @@ def _tasks(address: Address, asks: Sequence[Ask]) -> Iterator[MineTask]:
 
 
 def _mine_run(
-    store: Store, address: Address, folder: Path, part: str, mining: Mining, asks: list[Ask]
+    store: Store,
+    address: Address,
+    folder: Path,
+    part: str,
+    mining: Mining,
+    asks: list[TrainingQuery],
 ) -> Artifact:
     """Candidates from a run's own rankings; equal scores by passage id descending, as in trec_eval."""
     assert mining.run is not None
-    drawer, left = Drawer(folder, part, mining), Left()
+    drawer, left = Drawer(folder, part, mining), LeftOut()
     by_id = {ask.query_id: ask for ask in asks}
     apart = None if part == PASSAGES else passage_ids(folder, PASSAGES)
     with store.draft(address) as draft, Quarantine(draft.path, mining.on_fault) as quarantine:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from raylab.data.collections import TRAIN
 from raylab.data.faults import CollectionError
 from raylab.data.ingested import training_part
-from raylab.data.supervision.teacher import SCORE_SCHEMA, Ask
+from raylab.data.supervision.teacher import SCORE_SCHEMA, TrainingQuery
 from raylab.data.texts import Texts, passage_ids
 from raylab.data.tokens import find_ids
 from raylab.experiment.config import ComputeDtype
@@ -45,7 +45,7 @@ class ScoreTask:
     """One shard of pairs, in passage order: an encoder meets a passage in one shard, and once."""
 
     address: Address
-    asks: tuple[Ask, ...]
+    asks: tuple[TrainingQuery, ...]
     ask_of: np.ndarray  # int32 [N], places in `asks`
     rows: np.ndarray  # int32 [N], ascending rows of the training passages
 
@@ -91,14 +91,14 @@ class Scorer:
 class _Pairs:
     """What is to be scored, by ascending query and then passage."""
 
-    asks: Sequence[Ask]
+    asks: Sequence[TrainingQuery]
     ids: np.ndarray  # bytes [P], of the training passages
     ask_of: np.ndarray  # int32 [N]
     rows: np.ndarray  # int32 [N]
     ranks: np.ndarray  # int32 [N]; -1: positives, and negatives drawn at random
 
     @classmethod
-    def of(cls, asks: Sequence[Ask], ids: np.ndarray, candidates: Path) -> _Pairs:
+    def of(cls, asks: Sequence[TrainingQuery], ids: np.ndarray, candidates: Path) -> _Pairs:
         by_id = {ask.query_id: number for number, ask in enumerate(asks)}
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for query_id, drawn in candidates_by_query(candidates):
@@ -182,5 +182,5 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
 
 def sorted_asks(
     folder: Path, part: str, mining: Mining, splits: tuple[str, ...] = (TRAIN,)
-) -> list[Ask]:
+) -> list[TrainingQuery]:
     return sorted(training_asks(folder, part, mining, splits), key=lambda ask: ask.query_id)

@@ -265,7 +265,7 @@ def merged_hits(
     return query_ids, ids, scores
 
 
-Found: TypeAlias = tuple[list[str], Any, Any, dict[str, float]]
+Hits: TypeAlias = tuple[list[str], Any, Any, dict[str, float]]
 """Query ids, hits' ids, their scores; and `search_seconds` (wall time of one process for all queries
 at once, after one query that loads and compiles) and `index_bytes`."""
 
@@ -281,7 +281,7 @@ def search_index(
 
 def _search(
     store: Store, evaluation: Evaluation, shards: Sequence[Artifact], device: str | None
-) -> Found:
+) -> Hits:
     assert evaluation.queries is not None
     (query_ids, matrix) = read_queries(store, {"": evaluation.queries})[""]
     depth = evaluation.protocol.search_depth
@@ -299,7 +299,7 @@ def _search(
     return query_ids, ids, scores, {"search_seconds": seconds, "index_bytes": size}
 
 
-def _merged(store: Store, evaluation: Evaluation, pieces: Sequence[SearchPiece]) -> Found:
+def _merged(store: Store, evaluation: Evaluation, pieces: Sequence[SearchPiece]) -> Hits:
     """The hits of all pieces; seconds and bytes are their sums."""
     depth, artifacts = (
         evaluation.protocol.search_depth,
@@ -315,7 +315,7 @@ def _merged(store: Store, evaluation: Evaluation, pieces: Sequence[SearchPiece])
     return query_ids, ids, scores, {"search_seconds": seconds, "index_bytes": size}
 
 
-def _search_bm25(store: Store, evaluation: Evaluation) -> Found:
+def _search_bm25(store: Store, evaluation: Evaluation) -> Hits:
     folder = store.local(evaluation.collection)
     topics = load_topics(folder)[evaluation.split]
     index = BM25Index.load(store.local(build_bm25(store, evaluation.collection, PASSAGES)))

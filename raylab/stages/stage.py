@@ -18,12 +18,12 @@ StageKind = Literal[
     "adapt",
     "fine-tune",
     "encode",
-    "index",
     "search",
     "evaluate",
     "profile",
 ]
-"""In the order in which a grid goes through them."""
+"""In the order in which a grid goes through them. Indexes stand beside the parts of embeddings that they are of
+(`raylab.stages.search.IndexTask`): how many there are is a matter of execution."""
 
 
 class HasAddress(Protocol):

@@ -14,9 +14,9 @@ from raylab.data.faults import CollectionError, OnFault, Quarantine
 from raylab.data.ingest import PASSAGES
 from raylab.data.ingested import load_topics, training_part
 from raylab.data.supervision.groups import write_shards
-from raylab.data.supervision.published import Tally, form_of, read_groups_of
-from raylab.data.supervision.scores import Left, Scores, is_run, scores_by_query
-from raylab.data.supervision.teacher import Ask, Candidates, group_rows
+from raylab.data.supervision.published import GroupCounts, form_of, read_groups_of
+from raylab.data.supervision.scores import LeftOut, Scores, is_run, scores_by_query
+from raylab.data.supervision.teacher import Candidates, TrainingQuery, group_rows
 from raylab.data.texts import passage_ids
 from raylab.stages.mine import (
     candidates_by_query,
@@ -77,7 +77,7 @@ def _read_groups(
         for query_id, text in sorted(topics[TRAIN].queries.items(), reverse=True):
             query_ids[text] = query_id
     held_out = {text for t in topics.values() if t.split != TRAIN for text in t.queries.values()}
-    tally = Tally()
+    tally = GroupCounts()
     yield from read_groups_of(
         file, query_ids, passage_ids(folder, part), held_out - set(query_ids), tally, on_fault
     )
@@ -85,9 +85,14 @@ def _read_groups(
 
 
 def _scores(
-    file: Path, asks: Sequence[Ask], folder: Path, part: str, draft: Draft, on_fault: OnFault
+    file: Path,
+    asks: Sequence[TrainingQuery],
+    folder: Path,
+    part: str,
+    draft: Draft,
+    on_fault: OnFault,
 ) -> Iterator[tuple[str, Scores]]:
-    left = Left()
+    left = LeftOut()
     apart = None if part == PASSAGES else passage_ids(folder, PASSAGES)
     names = [ask.query_id for ask in asks]
     yield from scores_by_query(file, names, passage_ids(folder, part), apart, left, on_fault)
@@ -95,11 +100,11 @@ def _scores(
 
 
 # A query, its negatives, and the scores of all its passages.
-_Found = Iterator[tuple[Ask, Candidates, Mapping[tuple[str, str], float] | None]]
+_Found = Iterator[tuple[TrainingQuery, Candidates, Mapping[tuple[str, str], float] | None]]
 
 
 def _mined_candidates(
-    asks: Sequence[Ask], candidates: Path, scores: Iterator[tuple[str, Scores]] | None
+    asks: Sequence[TrainingQuery], candidates: Path, scores: Iterator[tuple[str, Scores]] | None
 ) -> _Found:
     """All three by ascending query id; candidates and scores are of validation queries too."""
     by_id = {ask.query_id: ask for ask in asks}
@@ -112,7 +117,10 @@ def _mined_candidates(
 
 
 def _scored_candidates(
-    asks: Sequence[Ask], scores: Iterator[tuple[str, Scores]] | None, partial: bool, draft: Draft
+    asks: Sequence[TrainingQuery],
+    scores: Iterator[tuple[str, Scores]] | None,
+    partial: bool,
+    draft: Draft,
 ) -> _Found:
     """Negatives from a file of scores: ranked ones are mined, the others random, as they were written.
 
@@ -130,7 +138,7 @@ def _scored_candidates(
         candidates = _candidates_of(ask, query_scores)
         if partial:
             positives = tuple(p for p in ask.positives if p in query_scores)
-            ask = Ask(ask.query_id, ask.text, positives, ask.body_only)
+            ask = TrainingQuery(ask.query_id, ask.text, positives, ask.body_only)
             if not positives or not candidates.mined:
                 left_out += 1
                 continue
@@ -143,7 +151,7 @@ def _scored_candidates(
         draft.meta["queries_without_scores"] = left_out
 
 
-def _candidates_of(ask: Ask, scores: Scores) -> Candidates:
+def _candidates_of(ask: TrainingQuery, scores: Scores) -> Candidates:
     negatives = {p: s for p, s in scores.items() if p not in set(ask.positives)}
     ranked = sorted((rank, p) for p, (_, rank) in negatives.items() if rank is not None)
     others = sorted((-score, p) for p, (score, rank) in negatives.items() if rank is None)

@@ -52,13 +52,13 @@ class Teaching:
             if self.assets is None or not (self.assets / SHIPPED_SCORES).exists():
                 name = self.collection.manifest["name"]
                 raise ConfigError(
-                    f"collection {name!r} ships no teacher scores; give --teacher MODEL"
+                    f"collection {name!r} ships no teacher scores; name a teacher that is a model, or a file of scores"
                 )
             return self.assets / SHIPPED_SCORES
         if self.teacher is not None and Path(self.teacher).is_file():
             return Path(self.teacher)
         if self.teacher is not None and self.teacher.endswith(".parquet"):
-            raise ConfigError(f"--teacher {self.teacher}: no such file")
+            raise ConfigError(f"teacher {self.teacher}: no such file")
         return None
 
     def address(self) -> Address:

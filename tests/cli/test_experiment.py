@@ -78,7 +78,7 @@ def test_several_budgets_keep_the_stable_phase_of_the_file():
 @pytest.mark.parametrize(
     ("options", "variants", "words"),
     [
-        ({"budgets": "1e12"}, ablation_variants(), "--budgets: the experiment has variants"),
+        ({"budgets": "1e12"}, ablation_variants(), "budgets: the experiment has variants"),
         ({"budget": "1e12"}, budget_variants((1e11,)), "--budget 1e12: "),
         ({"budget": "1e12", "budgets": "1e12,2e12"}, (Variant(),), "--budget 1e12: "),
         (

@@ -148,6 +148,11 @@ def test_files_and_storages_that_cannot_be_are_one_line(arguments, words, tmp_pa
 
 
 def test_a_damaged_table_is_one_line(tmp_path):
+    (tmp_path / "stages.json").write_text(
+        '[{"kind": "ingest", "name": "n", "path": "collection/n", "inputs": []}]'
+    )
+    (tmp_path / "collection" / "n").mkdir(parents=True)
+    (tmp_path / "collection" / "n" / "manifest.json").write_text("{}")
     (tmp_path / "ledger.parquet").write_bytes(b"PAR1 cut")
     done = CliRunner().invoke(app, ["status", "--storage", str(tmp_path)])
     assert done.exit_code == 2

@@ -81,7 +81,7 @@ def test_a_filter_that_matches_nothing_names_what_exists():
     with pytest.raises(ConfigError) as fault:
         Grid(ladder("1b"), "c", cells_filter="sparse-*-mse").cells()
     message = str(fault.value)
-    assert "--cells 'sparse-*-mse' matches none of" in message
+    assert "cells_filter 'sparse-*-mse' matches none of" in message
     for head, objective in itertools.product(("sparse", "dense"), ("cl", "kd", "cl+kd")):
         assert f"{head}-1b-{objective}" in message
 

@@ -279,7 +279,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
 
 def test_neither_a_ladder_nor_a_file():
     with pytest.raises(
-        ConfigError, match=r"--ladder 'no\.toml': .*pico, smollm2, llama3 or a TOML"
+        ConfigError, match=r"ladder 'no\.toml': .*pico, smollm2, llama3 or a TOML"
     ):
         find_ladder("no.toml")
 

@@ -196,7 +196,7 @@ def test_a_teacher_is_looked_for_before_anything_else(tmp_path, teacher_folder):
     check_teacher(str(tmp_path / "scores.parquet"))
     (tmp_path / "empty").mkdir()
     for missing in ("nowhere", "nowhere.parquet", "empty"):
-        with pytest.raises(ConfigError, match=f"--teacher {tmp_path / missing}: "):
+        with pytest.raises(ConfigError, match=f"teacher {tmp_path / missing}: "):
             check_teacher(str(tmp_path / missing))
 
 

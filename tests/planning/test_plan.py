@@ -255,15 +255,15 @@ def test_a_budget_below_one_step_is_refused_with_what_would_do(grid, source):
     with pytest.raises(ConfigError, match=r"budget 1e\+03 FLOPs is too small for sparse-tiny-cl"):
         plan_grid(dataclasses.replace(grid, budget_flops=1e3), source, Execution())
     cheapest = min(c.step_flops for c in plan_grid(grid, source, Execution()).cells)
-    with pytest.raises(ConfigError, match=r"one step costs .* give --budget at least that"):
+    with pytest.raises(ConfigError, match=r"one step costs .* the budget must be at least that"):
         plan_grid(dataclasses.replace(grid, budget_flops=cheapest * 0.49), source, Execution())
 
 
 def test_batches_that_the_workers_cannot_share_are_refused(grid, source):
-    with pytest.raises(ConfigError, match=r"--workers 3: fine_tuning.batch_queries = 8"):
+    with pytest.raises(ConfigError, match=r"workers 3: fine_tuning.batch_queries = 8"):
         plan_grid(grid, source, Execution(workers=3))
     wide = with_tuning(grid, batch_queries=24)
-    with pytest.raises(ConfigError, match=r"--workers 3: adaptation.batch_blocks = 4"):
+    with pytest.raises(ConfigError, match=r"workers 3: adaptation.batch_blocks = 4"):
         plan_grid(wide, source, Execution(workers=3))
 
 
@@ -345,7 +345,7 @@ def test_an_unknown_device_names_those_there_are():
     with pytest.raises(ConfigError) as fault:
         named_device("tpu")
     message = str(fault.value)
-    assert message.startswith("--device 'tpu': ")
+    assert message.startswith("device 'tpu': ")
     assert all(name in message for name in ("cpu-core", "a100-80gb", "h100", "h200"))
     assert named_device("a100-80gb").peak_flops == 312e12  # NVIDIA's data sheet, dense bf16
 

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raylab.data.faults import CollectionError, Kind, OnFault, Wrong, refuse, tell
+from raylab.data.faults import CollectionError, Kind, OnFault, RecordError, refuse, tell
 from raylab.data.files import lines
 from raylab.data.supervision.teacher import GROUP_SCHEMA
 from raylab.data.tokens import find_ids
@@ -93,7 +93,7 @@ _Numbered = tuple[int, Any, dict[str, Any]]  # number of a record, the record, i
 
 
 @dataclass
-class Tally:
+class GroupCounts:
     """What became of a file's groups."""
 
     groups: int = 0
@@ -115,7 +115,7 @@ def read_groups_of(
     query_ids: Mapping[str, str],
     passage_ids: np.ndarray | None = None,
     held_out: Container[str] = (),
-    tally: Tally | None = None,
+    tally: GroupCounts | None = None,
     on_fault: OnFault = refuse,
 ) -> Iterator[list[dict[str, Any]]]:
     """The groups of a file of groups in file order, some hundreds at a time, as rows of `GROUP_SCHEMA`.
@@ -129,7 +129,7 @@ def read_groups_of(
         CollectionError: FILE:LINE of a record that is in none of the formats, misaligned, or not
             finite, and of one that names an unknown passage; a damaged stream, whatever the policy.
     """
-    tally = tally or Tally()
+    tally = tally or GroupCounts()
     numbered = _numbered_groups(path, on_fault)
     while batch := list(islice(numbered, _BATCH_GROUPS)):
         if passage_ids is not None:
@@ -163,7 +163,7 @@ def _known(
             continue
         unknown = group[int(is_known.argmin())]
         reason = f"unknown passage {unknown!r}; it is not among the training passages"
-        tell(on_fault, path, number, Wrong(Kind.UNKNOWN, reason), record)
+        tell(on_fault, path, number, RecordError(Kind.UNKNOWN, reason), record)
 
 
 def _numbered_groups(path: Path, on_fault: OnFault) -> Iterator[_Numbered]:
@@ -171,14 +171,14 @@ def _numbered_groups(path: Path, on_fault: OnFault) -> Iterator[_Numbered]:
         try:
             row = _group(json.loads(record) if isinstance(record, str) else record)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            kind = error.kind if isinstance(error, Wrong) else Kind.FORMAT
+            kind = error.kind if isinstance(error, RecordError) else Kind.FORMAT
             why = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
             reason = (
                 f"{why}; a line is one of the published teacher formats "
                 '{"question", "pos_pid", "neg_pids"[, "pos_score", "neg_scores"]} or '
                 '{"query", "docids", "scores"}'
             )
-            tell(on_fault, path, number, Wrong(kind, reason), record)
+            tell(on_fault, path, number, RecordError(kind, reason), record)
             continue
         yield number, record, row
 
@@ -230,7 +230,7 @@ def _group(record: Any) -> dict[str, Any]:
     if (positive_score is None) != (scores is None):
         raise ValueError("the positive is scored and the negatives are not, or vice versa")
     if scores is not None and len(scores) != len(negatives):
-        raise Wrong(Kind.FIELDS, f"{len(scores)} scores for {len(negatives)} negatives")
+        raise RecordError(Kind.FIELDS, f"{len(scores)} scores for {len(negatives)} negatives")
     passages = [_passage(p) for p in (positive, *negatives)]
     _check_passages(passages)
     mined = record.get("mined", len(negatives))
@@ -253,8 +253,8 @@ def _check_passages(passages: Sequence[str]) -> None:
     if len(set(passages)) < len(passages):
         twice = next(p for i, p in enumerate(passages) if p in passages[:i])
         if twice == passages[0]:
-            raise Wrong(Kind.DUPLICATE, f"the positive {twice!r} is among the negatives")
-        raise Wrong(Kind.DUPLICATE, f"passage {twice!r} is listed twice")
+            raise RecordError(Kind.DUPLICATE, f"the positive {twice!r} is among the negatives")
+        raise RecordError(Kind.DUPLICATE, f"passage {twice!r} is listed twice")
 
 
 def _list(record: dict, key: str) -> list:
@@ -273,18 +273,18 @@ def _scores(record: dict, key: str) -> list | None:
 
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise Wrong(Kind.EMPTY, f"{field} is not a string with text")
+        raise RecordError(Kind.EMPTY, f"{field} is not a string with text")
     value.encode()  # half a surrogate pair, which JSON can spell, is no text
     return value
 
 
 def _passage(value: Any) -> str:
     if type(value) not in (str, int):
-        raise Wrong(Kind.ID, "a passage id is neither a string nor a whole number")
+        raise RecordError(Kind.ID, "a passage id is neither a string nor a whole number")
     return _text(str(value), "a passage id")
 
 
 def _score(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) <= FLOAT32_MAX:
-        raise Wrong(Kind.SCORE, "a score is not a finite float32 number")
+        raise RecordError(Kind.SCORE, "a score is not a finite float32 number")
     return float(value)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raylab.data.faults import CollectionError, Kind, OnFault, Wrong, refuse, tell
+from raylab.data.faults import CollectionError, Kind, OnFault, RecordError, refuse, tell
 from raylab.data.supervision.published import (
     FLOAT32_MAX,
     SCORED,
@@ -66,7 +66,7 @@ def _run_scores(path: Path, on_fault: OnFault) -> Iterator[pa.Table]:
             fields = line.split()
             try:
                 scores.append(_score_of(fields))
-            except Wrong as wrong:
+            except RecordError as wrong:
                 tell(on_fault, path, number, wrong, line)
                 continue
             queries.append(fields[0])
@@ -84,7 +84,7 @@ def _run_scores(path: Path, on_fault: OnFault) -> Iterator[pa.Table]:
 
 def _score_of(fields: Sequence[str]) -> float:
     if len(fields) != 6:
-        raise Wrong(
+        raise RecordError(
             Kind.FIELDS, f"{len(fields)} columns; a run has 6: query Q0 passage rank score tag"
         )
     try:
@@ -92,7 +92,7 @@ def _score_of(fields: Sequence[str]) -> float:
     except ValueError:
         score = math.nan
     if not abs(score) <= FLOAT32_MAX:
-        raise Wrong(Kind.SCORE, f"score {fields[4]!r}; a score is a finite float32 number")
+        raise RecordError(Kind.SCORE, f"score {fields[4]!r}; a score is a finite float32 number")
     return score
 
 
@@ -123,7 +123,7 @@ def _whole_rows(path: Path, table: pa.Table, on_fault: OnFault) -> pa.Table:
         return table
     for row in table.filter(pa.array(~kept)).to_pylist():
         null = next((name for name in SCORED if row[name] is None), None)
-        wrong = Wrong(
+        wrong = RecordError(
             Kind.SCORE if null in (None, "score") else Kind.ID,
             f"{null} is null"
             if null
@@ -134,7 +134,7 @@ def _whole_rows(path: Path, table: pa.Table, on_fault: OnFault) -> pa.Table:
 
 
 @dataclass
-class Left:
+class LeftOut:
     """Scores that were read and not used."""
 
     other_queries: int = 0  # of queries that were not asked for
@@ -146,7 +146,7 @@ def scores_by_query(
     query_ids: list[str],
     passage_ids: np.ndarray,
     evaluation_ids: np.ndarray | None = None,
-    left: Left | None = None,
+    left: LeftOut | None = None,
     on_fault: OnFault = refuse,
 ) -> Iterator[tuple[str, Scores]]:
     """The scores of each query of `query_ids` that has some, in that order.
@@ -160,7 +160,7 @@ def scores_by_query(
         CollectionError: as `read_scores`; FILE:LINE of an unknown passage, and of a passage that a
             query has twice (of which `on_fault` permitting the first score is kept).
     """
-    left = left or Left()
+    left = left or LeftOut()
     count = min(
         max(1, math.ceil(path.stat().st_size / _PART_BYTES)), _PARTS, max(len(query_ids), 1)
     )
@@ -184,7 +184,7 @@ def _part(
     query_ids: np.ndarray,
     passage_ids: np.ndarray,
     evaluation_ids: np.ndarray | None,
-    left: Left,
+    left: LeftOut,
     parts: Sequence[Path],
     on_fault: OnFault,
 ) -> None:
@@ -219,7 +219,7 @@ def _usable(
     asked: np.ndarray,
     passage_ids: np.ndarray,
     evaluation_ids: np.ndarray | None,
-    left: Left,
+    left: LeftOut,
     on_fault: OnFault,
 ) -> np.ndarray:
     """Which pairs have a passage that may be trained on."""
@@ -233,7 +233,7 @@ def _usable(
         )
         for row in table.take(pa.array(others[~apart])).to_pylist():
             reason = f"unknown passage {row['passage_id']!r}; it is not in the collection"
-            tell(on_fault, path, row["place"], Wrong(Kind.UNKNOWN, reason), row)
+            tell(on_fault, path, row["place"], RecordError(Kind.UNKNOWN, reason), row)
         left.other_passages += int(apart.sum())
     return known
 
@@ -256,7 +256,7 @@ def _queries_of(
             if passage in scores:
                 row = rows.slice(place, 1).to_pylist()[0]
                 reason = f"passage {passage!r} again for query {query_id!r}; a pair has one score"
-                tell(on_fault, path, row["place"], Wrong(Kind.DUPLICATE, reason), row)
+                tell(on_fault, path, row["place"], RecordError(Kind.DUPLICATE, reason), row)
                 continue
             scores[passage] = value
         yield query_id, scores

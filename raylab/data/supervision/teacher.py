@@ -52,7 +52,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Ask:
+class TrainingQuery:
     """A training query before mining: its text and the passages that answer it."""
 
     query_id: str
@@ -61,29 +61,29 @@ class Ask:
     body_only: bool = False
 
 
-def asks_of_topics(topics: Topics) -> list[Ask]:
+def asks_of_topics(topics: Topics) -> list[TrainingQuery]:
     """The training queries with at least one relevant passage (grade 1 or more)."""
     asks = []
     for query_id, text in topics.queries.items():
         positives = tuple(sorted(p for p, grade in topics.qrels[query_id].items() if grade > 0))
         if positives:
-            asks.append(Ask(query_id, text, positives))
+            asks.append(TrainingQuery(query_id, text, positives))
     return asks
 
 
 def asks_of_titles(
     passages: Iterable[tuple[str, str, str]], banned: frozenset[str] = frozenset()
-) -> list[Ask]:
+) -> list[TrainingQuery]:
     """Pseudo-queries from (id, title, text): the title asks for the passage without its title."""
     return [
-        Ask(f"{PSEUDO_PREFIX}{passage_id}", title, (passage_id,), body_only=True)
+        TrainingQuery(f"{PSEUDO_PREFIX}{passage_id}", title, (passage_id,), body_only=True)
         for passage_id, title, text in passages
         if title.strip() and text.strip() and passage_id not in banned
     ]
 
 
 def draw_candidates(
-    ask: Ask,
+    ask: TrainingQuery,
     ranked: Sequence[str],
     drawn: Sequence[str],
     texts: Mapping[str, int],
@@ -114,7 +114,7 @@ def draw_candidates(
 
 
 def group_rows(
-    ask: Ask,
+    ask: TrainingQuery,
     candidates: Candidates,
     scores: Mapping[tuple[str, str], float] | None,
     margin: float | None = None,

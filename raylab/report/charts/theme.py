@@ -149,9 +149,13 @@ def labels(keys: Iterable[Key]) -> dict[Key, str]:
         short[head, objective, other] = " ".join(part for part in parts if part)
     uses = Counter(short.values())
     return {
-        key: label if uses[label] == 1 else f"{label} ({_other_label(key[2])})"
+        key: label if uses[label] == 1 else f"{label} ({_name(key[2])})"
         for key, label in short.items()
     }
+
+
+def _name(other: Other) -> str:
+    return other.name if isinstance(other, Variation) else other
 
 
 def _other_label(other: Other) -> str:
