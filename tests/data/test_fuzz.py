@@ -241,6 +241,7 @@ def known_damage(draw, form: str):
     return records, faults
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", [f for f in FORMATS if f != "parquet"])
 def test_known_damage_is_found_to_the_line_and_nothing_else_is_lost(form):
     examples = 0

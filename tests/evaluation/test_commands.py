@@ -212,6 +212,7 @@ def refused(*arguments, run=raylab):
     return said.removeprefix("error: ").strip()
 
 
+@pytest.mark.long
 def test_processes_print_the_same_and_end_with_the_same_status(folder, tmp_path):
     good, fair, qrels = folder / "good.trec.gz", folder / "fair.trec.gz", folder / "qrels.tsv"
     for arguments in (

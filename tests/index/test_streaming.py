@@ -39,6 +39,7 @@ def peak_bytes(build):
     return peak
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "shards"), [(DenseIndex, dense_shards), (SparseIndex, sparse_shards)]
 )

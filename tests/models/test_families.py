@@ -99,6 +99,7 @@ def test_every_family_trains_saves_and_loads_under_both_heads(folders, family, h
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
 def test_attention_implementations_agree(folders, family):
     """eager is the reference; Gemma 2 caps its scores, which sdpa does not know, and is refused it."""

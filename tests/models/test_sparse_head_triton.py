@@ -23,14 +23,33 @@ DEVICES = ["cpu"] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.gp
 SCALE = 0.5
 
 
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
-@pytest.mark.parametrize("processor", ["this one", "Haswell"])
-def test_kernels_in_the_interpreter(processor):
+@pytest.mark.parametrize(
+    ("processor", "chosen"),
+    [
+        ("this one", ""),
+        ("Haswell", "equal or copies"),
+        pytest.param("Haswell", "", marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_in_the_interpreter(processor, chosen):
     """On this processor's matrix product and on another's, which rounds equal columns differently."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     if processor != "this one":
         environment["OPENBLAS_CORETYPE"] = processor
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not gpu", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-m",
+        "not gpu and not slow",
+        "-k",
+        chosen,
+        __file__,
+    ]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert "passed" in run.stdout
@@ -240,6 +259,7 @@ TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
 
 
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.parametrize(
     ("capability", "dtype", "instruction"),
@@ -275,6 +295,7 @@ def test_forward_compiles_to_tensor_core_instructions(capability, dtype, instruc
     assert any(fits)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("dtype", TYPES)
 def test_backward_compiles(dtype):

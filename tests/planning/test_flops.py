@@ -276,6 +276,7 @@ def test_encoding_with_the_papers_models(size, head):
     assert own == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", LLAMAS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("lora", [None, Lora()], ids=["full", "lora"])
@@ -301,6 +302,7 @@ def test_training_the_papers_models(size, lora, checkpointing):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", LLAMAS)
 @pytest.mark.parametrize("lora", [None, Lora()], ids=["full", "lora"])
 def test_mntp_with_the_papers_models(size, lora):

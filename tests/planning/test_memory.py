@@ -164,6 +164,7 @@ def step_bytes(dims, head, lora, checkpointing, micro, tuning) -> tuple[float, f
     return live.peak, expected(load)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("micro", [0, 5])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("lora", [None, DROPPING, PLAIN], ids=["full", "dropout", "lora"])
@@ -181,6 +182,7 @@ def test_a_fine_tuning_step(dims, head, lora, checkpointing, micro):
     assert 0.95 * measured < ours < 1.3 * measured
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("micro", [0, 8])
 def test_representations_of_many_short_texts(micro):
     """With Top-K the loss is the fullest moment: every representation, and gradients of all."""
@@ -196,6 +198,7 @@ def test_representations_of_many_short_texts(micro):
     assert 0.95 * measured < ours < 1.3 * measured
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("vocabulary", [1000, 20_000])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
