@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from raylab.scaling import Claim, Facts, Fit, Forecast, Optimum, Series, Study
 
 console = Console(width=None if sys.stdout.isatty() else 200)
-_LAWS = ("size", "data", "joint", "chinchilla")
-_SEARCH_LAWS = ("retrieval_flops", "index_bytes")  # of sparse retrievers
 
 
 def fit(
@@ -33,8 +31,7 @@ def fit(
         list[str] | None, typer.Option(help="CE@256 or nDCG@10, more than once for more; both")
     ] = None,
     law: Annotated[
-        str,
-        typer.Option(help="size, data, joint, chinchilla, retrieval_flops, index_bytes or all"),
+        str, typer.Option(help="by its name, such as chinchilla (a wrong name lists them), or all")
     ] = "all",
     head: Annotated[str | None, typer.Option(help="sparse or dense")] = None,
     objective: Annotated[str | None, typer.Option(help="cl, kd or cl+kd")] = None,
@@ -96,10 +93,12 @@ def _csv(study: Study) -> str:
     return buffer.getvalue()
 
 
-def _laws(law: str, one: Series) -> tuple[str, ...]:
+def _laws(law: str, one: Series) -> list[str]:
+    from raylab.scaling import LAWS
+
     if law != "all":
-        return (law,)
-    return _LAWS + (_SEARCH_LAWS if one.head == "sparse" else ())
+        return [law]
+    return [own.name for own in LAWS.values() if one.head == "sparse" or not own.sparse_only]
 
 
 # ------------------------------------------------------------------------------- what is printed

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raylab.models.retriever import Retriever
     from raylab.planning.plan import GridPlan
     from raylab.report import Report
-    from raylab.scaling import Series, Study
+    from raylab.scaling import Law, Series, Study
 
 
 def run(grid: Grid, execution: Execution | None = None, display: Display = "auto") -> Lab:
@@ -66,22 +66,21 @@ def open_lab(storage: str) -> Lab:
     return lab
 
 
-def fit(lab: Lab | str, law: str = "chinchilla", draws: int = 1_000) -> Study:
+def fit(lab: Lab | str, law: str | Law = "chinchilla", draws: int = 1_000) -> Study:
     """Fits of a scaling law on every series of a laboratory's runs, with forecasts and optima.
 
     Args:
         lab: or the address of its storage.
-        law: a name of `raylab.scaling.LAWS`.
+        law: one of your own, or the name of one in `raylab.scaling.LAWS`.
         draws: of the bootstrap behind the intervals.
 
     Raises:
         ConfigError: an unknown law, or no experiment has ended there.
     """
-    from raylab.scaling import LAWS, Study
+    from raylab.scaling import Study, find_law
 
     lab = open_lab(lab) if isinstance(lab, str) else lab
-    if law not in LAWS:
-        raise ConfigError(f"law = {law!r}: it must be one of {', '.join(LAWS)}")
+    law = find_law(law)
     study = Study(draws=draws)
     for series in lab.series():
         study.add(series, law)

@@ -9,8 +9,7 @@ import pandas as pd
 
 from raylab.evaluation.entropy import MEASURE as ENTROPY
 from raylab.report.rows import TRAINED, Result, benchmarks
-from raylab.scaling import Series, Study, claims, series
-from raylab.scaling.study import SURFACES
+from raylab.scaling import Law, Series, Study, claims, laws_of, series
 
 GAIN = "nDCG@10"
 TARGETS = (ENTROPY, GAIN)
@@ -42,9 +41,9 @@ def study(
     return fitted
 
 
-def _laws(whole: Series) -> tuple[str, ...]:
+def _laws(whole: Series) -> tuple[Law, ...]:
     sizes = len(set(whole.sizes))
     budgets = len({design[1:] for design in whole.designs})
     if sizes > 1 and budgets > 1:
-        return SURFACES
-    return ("size",) if budgets == 1 else ("data",)
+        return laws_of("N", "D")
+    return laws_of("N") if budgets == 1 else laws_of("D")

@@ -12,7 +12,7 @@ from raylab.scaling.claims import Claim, claims
 from raylab.scaling.fit import Fit, fit
 from raylab.scaling.forecast import Forecast, Predicted, forecast
 from raylab.scaling.isoflop import Optimum, isoflop
-from raylab.scaling.laws import LAWS, Law
+from raylab.scaling.laws import LAWS, Law, find_law, laws_of
 from raylab.scaling.points import Facts, Series, series, slices
 from raylab.scaling.rows import COLUMNS, rows
 from raylab.scaling.study import Refusal, Study
@@ -32,9 +32,11 @@ __all__ = [
     "Series",
     "Study",
     "claims",
+    "find_law",
     "fit",
     "forecast",
     "isoflop",
+    "laws_of",
     "rows",
     "series",
     "slices",

@@ -30,11 +30,12 @@ class Fit(Facts):
     levels of the law's covariates. `degrees_of_freedom`: runs less parameters. `r_squared`: of the
     losses. `residual`: standard deviation of the log residuals, of those degrees. `at_bounds`: parameters
     that the data do not hold within bounds (a floor of 0, an exponent of 0.01 or 10). `series`: the
-    runs fitted. `noise_BR`: what each draw added to each run's log loss.
+    runs fitted. `definition`: the law itself. `noise_BR`: what each draw added to each run's log loss.
     """
 
     law: str
     formula: str
+    definition: Law = field(repr=False)
     n: str
     d: str
     parameters: dict[str, Interval]
@@ -69,7 +70,7 @@ class Fit(Facts):
 
     def predicted_draws(self, *covariates: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
         """The law's loss of the fit, of the covariates' shape, and of its draws, [B, *shape]."""
-        law = find_law(self.law)
+        law = self.definition
         if len(covariates) != len(law.covariates):
             raise ConfigError(f"{self.law} is a law of {', '.join(law.covariates)}: it needs each")
         arrays = np.broadcast_arrays(*(np.asarray(c, dtype=np.float64) for c in covariates))
@@ -83,7 +84,7 @@ class Fit(Facts):
 
     def predict_at_draws(self, covariates_K: np.ndarray, covariates_KB: np.ndarray) -> Interval:
         """The law's loss at covariates, and its interval where each draw has its own."""
-        law = find_law(self.law)
+        law = self.definition
         x = np.log(covariates_K)[None] - self.centre_K
         x_B1K = (np.log(covariates_KB).T - self.centre_K)[:, None]
         value = self.unit * law.value(self.theta_P, x)[0]
@@ -98,7 +99,7 @@ class Fit(Facts):
 
 def fit(
     series: Series,
-    law: str,
+    law: str | Law,
     n: str = "parameters",
     d: str = "tokens",
     draws: int = 1000,
@@ -111,6 +112,7 @@ def fit(
     a seed across sizes is not modelled. `raylab.scaling.bootstrap` says how draws are made.
 
     Args:
+        law: a law, or the name of one in `LAWS`.
         n: `parameters` (non-embedding) or `with_head` (and the vocabulary head).
         d: `tokens` (real tokens trained on) or `examples` (training queries).
         seed: of the draws; the fit is a function of the arguments.
@@ -152,8 +154,9 @@ def fit(
     facts: dict[str, Any] = kept.facts(n, d) | {"points": levels}
     return Fit(
         **facts,
-        law=law,
+        law=rule.name,
         formula=rule.formula,
+        definition=rule,
         n=n,
         d=d,
         parameters={
@@ -164,7 +167,7 @@ def fit(
         r_squared=1 - float((misses**2).sum()) / spread if spread else float("nan"),
         residual=float(np.sqrt(residuals_R @ residuals_R / freedom)),
         confidence=confidence,
-        at_bounds=_at_bounds(rule, theta_P),
+        at_bounds=rule.at_bounds(theta_P),
         draws_BP=own_BP,
         noise_BR=noise_BR,
         run_scale_B=noise.scale_B,
@@ -184,17 +187,6 @@ def _squares(law: Law, theta_P: np.ndarray, x_RK: np.ndarray, y_R: np.ndarray) -
     """
     theta_SP, _ = refine(law, theta_P[None], x_RK, np.log(y_R), delta=SQUARES)
     return np.log(y_R) - law.log_jacobian(theta_SP[0], x_RK)[0]
-
-
-def _at_bounds(law: Law, theta_P: np.ndarray) -> tuple[str, ...]:
-    low, high = law.bounds
-    floor, *exponents = (np.isclose(theta_P, low, 1e-3, 0) | np.isclose(theta_P, high, 1e-3, 0))[
-        ::2
-    ]
-    marks = {"d": floor, "E": floor} | dict(zip("ab", exponents, strict=False))
-    if law.name == "data":
-        marks["b"] = exponents[0]
-    return tuple(name for name in law.parameters if marks.get(name))
 
 
 def log_shift(relative: np.ndarray) -> np.ndarray:

@@ -6,17 +6,15 @@ Legend: R runs, B draws.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval, query_shifts
 from raylab.scaling.fit import Fit, fit, log_shift
-from raylab.scaling.laws import find_law
+from raylab.scaling.laws import HoldOut, Law, find_law
 from raylab.scaling.points import Facts, Series
-
-HoldOut = Literal["size", "budget"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Forecast(Facts):
 
 def forecast(
     series: Series,
-    law: str,
+    law: str | Law,
     hold_out: HoldOut = "size",
     n: str = "parameters",
     d: str = "tokens",
@@ -79,7 +77,7 @@ def forecast(
     if len(np.unique(levels_R)) < 2:
         raise ConfigError(f"{series.name}: there are no two {hold_out}s, so none can be held out")
     out_R = levels_R == levels_R.max()
-    fitted = fit(series.keep(~out_R), law, n, d, draws, seed, confidence)
+    fitted = fit(series.keep(~out_R), rule, n, d, draws, seed, confidence)
     held_out = series.keep(out_R)
     usable = np.all([held_out.covariate(c, n, d) > 0 for c in rule.covariates], axis=0)
     held_out = held_out.keep(usable, "held out, without the covariates of the law")
@@ -99,7 +97,7 @@ def forecast(
     facts: dict[str, Any] = fitted.series.facts(n, d) | {"points": fitted.points}
     return Forecast(
         **facts,
-        law=law,
+        law=rule.name,
         n=n,
         d=d,
         hold_out=hold_out,
@@ -121,7 +119,7 @@ def _predict(
 ) -> Predicted:
     covariates = {
         name: float(np.exp(np.log(held_out.covariate(name, n, d)[chosen]).mean()))
-        for name in find_law(fitted.law).covariates
+        for name in fitted.definition.covariates
     }
     value, draws = fitted.predicted_draws(*covariates.values())
     measured = float(held_out.losses_R[chosen].mean())

@@ -13,9 +13,11 @@ import numpy as np
 from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval
 from raylab.scaling.fit import Fit
+from raylab.scaling.laws import laws_of
 from raylab.scaling.points import Facts, Series
 
-_TINY, _WIDEST = 1e-300, 600.0  # of a factor; of log N
+_WIDEST = 600.0  # of log N
+_COVARIATES = ("N", "D")
 _FEWEST_SIZES = 3
 
 
@@ -52,17 +54,15 @@ class Optimum(Facts):
 def isoflop(series: Series, fit: Fit) -> list[Optimum]:
     """Optima at every budget of the runs that were fitted, of the surface first, then of the parabolas.
 
-    Of Chinchilla's law N* = G (C/k)^(b/(a+b)) with G = (aA/(bB))^(1/(a+b)) (2203.15556, equation 4). The
-    joint law falls with (A/N)^(a/b) + B/D, which is of that form with exponents a/b and 1. C is
-    what the runs of a budget spent, their median. Budgets in epochs have no optimum.
+    `Law.optimum` is that of a surface. C is what the runs of a budget spent, their median. Budgets in
+    epochs have no optimum.
 
     Raises:
         ConfigError: a fit of another series or of a law without both N and D; no run with C and a budget.
     """
-    if fit.law not in ("chinchilla", "joint"):
-        raise ConfigError(
-            f"law = {fit.law!r}: an optimum needs one of N and D, chinchilla or joint"
-        )
+    if fit.definition.covariates != _COVARIATES:
+        known = " or ".join(law.name for law in laws_of(*_COVARIATES))
+        raise ConfigError(f"law = {fit.law!r}: an optimum needs one of N and D, such as {known}")
     runs = fit.series
     if (runs.head, runs.objective, runs.collection, runs.split, runs.measure) != (
         series.head, series.objective, series.collection, series.split, series.measure,
@@ -102,25 +102,12 @@ def isoflop(series: Series, fit: Fit) -> list[Optimum]:
     return surface + _with_exponent(parabolas, k, fit.confidence)
 
 
-def _optimal_log_n(law: str, values_SP: np.ndarray, names: list[str], log_c: float) -> np.ndarray:
-    """log N* at log (C/k), float64 [S]."""
-    by_name = dict(zip(names, np.moveaxis(values_SP, -1, 0), strict=True))
-    a, b = by_name["a"], by_name["b"]
-    # A term that a draw has none of is as good as none: its optimum is at the end of all sizes.
-    log_a, log_b = (np.log(np.maximum(by_name[name], _TINY)) for name in ("A", "B"))
-    if law == "joint":
-        log_a, a, b = log_a * a / b, a / b, np.ones_like(b)
-    return (np.log(a / b) + log_a - log_b) / (a + b) + b / (a + b) * log_c
-
-
 def _surface(fit: Fit, spent: float, k: float, facts: dict[str, Any]) -> Optimum:
-    names = list(fit.parameters)
     own_P = np.array([one.value for one in fit.parameters.values()])
-    log_c = np.log(spent / k)
-    log_n = float(_optimal_log_n(fit.law, own_P, names, log_c))
-    log_n_B = np.clip(_optimal_log_n(fit.law, fit.draws_BP, names, log_c), -_WIDEST, _WIDEST)
-    at = names.index("a"), names.index("b")
-    exponent_B = fit.draws_BP[:, at[1]] / fit.draws_BP[:, list(at)].sum(1)
+    log_c = float(np.log(spent / k))
+    optimum, exponent = fit.definition.optimum(own_P, log_c)
+    log_n_B, exponent_B = fit.definition.optimum(fit.draws_BP, log_c)
+    log_n, log_n_B = float(optimum), np.clip(log_n_B, -_WIDEST, _WIDEST)
     low, high = facts["tried"]
     return Optimum(
         **facts,
@@ -130,7 +117,7 @@ def _surface(fit: Fit, spent: float, k: float, facts: dict[str, Any]) -> Optimum
             np.exp([log_n, log_c - log_n]), np.exp([log_n_B, log_c - log_n_B])
         ),
         place="interior" if low < np.exp(log_n) < high else "edge",
-        exponent=interval(float(own_P[at[1]] / own_P[list(at)].sum()), exponent_B, fit.confidence),
+        exponent=interval(float(exponent), exponent_B, fit.confidence),
     )
 
 

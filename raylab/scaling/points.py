@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from raylab.experiment.config import ConfigError
+from raylab.scaling.laws import Law, find_law
 
 MEASURES = ("CE@256", "nDCG@10")
 N_CHOICES = ("parameters", "with_head")
@@ -104,13 +105,18 @@ class Series:
         """N, D or another number of the runs, float64 [R].
 
         Raises:
-            ConfigError: an `n` or `d` that is none.
+            ConfigError: an `n` or `d` that is none, or a covariate that no run has.
         """
         if n not in N_CHOICES or d not in D_CHOICES:
             raise ConfigError(
                 f"n = {n!r}, d = {d!r}: they must be one of {N_CHOICES} and of {D_CHOICES}"
             )
-        return self.numbers[{"N": n, "D": d, "C": "spent_flops"}.get(name, name)]
+        number = {"N": n, "D": d, "C": "spent_flops"}.get(name, name)
+        if number not in self.numbers:
+            raise ConfigError(
+                f"covariate {name!r}: it must be N, D, C or one of {', '.join(self.numbers)}"
+            )
+        return self.numbers[number]
 
     def keep(self, mask_R: np.ndarray, reason: str = "", where: str = "") -> Series:
         """The runs of the mask; with a reason, the others are added to the excluded."""
@@ -267,15 +273,16 @@ def is_entropy(measure: str) -> bool:
     return measure.startswith("CE@")
 
 
-def slices(whole: Series, law: str) -> list[Series]:
-    """The parts of a series that a law of one covariate is about: a budget for `size`, a size for `data`.
+def slices(whole: Series, law: str | Law) -> list[Series]:
+    """The parts of a series whose runs lie on one curve of a law: those of a budget, of a size, or all.
 
     Along a budget D falls as N rises, and at a size N is fixed: runs of several budgets do not lie on one
-    L(N), nor those of several sizes on one L(D). Other laws are about the whole.
+    L(N), nor those of several sizes on one L(D).
     """
-    if law == "size":
+    within = find_law(law).within
+    if within == "budget":
         labels = [f"budget {b:.6g}" if b else f"epochs {v}".strip() for _, v, b in whole.designs]
-    elif law == "data":
+    elif within == "size":
         labels = [f"size {size}" for size in whole.sizes]
     else:
         return [whole]

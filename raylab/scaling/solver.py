@@ -1,34 +1,21 @@
 """Minimise the Huber loss of log residuals, for many data sets and starts at once.
 
-The starts are variable projection (2603.22339): on a grid of exponents, what is linear in a law is
-solved for by non-negative least squares of relative residuals. The best of them are refined in all
-parameters together by Levenberg-Marquardt steps on iteratively reweighted least squares, projected
-onto the bounds. Everything is deterministic.
+A law says where fits of it start (`Law.starts`). The best starts are refined in all parameters together
+by Levenberg-Marquardt steps on iteratively reweighted least squares, projected onto the bounds.
+Everything is deterministic.
 
 Legend: S problems side by side, R runs, K covariates, P parameters.
 """
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
-from scipy.optimize import nnls
 
 from raylab.scaling.laws import Law
 
 DELTA = 1e-3  # Huber's, on log residuals (2203.15556)
 SQUARES = 1e6  # a delta beyond every residual
-_GRID = np.geomspace(0.05, 3.0, 12)
-_FLOORS = (
-    0.0,
-    0.3,
-    0.6,
-    0.9,
-    0.98,
-)  # of the smallest loss; the joint law is not linear in the rest
 _REFINED = 24
-_SMALLEST = np.exp(-8.0)
 _FIRST_STEPS, _STEPS = 12, 150
 _DAMPING = (1e-12, 1e-3, 1e9)
 
@@ -46,7 +33,7 @@ def solve(law: Law, x_RK: np.ndarray, y_R: np.ndarray) -> tuple[np.ndarray, np.n
         x_RK: logs of the covariates, centred.
         y_R: losses, positive and near 1.
     """
-    starts = _starts(law, x_RK, y_R)
+    starts = law.starts(x_RK, y_R)
     objective = huber(np.log(y_R) - np.log(law.value(starts, x_RK)))
     starts = starts[np.argsort(objective, kind="stable")]
     refined, objective = refine(law, starts[:_REFINED], x_RK, np.log(y_R))
@@ -137,33 +124,3 @@ def _step(
     diagonal += damping[:, None] * diagonal + np.where(held, 1.0, 1e-14)
     step = np.linalg.solve(normal, np.where(held, 0.0, gradient)[..., None])[..., 0]
     return np.clip(theta + step, low, high)
-
-
-# ----------------------------------------------------------------------------------- starts
-
-
-def _starts(law: Law, x_RK: np.ndarray, y_R: np.ndarray) -> np.ndarray:
-    """Theta at every node of the grid, float64 [S, P]."""
-    if law.name == "joint":
-        nodes = itertools.product(_GRID, _GRID, _FLOORS)
-        return np.array([_joint_node(x_RK, y_R, *node) for node in nodes])
-    nodes = itertools.product(_GRID, repeat=x_RK.shape[1])
-    return np.array([_additive_node(x_RK, y_R, node) for node in nodes])
-
-
-def _additive_node(x_RK: np.ndarray, y_R: np.ndarray, exponents: tuple[float, ...]) -> list[float]:
-    powers = np.exp(-np.asarray(exponents) * x_RK)
-    columns = np.column_stack([np.ones(len(y_R)), powers]) / y_R[:, None]
-    floor, *sizes = nnls(columns, np.ones(len(y_R)))[0]
-    theta = [max(floor, 1e-3)]
-    for size, exponent in zip(sizes, exponents, strict=True):
-        theta += [np.log(max(size, _SMALLEST)), exponent]
-    return theta
-
-
-def _joint_node(x_RK: np.ndarray, y_R: np.ndarray, a: float, b: float, share: float) -> list[float]:
-    floor = share * y_R.min()
-    target = (y_R - floor) ** (1 / b)
-    columns = np.exp(-np.array([a / b, 1.0]) * x_RK) / target[:, None]
-    of_n, of_d = np.maximum(nnls(columns, np.ones(len(y_R)))[0], _SMALLEST ** (1 / b))
-    return [max(floor, 1e-3), b * np.log(of_n), a, b * np.log(of_d), b]

@@ -11,11 +11,8 @@ from raylab.scaling.claims import Claim
 from raylab.scaling.fit import Fit, fit
 from raylab.scaling.forecast import Forecast, forecast
 from raylab.scaling.isoflop import Optimum, isoflop
-from raylab.scaling.laws import LAWS
+from raylab.scaling.laws import Law, find_law
 from raylab.scaling.points import Series, slices
-
-SURFACES = ("joint", "chinchilla")  # laws of N and D
-_HELD_OUT = {"data": ("budget",), "joint": ("size", "budget"), "chinchilla": ("size", "budget")}
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Refusal:
     """What could not be made of a series under a law: `what` is `fit`, `forecast` or `optima`."""
 
     what: str
-    law: str
+    law: Law
     series: Series
     reason: str
     hold_out: str = ""  # of a forecast
@@ -32,8 +29,9 @@ class Refusal:
     def named(self) -> str:
         """`chinchilla`, `chinchilla without the largest size`, `optima of chinchilla`."""
         if self.what == "optima":
-            return f"optima of {self.law}"
-        return f"{self.law} without the largest {self.hold_out}" if self.hold_out else self.law
+            return f"optima of {self.law.name}"
+        without = f" without the largest {self.hold_out}" if self.hold_out else ""
+        return f"{self.law.name}{without}"
 
 
 @dataclass
@@ -52,12 +50,22 @@ class Study:
     def made(self) -> Iterator[Fit | Forecast | Optimum | Claim]:
         yield from (*self.fits, *self.forecasts, *self.optima, *self.claims)
 
-    def add(self, whole: Series, law: str) -> None:
-        """Fit a law to each slice of a series that it is about, without the head and with it."""
+    def add(self, whole: Series, law: str | Law) -> None:
+        """Fit a law to each slice of a series that it is about, without the head and with it.
+
+        Args:
+            law: a law of one's own, or the name of one in `LAWS`.
+
+        Raises:
+            ConfigError: no such law, or one of a covariate that runs do not have.
+        """
+        law = find_law(law)
+        for name in law.covariates:
+            whole.covariate(name)
         for part in slices(whole, law):
             self._add(part, law)
 
-    def _add(self, part: Series, law: str) -> None:
+    def _add(self, part: Series, law: Law) -> None:
         options: dict[str, Any] = {"d": self.d, "draws": self.draws, "seed": self.seed}
         fits = []
         try:
@@ -66,29 +74,25 @@ class Study:
         except ConfigError as error:
             self._refuse("fit", law, part, error)
         self.fits += fits
-        for hold_out in _HELD_OUT.get(law, ("size",)) if fits else ():
+        for hold_out in law.hold_out if fits else ():
             try:
                 self.forecasts.append(forecast(part, law, hold_out, **options))
             except ConfigError as error:
                 self._refuse("forecast", law, part, error, hold_out)
-        for fitted in fits if law in SURFACES else ():
+        for fitted in fits if law.covariates == ("N", "D") else ():
             try:
                 self.optima += isoflop(part, fitted)
             except ConfigError as error:
                 self._refuse("optima", law, part, error)
 
     def _refuse(
-        self, kind: str, law: str, part: Series, error: ConfigError, hold_out: str = ""
+        self, kind: str, law: Law, part: Series, error: ConfigError, hold_out: str = ""
     ) -> None:
         reason = str(error).removeprefix(f"{part.name}: ")
         self.refused.append(Refusal(kind, law, part, reason, hold_out))
 
 
-def _sizes(part: Series, law: str) -> tuple[str, ...]:
+def _sizes(part: Series, law: Law) -> tuple[str, ...]:
     """N without the head, and with it where that is another number."""
     with_head = (part.numbers["with_head"] > part.numbers["parameters"]).any()
-    return (
-        ("parameters", "with_head")
-        if with_head and "N" in LAWS[law].covariates
-        else ("parameters",)
-    )
+    return ("parameters", "with_head") if with_head and "N" in law.covariates else ("parameters",)

@@ -14,7 +14,7 @@ from raylab.report.page.law_texts import (
     interval_text,
     of_series,
 )
-from raylab.scaling import LAWS, Claim, Series, Study
+from raylab.scaling import Claim, Law, Series, Study
 
 
 def claims_block(tests: Sequence[Claim]) -> Block:
@@ -140,14 +140,14 @@ def refusals(study: Study) -> list[str]:
     return [f"{law}: {reason} ({_all(of)})." for (law, reason), of in by_reason.items()]
 
 
-def _too_few(part: Series, law: str) -> str:
+def _too_few(part: Series, law: Law) -> str:
     """Why a law cannot be fitted: `3 sizes, 3 parameters: no degree of freedom`."""
     sizes, budgets = len(set(part.sizes)), len({design[1:] for design in part.designs})
     levels = {
-        "size": _several(sizes, "size"),
-        "data": _several(budgets, "budget"),
-    }.get(law, f"{_several(sizes, 'size')} x {_several(budgets, 'budget')}")
-    parameters, points = len(LAWS[law].parameters), len(set(part.designs))
+        "budget": _several(sizes, "size"),
+        "size": _several(budgets, "budget"),
+    }.get(law.within, f"{_several(sizes, 'size')} x {_several(budgets, 'budget')}")
+    parameters, points = len(law.parameters), len(set(part.designs))
     left = points - parameters
     why = "no degree of freedom" if left < 1 else "fewer than 3 levels of N or D"
     return f"{levels}, {parameters} parameters: {why}"

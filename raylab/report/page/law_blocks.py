@@ -19,7 +19,7 @@ from raylab.report.page.law_texts import (
     interval_text,
     of_series,
 )
-from raylab.scaling import COLUMNS, LAWS, Fit, Forecast, Interval, Optimum, Study
+from raylab.scaling import COLUMNS, Fit, Forecast, Interval, Optimum, Study
 from raylab.scaling import rows as flat
 from raylab.scaling.points import Facts
 
@@ -73,7 +73,8 @@ def to_csv(study: Study) -> str:
 
 
 def _fits(fits: Sequence[Fit]) -> Block:
-    names = [p for p in ("E", "d", "A", "a", "B", "b") if any(p in one.parameters for one in fits)]
+    every = dict.fromkeys(name for one in fits for name in one.parameters)
+    names = sorted(every, key=lambda name: f"EdAaBb{name}".index(name))
     body = [
         (
             *of_series(one),
@@ -90,13 +91,13 @@ def _fits(fits: Sequence[Fit]) -> Block:
         )
         for one in fits
     ]
-    laws = dict.fromkeys(one.law for one in fits)
+    formulas = {one.law: one.formula for one in fits}
     facts = ("R\u00b2", "df", "runs / designs / seeds", "queries", "window", "excluded")
     return Block(
         "Fits",
         columns((*OF, "part", "law", "N", *names, *facts)),
         tuple(body),
-        note="; ".join(f"{law}: L = {LAWS[law].formula}" for law in laws)
+        note="; ".join(f"{law}: L = {formula}" for law, formula in formulas.items())
         + ". Losses: contrastive entropy as it is, of nDCG@10 what lacks to 1; N: non-embedding parameters "
         f"without or with the vocabulary head; D: real tokens. {BOUND.capitalize()}: the data do not "
         "hold the parameter; what it says beyond the window is not to be relied on.",
