@@ -6,8 +6,9 @@ the order measured is the run's own.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import pytrec_eval
 
@@ -15,49 +16,69 @@ from raylab.data.faults import CollectionError
 from raylab.evaluation.runs import Run
 from raylab.experiment.config import ConfigError
 
-_NAME = re.compile(r"(?P<kind>[A-Za-z]+)(\(rel=(?P<level>\d+)\))?(@(?P<cutoff>[1-9]\d*))?")
-_TREC_NAMES = {
-    # kind: (name without a cutoff, name with one)
-    "nDCG": ("ndcg", "ndcg_cut"),
-    "RR": ("recip_rank", "recip_rank"),
-    "R": (None, "recall"),
-    "AP": ("map", "map_cut"),
-    "P": (None, "P"),
-    "Success": (None, "success"),
-    "Rprec": ("Rprec", None),
-    "Bpref": ("bpref", None),
-    "infAP": ("infAP", None),
-    "SetP": ("set_P", None),
-    "SetR": ("set_recall", None),
-    "SetF": ("set_F", None),
+
+@dataclass(frozen=True)
+class Measure:
+    """What can be measured: by trec_eval, or by a function of one's own.
+
+    ``trec_name``, ``trec_name_at_k``: trec_eval's names without a cutoff and with one; None: it has none.
+    ``levels``: whether ``(rel=g)`` may say from which grade on a passage is relevant. ``function``: of one
+    query's passage ids in order, cut at k, and the grades of its judged passages, instead of trec_eval.
+    """
+
+    name: str
+    trec_name: str | None = None
+    trec_name_at_k: str | None = None
+    levels: bool = True
+    function: Callable[[Sequence[str], Mapping[str, int]], float] | None = None
+
+    def __str__(self) -> str:
+        """How it is spelt, such as ``AP[(rel=g)][@k]``."""
+        if self.function:
+            return f"{self.name}[@k]"
+        cutoff = "@k" if self.trec_name is None else "[@k]" if self.trec_name_at_k else ""
+        return self.name + "[(rel=g)]" * self.levels + cutoff
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("nDCG", "ndcg", "ndcg_cut", levels=False),
+        Measure("RR", "recip_rank", "recip_rank"),
+        Measure("R", None, "recall"),
+        Measure("AP", "map", "map_cut"),
+        Measure("P", None, "P"),
+        Measure("Success", None, "success"),
+        Measure("Rprec", "Rprec"),
+        Measure("Bpref", "bpref"),
+        Measure("infAP", "infAP"),
+        Measure("SetP", "set_P"),
+        Measure("SetR", "set_recall"),
+        Measure("SetF", "set_F"),
+    )
 }
-
-
-def _form(kind: str) -> str:
-    plain, cut = _TREC_NAMES[kind]
-    level = "" if kind == "nDCG" else "[(rel=g)]"
-    return kind + level + ("@k" if plain is None else "" if cut is None else "[@k]")
-
-
-_KNOWN = ", ".join(map(_form, _TREC_NAMES))
+_NAME = re.compile(r"(?P<kind>[A-Za-z]+)(\(rel=(?P<level>[1-9]\d*)\))?(@(?P<cutoff>[1-9]\d*))?")
+_OTHER_NAMES = {"mrr": "RR", "recall": "R", "map": "AP", "precision": "P", "hit": "Success"}
 _QUERIES_TOGETHER = 500
 _SHOWN_QUERIES = 5
 
 
 @dataclass(frozen=True)
-class _Measure:
-    kind: str
+class _Asked:
+    """A measure with the level and the cutoff that its name asks for."""
+
+    measure: Measure
     level: int
     cutoff: int | None
 
     @property
     def depth(self) -> int | None:
         """Ranks of the run to hand over: trec_eval's reciprocal rank has no cutoff of its own."""
-        return self.cutoff if self.kind == "RR" else None
+        return self.cutoff if self.measure.name == "RR" else None
 
     @property
     def trec_request(self) -> str:
-        plain, cut = _TREC_NAMES[self.kind]
+        plain, cut = self.measure.trec_name, self.measure.trec_name_at_k
         if plain is not None and (self.cutoff is None or plain == cut):
             return plain
         return f"{cut}.{self.cutoff}"
@@ -74,8 +95,8 @@ def evaluate(
 
     Measures: ``nDCG@10`` (gain = grade, discount log2, ideal over all judged passages), ``RR@10``,
     ``R@1000``, ``AP``, ``P@5``, ``Success@1``, ``Rprec``, ``Bpref``, ``infAP``, ``SetP``, ``SetR``,
-    ``SetF``; ``(rel=2)`` counts as relevant what is graded 2 or above (else 1). As in
-    ``trec_eval -c``, a query that the run lacks, or that has no relevant passage, counts 0, and one
+    ``SetF``, and what else is in ``MEASURES``; ``(rel=2)`` counts as relevant what is graded 2 or above
+    (else 1). As in ``trec_eval -c``, a query that the run lacks, or that has no relevant passage, counts 0, and one
     that is not judged is left out; ``coverage`` names them. Raises ConfigError for a measure that is
     not known, CollectionError for no qrels and for a run that shares no query with the qrels although it
     has some.
@@ -90,18 +111,24 @@ def evaluate(
             f"(such as {next(iter(qrels))!r}); these are not of the same collection"
         )
     values = {name: dict.fromkeys(qrels, 0.0) for name in measures}
-    for level, depth in sorted(
-        {(measure.level, measure.depth) for measure in parsed.values()}, key=str
-    ):
-        group = {n: m for n, m in parsed.items() if (m.level, m.depth) == (level, depth)}
-        requests = {measure.trec_request for measure in group.values()}
+    for name, asked in parsed.items():
+        if function := asked.measure.function:
+            for query_id in filter(run.get, shared):
+                passage_ids = run[query_id].passage_ids[: asked.cutoff].tolist()
+                values[name][query_id] = function(passage_ids, qrels[query_id])
+    by_trec = {name: asked for name, asked in parsed.items() if not asked.measure.function}
+    for level, depth in sorted({(asked.level, asked.depth) for asked in by_trec.values()}, key=str):
+        group = {
+            n: asked for n, asked in by_trec.items() if (asked.level, asked.depth) == (level, depth)
+        }
+        requests = {asked.trec_request for asked in group.values()}
         for block in _blocks(shared):
             answers = pytrec_eval.RelevanceEvaluator(
                 {query_id: dict(qrels[query_id]) for query_id in block}, requests, level
             ).evaluate({query_id: _rank_scores(run, query_id, depth) for query_id in block})
-            for name, measure in group.items():
+            for name, asked in group.items():
                 for query_id, answer in answers.items():
-                    values[name][query_id] = answer[measure.trec_answer]
+                    values[name][query_id] = answer[asked.trec_answer]
     return values
 
 
@@ -152,20 +179,37 @@ def binary_level(measures: Sequence[str]) -> int:
     return max((_parse(name).level for name in measures), default=1)
 
 
-def _parse(name: str) -> _Measure:
+def _parse(name: str) -> _Asked:
+    asked = _match(name)
+    if asked is None:
+        right = _right_name(name)
+        raise ConfigError(
+            f"unknown measure {name!r}; {f'did you mean {right}? ' if right else ''}"
+            f"known are {', '.join(map(str, MEASURES.values()))} with k, g >= 1, "
+            "for instance nDCG@10, RR@10, R(rel=2)@1000"
+        )
+    return asked
+
+
+def _match(name: str) -> _Asked | None:
     match = _NAME.fullmatch(name)
-    if match and match["kind"] in _TREC_NAMES:
-        plain, cut = _TREC_NAMES[match["kind"]]
-        has_level, has_cutoff = match["level"] is not None, match["cutoff"] is not None
-        level = int(match["level"] or 1)
-        known = cut if has_cutoff else plain
-        if known and level >= 1 and not (has_level and match["kind"] == "nDCG"):
-            cutoff = int(match["cutoff"]) if has_cutoff else None
-            return _Measure(match["kind"], level, cutoff)
-    raise ConfigError(
-        f"unknown measure {name!r}; known are {_KNOWN} with k, g >= 1, "
-        "for instance nDCG@10, RR@10, R(rel=2)@1000"
-    )
+    measure = MEASURES.get(match["kind"]) if match else None
+    if match is None or measure is None:
+        return None
+    level, cutoff = match["level"], match["cutoff"]
+    known = measure.function or (measure.trec_name_at_k if cutoff else measure.trec_name)
+    if not known or (level and (measure.function or not measure.levels)):
+        return None
+    return _Asked(measure, int(level or 1), int(cutoff) if cutoff else None)
+
+
+def _right_name(name: str) -> str | None:
+    """The name that was meant: of another case, of the same measure elsewhere, or nearly the same."""
+    kind, rest = re.fullmatch(r"\s*([A-Za-z]*)(.*?)\s*", name, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    known = {own.lower(): own for own in MEASURES} | _OTHER_NAMES
+    near = get_close_matches(kind.lower(), known, 1, 0.75)
+    right = f"{known[near[0]]}{rest}" if near else ""
+    return right if _match(right) else None
 
 
 def _rank_scores(run: Run, query_id: str, depth: int | None) -> dict[str, float]:

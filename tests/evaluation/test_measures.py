@@ -15,6 +15,7 @@ from raylab.data.registry import BEIR, BEIR_SETS, TREC_DL, protocol
 from raylab.evaluation.beir import beir_mean
 from raylab.evaluation.measures import binary_level, coverage, evaluate
 from raylab.evaluation.runs import Run, drop_own_document, read_run, write_run
+from raylab.experiment.config import ConfigError
 
 MEASURES = (
     "nDCG@10 nDCG@1 nDCG RR RR@10 RR(rel=2)@10 R@100 R@5 R(rel=2)@1000 AP AP@5 AP(rel=2) "
@@ -127,6 +128,33 @@ def test_more_queries_than_one_block_agree_with_one_at_a_time():
 def test_unknown_measures_list_the_known(name):
     with pytest.raises(ValueError, match=r"unknown measure .* known are nDCG\[@k\], RR"):
         evaluate(run_of({"q": ["a"]}), {"q": {"a": 1}}, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("MRR@10", "RR@10"),
+        ("ndcg@10", "nDCG@10"),
+        ("NDCG@10", "nDCG@10"),
+        ("mrr(rel=2)@10", "RR(rel=2)@10"),
+        ("Recall@100", "R@100"),
+        ("MAP", "AP"),
+        ("sucess@5", "Success@5"),
+        ("RR@10 ", "RR@10"),
+    ],
+)
+def test_the_right_name_is_suggested_in_one_line(name, right):
+    with pytest.raises(ConfigError) as raised:
+        evaluate(run_of({"q": ["a"]}), {"q": {"a": 1}}, [name])
+    assert f"unknown measure {name!r}; did you mean {right}? known are" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["nDCG@0", "R", "Rprec@5", "ndcg_cut_10", "colbert", ""])
+def test_nothing_is_suggested_that_is_no_measure(name):
+    with pytest.raises(ConfigError, match="unknown measure") as raised:
+        evaluate(run_of({"q": ["a"]}), {"q": {"a": 1}}, [name])
+    assert "did you mean" not in str(raised.value)
 
 
 def test_a_run_of_another_collection_is_an_error_and_an_empty_run_is_zero():
