@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
 
 from raylab.experiment.heads import DENSE, SPARSE
 
@@ -22,14 +23,10 @@ def licence_of(source: str) -> str | None:
     card = Path(source, "README.md")
     if not card.is_file():
         return None
-    parts = card.read_text(encoding="utf-8").split("---\n", 2)
-    if len(parts) < 3 or parts[0].strip():
-        return None
     try:
-        front = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        return (metadata_load(card) or {}).get("license")
+    except (ValueError, yaml.YAMLError):
         return None
-    return front.get("license") if isinstance(front, dict) else None
 
 
 def write_card(
@@ -44,25 +41,26 @@ def write_card(
     head, backbone, encoding = contract["head"], contract["backbone"], contract["encoding"]
     name, sparse = head["name"], head["representation"] == "sparse"
     library, meaning = _USE.get(head["pooling"], (None, f"`{head['pooling']}`"))
-    front: dict[str, Any] = {
-        "license": contract.get("license") or "other",
-        "pipeline_tag": "feature-extraction",
-        "tags": ["raylab", "retrieval", f"{name}-retrieval", "bidirectional"],
-    }
+    title = contract.get("name", backbone["name"])
+    tags = ["raylab", "retrieval", f"{name}-retrieval", "bidirectional"]
     if library is not None:
-        front["library_name"] = "sentence-transformers"
-        front["tags"].append("sparse-encoder" if sparse else "sentence-transformers")
-    if contract["weights"] == "adapter":
-        front["base_model"] = backbone["source"]
-    if contract.get("collection"):
-        front["datasets"] = [contract["collection"]]
-    if measures:
-        front["model-index"] = [_index_entry(contract, measures)]
+        tags.append("sparse-encoder" if sparse else "sentence-transformers")
+    adapter = contract["weights"] == "adapter"
+    front = ModelCardData(
+        license=contract.get("license") or "other",
+        pipeline_tag="feature-extraction",
+        tags=tags,
+        library_name=library and "sentence-transformers",
+        base_model=backbone["source"] if adapter else None,
+        datasets=[contract["collection"]] if contract.get("collection") else None,
+        model_name=title if measures else None,
+        eval_results=list(map(_result, measures)) or None,
+    )
     tokenizer = contract["tokenizer"]
     rows = [
         ("head", f"{name}: {meaning}; score = dot product"),
         ("backbone", f"{backbone['name']} (`{backbone['source']}`), attention both ways"),
-        ("weights", "LoRA adapter" if contract["weights"] == "adapter" else "whole model"),
+        ("weights", "LoRA adapter" if adapter else "whole model"),
         ("trained on", contract.get("collection", "not told")),
         ("objective", contract.get("objective", "not told")),
         ("seed", contract.get("seed", "not told")),
@@ -77,8 +75,8 @@ def write_card(
     rows += [(name, f"{value:.6g}") for name, value in (contract.get("training") or {}).items()]
     lines = [f"| {name} | {value} |" for name, value in rows]
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-        f"# {contract.get('name', backbone['name'])}",
+        f"---\n{front.to_yaml()}\n---",
+        f"# {title}",
         "| | |\n|---|---|\n" + "\n".join(lines),
     ]
     if measures:
@@ -124,15 +122,12 @@ def _measure_table(measures: Sequence[Mapping[str, Any]]) -> str:
     return header + "\n".join(lines)
 
 
-def _index_entry(
-    contract: Mapping[str, Any], measures: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    results = [
-        {
-            "task": {"type": "retrieval"},
-            "dataset": {"name": f"{m['collection']} {m['split']}", "type": m["collection"]},
-            "metrics": [{"type": m["measure"], "value": round(float(m["value"]), 5)}],
-        }
-        for m in measures
-    ]
-    return {"name": contract.get("name", contract["backbone"]["name"]), "results": results}
+def _result(row: Mapping[str, Any]) -> EvalResult:
+    return EvalResult(
+        task_type="retrieval",
+        dataset_type=row["collection"],
+        dataset_name=f"{row['collection']} {row['split']}",
+        dataset_split=row["split"],
+        metric_type=row["measure"],
+        metric_value=round(float(row["value"]), 5),
+    )
