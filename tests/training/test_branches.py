@@ -52,6 +52,7 @@ def same(ours, reference):
     assert ours[1].tokens == reference[1].tokens
 
 
+@pytest.mark.long
 def test_every_branch_is_bit_for_bit_a_run_of_its_own(model_folder, tmp_path):
     """Dropout is on, so the random state comes back too."""
     ensure_process_group()
@@ -107,6 +108,7 @@ def on_workers(model_folder, folder, zero):
     return [(made[end][0], own[end][0]) for end in ENDS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_branches_of_sharded_state(model_folder, tmp_path, zero):
     make_task(model_folder, tmp_path, **TUNING)  # writes the store once

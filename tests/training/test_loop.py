@@ -156,6 +156,7 @@ def plain_pytorch(task, rate: float = RATE) -> list[float]:
     return losses
 
 
+@pytest.mark.long
 def test_every_zero_stage_takes_the_steps_of_plain_pytorch(model_folder, tmp_path):
     options = {"dropout": 0.0, "embeddings": False}
     reference = plain_pytorch(make_task(model_folder, tmp_path, **options))
@@ -173,11 +174,14 @@ def bf16_losses(model_folder: Path, folder: Path):
         task = make_task(model_folder, folder, micro=micro, **options)
         task.module.bfloat16()
         reporter = FolderReporter(folder / "none")
-        _, _, history = train(task, reporter, zero, checkpoints=0, lr=1e-3, compute_dtype="bfloat16")
+        _, _, history = train(
+            task, reporter, zero, checkpoints=0, lr=1e-3, compute_dtype="bfloat16"
+        )
         losses[zero, micro] = [point["loss"] for point in history]
     return losses
 
 
+@pytest.mark.long
 def test_bf16_trains_under_every_zero_stage(model_folder, tmp_path):
     """Close to fp32: bf16 has 8 bits of mantissa, and the losses here are about 1 to 3."""
     task = make_task(model_folder, tmp_path, dropout=0.0, embeddings=False)
@@ -362,6 +366,7 @@ def save_on_workers(model_folder: Path, folder: Path, zero: int, hub: bool):
             save_retriever(out, model, state, tokenizer, backbone, SPARSE, Encoding(), {})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hub", [False, True], ids=["whole", "adapter"])
 def test_a_checkpoint_is_the_same_whether_the_weights_were_partitioned(model_folder, tmp_path, hub):
     """ZeRO-3 leaves no worker with a whole tensor, and saving needs the final norm besides."""

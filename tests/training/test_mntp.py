@@ -173,6 +173,7 @@ def history_of(model_folder: Path, folder: Path, zero: int):
     return train(task, FolderReporter(folder / "none"), zero, checkpoints=0, lr=1e-3)[2]
 
 
+@pytest.mark.long
 def test_workers_share_training_and_measuring(model_folder, tmp_path):
     """Seven held-out blocks by shares of two a worker: one worker's last share is filled up."""
     make_mntp(model_folder, tmp_path)  # writes the store once
