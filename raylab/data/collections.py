@@ -1,7 +1,7 @@
 """What is in a collection's files: passages, queries and judgements, read record by record and strictly.
 
 Every reader yields the line number of each record. Every fault names file, line and what would be
-right; by default the first one is raised as `CollectionError`, else `on_fault` is told of each and
+right; by default the first one is raised as `CollectionError`, else `on_fault` is called with each and
 the record is left out. Identifiers are strings without white space, since run files are separated
 by it.
 """

@@ -108,7 +108,7 @@ def lines(
 ) -> Iterator[tuple[int, str]]:
     """(line number from 1, text) of a plain, gzip or zstd UTF-8 file; empty lines are skipped.
 
-    ``by_name``: compression is what the suffix says; else it is told by the first bytes.
+    ``by_name``: compression is what the suffix says; else it is recognised by the first bytes.
 
     Raises:
         CollectionError: a file that cannot be read or a damaged compressed stream, by line, whatever

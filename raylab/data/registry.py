@@ -42,7 +42,7 @@ class Protocol:
 
     @property
     def search_depth(self) -> int:
-        """Hits to ask of an index so that ``run_depth`` are left."""
+        """Hits that an index is searched for, so that ``run_depth`` are left."""
         return self.run_depth + 1 if self.drop_own_document else self.run_depth
 
 
@@ -72,7 +72,7 @@ class Benchmark:
     """One collection. ``text``: the fields that make a passage's text, joined by one space.
 
     ``archive_md5``: of the published archive ``NAME.zip``. ``file_md5``: of single published files,
-    by the name they bear in an MS MARCO folder. ``file_sha256``: of every file of an embedded copy.
+    by their names in an MS MARCO folder. ``file_sha256``: of every file of an embedded copy.
     ``in_beir_mean``: whether it is one of the 13 sets whose mean is called BEIR.
     """
 

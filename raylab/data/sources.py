@@ -107,7 +107,7 @@ def open_collection(name: str) -> Source:
     is looked for in ir_datasets when there is no such folder.
 
     Raises:
-        CollectionError: no such collection or folder, or files that the layout asks for are missing.
+        CollectionError: no such collection or folder, or files that the layout needs are missing.
     """
     if name in EMBEDDED:
         return _in_folder(name, str(EMBEDDED[name]), embedded=True)

@@ -17,7 +17,7 @@ import numpy as np
 from raylab.data.tokenise import TextTokenizer
 from raylab.experiment.config import ConfigError, Tokenization
 
-MASK_TOKEN = "_"  # the literal token that MNTP masks with (paper.md, Backbone)
+MASK_TOKEN = "_"  # the literal token that MNTP masks with (2502.15526, Backbone)
 TextKind = Literal["query", "passage"]
 _PROBES = ("What is it?", "12 cells", "(a) b", "été")  # texts that a prompt may stand before
 

@@ -1,7 +1,7 @@
 """Measures per query by trec_eval (through pytrec_eval), named as ir_measures names them.
 
 trec_eval sorts a run by score descending, then by passage id descending, and reads scores as
-float32. A ``Run`` is already ordered without ties, and trec_eval is handed the ranks as scores, so
+float32. A ``Run`` is already ordered without ties, and trec_eval gets the ranks as scores, so
 the order measured is the run's own.
 """
 
@@ -64,8 +64,8 @@ _SHOWN_QUERIES = 5
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A measure with the level and the cutoff that its name asks for."""
+class _NamedMeasure:
+    """A measure with the level and the cutoff of its name."""
 
     measure: Measure
     level: int
@@ -111,24 +111,24 @@ def evaluate(
             f"(such as {next(iter(qrels))!r}); these are not of the same collection"
         )
     values = {name: dict.fromkeys(qrels, 0.0) for name in measures}
-    for name, asked in parsed.items():
-        if function := asked.measure.function:
+    for name, named in parsed.items():
+        if function := named.measure.function:
             for query_id in filter(run.get, shared):
-                passage_ids = run[query_id].passage_ids[: asked.cutoff].tolist()
+                passage_ids = run[query_id].passage_ids[: named.cutoff].tolist()
                 values[name][query_id] = function(passage_ids, qrels[query_id])
-    by_trec = {name: asked for name, asked in parsed.items() if not asked.measure.function}
-    for level, depth in sorted({(asked.level, asked.depth) for asked in by_trec.values()}, key=str):
+    by_trec = {name: named for name, named in parsed.items() if not named.measure.function}
+    for level, depth in sorted({(named.level, named.depth) for named in by_trec.values()}, key=str):
         group = {
-            n: asked for n, asked in by_trec.items() if (asked.level, asked.depth) == (level, depth)
+            n: named for n, named in by_trec.items() if (named.level, named.depth) == (level, depth)
         }
-        requests = {asked.trec_request for asked in group.values()}
+        requests = {named.trec_request for named in group.values()}
         for block in _blocks(shared):
             answers = pytrec_eval.RelevanceEvaluator(
                 {query_id: dict(qrels[query_id]) for query_id in block}, requests, level
             ).evaluate({query_id: _rank_scores(run, query_id, depth) for query_id in block})
-            for name, asked in group.items():
+            for name, named in group.items():
                 for query_id, answer in answers.items():
-                    values[name][query_id] = answer[asked.trec_answer]
+                    values[name][query_id] = answer[named.trec_answer]
     return values
 
 
@@ -179,19 +179,19 @@ def binary_level(measures: Sequence[str]) -> int:
     return max((_parse(name).level for name in measures), default=1)
 
 
-def _parse(name: str) -> _Asked:
-    asked = _match(name)
-    if asked is None:
+def _parse(name: str) -> _NamedMeasure:
+    named = _match(name)
+    if named is None:
         right = _right_name(name)
         raise ConfigError(
             f"unknown measure {name!r}; {f'did you mean {right}? ' if right else ''}"
             f"known are {', '.join(map(str, MEASURES.values()))} with k, g >= 1, "
             "for instance nDCG@10, RR@10, R(rel=2)@1000"
         )
-    return asked
+    return named
 
 
-def _match(name: str) -> _Asked | None:
+def _match(name: str) -> _NamedMeasure | None:
     match = _NAME.fullmatch(name)
     measure = MEASURES.get(match["kind"]) if match else None
     if match is None or measure is None:
@@ -200,7 +200,7 @@ def _match(name: str) -> _Asked | None:
     known = measure.function or (measure.trec_name_at_k if cutoff else measure.trec_name)
     if not known or (level and (measure.function or not measure.levels)):
         return None
-    return _Asked(measure, int(level or 1), int(cutoff) if cutoff else None)
+    return _NamedMeasure(measure, int(level or 1), int(cutoff) if cutoff else None)
 
 
 def _right_name(name: str) -> str | None:

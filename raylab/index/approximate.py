@@ -1,6 +1,6 @@
 """Approximate dense retrieval by faiss: HNSW and IVF-PQ, and Flat beside them, from the same shards.
 
-What these return is never told without its recall: `MeasuredAnswer` carries the agreement with exact
+What these return always comes with its recall: `MeasuredAnswer` carries the agreement with exact
 search on a sample of the same queries. Flat is exact but for the rounding of float32 products.
 
 Shapes: Q queries, N passages, D dimensions, k hits.
@@ -38,7 +38,7 @@ class FaissSettings:
     """What is built, and how hard it is searched.
 
     ``kind``: "Flat", "HNSW" or "IVFPQ". HNSW: ``links`` a node, breadth of the search while it is
-    built and when it is asked (at least k then). IVFPQ: ``lists`` (0: 4 sqrt(N), at most N / 64),
+    built and while it is searched (at least k then). IVFPQ: ``lists`` (0: 4 sqrt(N), at most N / 64),
     ``probes`` of them searched, ``code_bytes`` a passage, which must divide D.
     """
 

@@ -1,7 +1,7 @@
 """Exact dense retrieval by inner product: a blocked matrix product nominates, `exact` decides.
 
 Vectors are kept as float16 or float32, row after row as they came, and are read in blocks: an index
-larger than memory is mapped and passed over once a block of queries. Give queries by the hundred; a
+larger than memory is mapped, and read once for each block of queries. Give queries by the hundred; a
 single one is bound by how fast the vectors can be read. Threads of the matrix product are those of
 numpy's BLAS (``OMP_NUM_THREADS``); ``search(..., threads=n)`` runs blocks of queries side by side.
 

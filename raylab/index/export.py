@@ -47,7 +47,7 @@ def write_ciff(
     used = [int(term) for term in sorted(np.flatnonzero(lengths), key=lambda t: terms[int(t)])]
     weights = np.zeros(len(index), dtype=np.int64)  # of a passage, all terms together
     with made_files(path.parent, [path.name]), _opened(path) as stream:
-        # The header comes first and tells the sum of all weights: one pass more over the postings.
+        # The header comes first and holds the sum of all weights: one more pass over the postings.
         for window in range(len(index.offsets)):
             part = slice(int(index.offsets[window, 0]), int(index.offsets[window, -1]))
             rows = window * WINDOW + index.positions[part].astype(np.int64)

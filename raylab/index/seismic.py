@@ -1,8 +1,8 @@
 """Approximate sparse retrieval for serving, by Seismic (Bruch et al., SIGIR 2024), from the same shards.
 
 Optional: the library is pyseismic-lsr, and is imported only when an index is built or opened. Its
-aim is the best few passages of a query; its recall falls with depth. What it returns is never told
-without its recall: `SeismicIndex.measured_search`.
+aim is the best few passages of a query; its recall falls with depth. What it returns always comes
+with its recall: `SeismicIndex.measured_search`.
 
 The library keeps a passage's own representation whole, impacts as float16, and scores with that;
 what may be lost is which passages it looks at. It keeps 16-bit terms in its plain classes, which
@@ -38,7 +38,7 @@ _FILES = ("ids.npy", _LIBRARY_FILE, "index.json")
 _MISSING = "Seismic is not installed: pip install 'raylab[serving]', or 'pyseismic-lsr>=0.5.4'"
 _MOST_SHORT_TERMS = 65_536
 _MOST_PASSAGE_TERMS = 65_535  # the library packs their number into 16 bits
-_PIECE = 65_536  # passages that are handed over at a time
+_PIECE = 65_536  # passages given to the library at a time
 _QUERY_BLOCK = 1024
 
 
@@ -231,7 +231,7 @@ class SeismicIndex:
             num_threads=threads,
         )
         for answer in answers:
-            # Rows come in any order, so every hit bears its row; one without hits is only empty.
+            # Rows come in any order, so every hit has its row; one without hits is only empty.
             hits = sorted((-score, passage_id) for _, score, passage_id in answer if not score <= 0)
             if hits:
                 yield int(answer[0][0]), hits

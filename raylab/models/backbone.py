@@ -1,6 +1,6 @@
 """Bidirectional decoder backbones: load, start, adapt (2502.15526, Backbone).
 
-`config.is_causal = False` is the library's own switch: it turns the stock decoder bidirectional
+`config.is_causal = False` is the library's own switch: it makes the stock decoder bidirectional
 under every attention implementation and survives saving. A probe checks at load that it took, and
 that the logits are what the sparse head takes them for: the last states times the LM head's weight.
 
@@ -65,7 +65,7 @@ def load_config(backbone: Backbone, source: str) -> Any:
     """The decoder's configuration: bidirectional unless `backbone` says no, cut to `backbone.layers`.
 
     Raises:
-        ConfigError: no model there, a source that cannot be read, or more layers asked for than it has.
+        ConfigError: no model there, a source that cannot be read, or more layers wanted than it has.
     """
     file = gguf_file(source)
     try:

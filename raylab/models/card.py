@@ -98,13 +98,13 @@ def _usage(sparse: bool, library: str | None, encoding: Mapping[str, Any]) -> st
     )
     if library is None:
         return raylab
-    asks = [f", max_active_dims={encoding[k]}" if sparse and encoding[k] else "" for k in _TOP_K]
+    limits = [f", max_active_dims={encoding[k]}" if sparse and encoding[k] else "" for k in _TOP_K]
     return (
         f"{raylab}\n\nor\n\n```python\n"
         f"from sentence_transformers import {library}\n\n"
         f'model = {library}("FOLDER")\n'
-        f"queries = model.encode_query(QUERIES{asks[0]})\n"
-        f"passages = model.encode_document(PASSAGES{asks[1]})\n"
+        f"queries = model.encode_query(QUERIES{limits[0]})\n"
+        f"passages = model.encode_document(PASSAGES{limits[1]})\n"
         "```"
     )
 

@@ -74,7 +74,7 @@ def save_retriever(
     Args:
         model: the decoder, or its peft wrapper; its final norm must be whole in this process.
         state: `state_to_save(model)`, gathered.
-        facts: provenance, JSON-ready, kept in the contract and told by the card.
+        facts: provenance, JSON-ready, kept in the contract and shown on the card.
     """
     scale = logit_scale(model.config.hidden_size) if head.is_sparse else 1.0
     norm = scaled_norm_weight(final_norm(model), scale).detach().cpu().contiguous()

@@ -61,7 +61,7 @@ def model_checksums(
 
     Args:
         source: a local folder or a hub id.
-        owner: who asks, for messages.
+        owner: whose source it is, for messages.
 
     Raises:
         ConfigError: as `weights_fingerprint`.
@@ -112,14 +112,14 @@ def _adapter(folder: Path, names: set[str], owner: str, models_dir: str | None) 
 def _on_hub(repository: str, owner: str) -> tuple[Path, Mapping[str, str]]:
     """A hub repository's small files as a local folder, and the sums of its large ones.
 
-    What is in the local cache is not asked of the hub; its weights are read there.
+    What is in the local cache is not looked up on the hub; its weights are read there.
     """
     try:
         cached = Path(snapshot_download(repository, local_files_only=True))
         names = {path.name for path in cached.iterdir()}
         if names & set(_WEIGHTS) or any(name.endswith(".gguf") for name in names):
             return cached, {}
-    except Exception:  # not in the cache: the hub is asked
+    except Exception:  # not in the cache: it is looked up on the hub
         cached = None
     try:
         revision = HfApi().model_info(repository, files_metadata=True)

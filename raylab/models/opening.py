@@ -1,4 +1,4 @@
-"""Any retriever checkpoint: what it is, told from its files, and how it is opened.
+"""Any retriever checkpoint: what kind it is, as its files say, and how it is opened.
 
 raylab's own (`retriever.json`), the paper's authors' (an adapter of their classes), and a published
 sentence-transformers model (`modules.json`).
@@ -35,7 +35,7 @@ AnyRetriever = Retriever | SentenceRetriever
 class Checkpoint:
     """A checkpoint, before its model is loaded.
 
-    ``source``: as asked for, for other machines to find it, too. ``fingerprint``: of the content of its
+    ``source``: the address as given, so that other machines find it, too. ``fingerprint``: of the content of its
     files (and of its base model, when it is an adapter), wherever they are.
     """
 

@@ -59,7 +59,7 @@ class Retriever:
         """From a checkpoint folder (raylab's, or the paper's authors'), or a hub id of one.
 
         Args:
-            models_dir: where bases are looked for by their hub ids before the hub is asked.
+            models_dir: where bases are looked for by their hub ids before they are looked for on the hub.
             device: default CUDA where there is one, else CPU.
             dtype: default that of its training, on any device; float32 where the checkpoint does not say.
 

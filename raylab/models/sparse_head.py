@@ -1,4 +1,4 @@
-"""The sparse head without the [B, L, V] tensor (performance.md, section 1).
+"""The sparse head, without ever storing the tensor of logits [B, L, V].
 
     rep[b, v] = log1p(relu(scale * max_l h[b, l] . E[v]))
 

@@ -171,7 +171,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """reps_BV and the position in the text of every maximum.
 
-    fp32 is multiplied as torch does it: in full precision, or in TF32 where torch was told so.
+    fp32 is multiplied as torch does it: in full precision, or in TF32 where torch is set so.
     """
     B, L, D = hidden_BLD.shape
     V = len(weight_VD)

@@ -1,9 +1,9 @@
-"""The budget as a contract (rule 5): what a user asks for, and the steps that spend it.
+"""The budget as a contract: what a user sets as the budget of a cell, and the steps that spend it.
 
 1e15             FLOPs a cell
 20h@h100         hours of one such device at its efficiency, as FLOPs
 3epochs          over the training queries
-epochs           as many as the recipe lists for the cell's size and objective (paper.md)
+epochs           as many as the recipe lists for the cell's size and objective
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def within_total(
     mntp_flops: Callable[[Start], float],
     starts: Collection[Start] = (),
 ) -> set[Cell]:
-    """The cells that a total budget still holds, in their order; one that does not fit is passed over.
+    """The cells that fit into a total budget, in their order; one that does not fit is skipped.
 
     Args:
         spent: FLOPs of the cells that are there.

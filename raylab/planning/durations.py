@@ -101,7 +101,7 @@ class Durations:
         return pace.run_s + steps * pace.step_s + flops / rate
 
     def encoding(self, name: str, group: str, after: tuple[str, ...]) -> list[Item]:
-        """The items of a subject's embedding shards, with what is done of each; `group` is HEAD-SIZE."""
+        """The items of a system's embedding shards, with how much of each is done; `group` is HEAD-SIZE."""
         evaluation = next(
             evaluation for evaluation in self.plan.evaluations if evaluation.name == group
         )

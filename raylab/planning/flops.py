@@ -206,7 +206,7 @@ def train_flops(
 
 
 def _below_first_adapter(shape: Shape, lora: Lora, rows: Rows) -> float:
-    """FLOPs of the first layer's input gradients that no adapter before them asks for."""
+    """FLOPs of the first layer's input gradients that no adapter before them needs."""
     saved = 0.0
     for names in (
         ("q_proj", "k_proj", "v_proj"),

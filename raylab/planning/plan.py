@@ -122,7 +122,7 @@ class _Sample:
 
 @dataclass
 class _Sizes:
-    """How much there is of a collection, counted when first asked for."""
+    """How much there is of a collection, counted when first needed."""
 
     source: Source
     on_fault: OnFault
@@ -160,7 +160,7 @@ def plan_grid(
         ConfigError: an unknown model, a head or an objective that cannot be loaded, a budget too small for
             one step, or a batch that the workers
             cannot share.
-        CollectionError: a faulty record that is not to be passed over.
+        CollectionError: a faulty record that is not to be left out.
     """
     plans: list[CellPlan] = []
     adaptations: dict[Start, AdaptationPlan] = {}
@@ -270,7 +270,7 @@ def _plan_evaluation(
 ) -> EvaluationPlan:
     """One cell's encoding of the collection and of all judged queries but the training ones, and its search.
 
-    Sorted by length, texts are padded by about 1 % (performance.md), which is left out. A sparse query and
+    Sorted by length, texts are padded by about 1 %, which is left out. A sparse query and
     passage share at most the query's terms; that bound is planned for.
     """
     encoding = grid.ladder.recipe.encoding

@@ -1,13 +1,13 @@
-"""Which run starts next: longest chains first, packed onto the devices there are; and what that comes to.
+"""Which run starts next: the one that most work waits for, where devices are free; and how long all runs take.
 
 A grid is a set of items: the MNTP of a backbone, then the runs that start from it, then the encoding of
-what they made. `Queue` decides; the driver asks it while a grid runs, and `simulate` asks the same code
-with predicted durations. Nothing here knows Ray.
+what they made. `Queue` decides, both for the driver while a grid runs and for `simulate`, which uses
+predicted durations. Nothing here knows Ray.
 
     priority     seconds of the longest chain that begins with an item (critical path): so the MNTP of the
                  size whose cells take longest goes first, and a size's MNTP never holds the grid back
     packing      an item starts when as many devices as it has workers are free, on whatever nodes
-    backfill     where the first item in line does not fit, later ones may pass it that end before the
+    backfill     where the first item in line does not fit, later ones may start that end before the
                  devices it waits for are free (EASY backfilling)
     filling      encoding, cut into shards of one device each, takes what is left and waits for nobody
 """

@@ -93,7 +93,7 @@ class Series:
 
     @property
     def budgets(self) -> tuple[float, ...]:
-        """The budget of each run in FLOPs; 0 where it is in epochs, which the variant then tells."""
+        """The budget of each run in FLOPs; 0 where it is in epochs, which the variant then names."""
         return tuple(np.nan_to_num(self.numbers["budget_flops"]).tolist())
 
     @property

@@ -36,7 +36,7 @@ class Refusal:
 
 @dataclass
 class Study:
-    """What was made, every part in the order in which it was asked for; options as `fit` has them."""
+    """What was fitted and predicted, in the order of the calls; options are those of `fit`."""
 
     draws: int = 1000
     d: str = "tokens"

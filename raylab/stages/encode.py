@@ -152,7 +152,7 @@ def encode_rows(
 
 
 class ShardEncoder:
-    """Encodes in this process; keeps the retriever of the last checkpoint it was asked for."""
+    """Encodes in this process; keeps the retriever of the last checkpoint that it encoded with."""
 
     def __init__(self, store: Store, execution: Execution):
         self.store, self.execution = store, execution

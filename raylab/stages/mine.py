@@ -82,7 +82,7 @@ class Mining:
         return facts
 
 
-def training_asks(
+def training_queries(
     folder: Path, part: str, mining: Mining, splits: tuple[str, ...] = (TRAIN,)
 ) -> list[TrainingQuery]:
     """The splits' queries whose positives are among the training passages, then the titles as pseudo-queries.
@@ -96,24 +96,24 @@ def training_asks(
             f"the collection has no {TRAIN!r} split to train on; it has {', '.join(topics)}"
         )
     ids = passage_ids(folder, part)
-    asks = []
+    queries = []
     for split in splits:
-        split_asks = asks_of_topics(topics[split]) if split in topics else []
-        _, known = find_ids(ids, [p for ask in split_asks for p in ask.positives])
+        split_queries = asks_of_topics(topics[split]) if split in topics else []
+        _, known = find_ids(ids, [p for query in split_queries for p in query.positives])
         at_hand = iter(known.tolist())
-        for ask in split_asks:
-            positives = tuple(p for p in ask.positives if next(at_hand))
+        for query in split_queries:
+            positives = tuple(p for p in query.positives if next(at_hand))
             if positives:
-                asks.append(TrainingQuery(ask.query_id, ask.text, positives))
-    if not asks:
+                queries.append(TrainingQuery(query.query_id, query.text, positives))
+    if not queries:
         raise CollectionError(
             "no training query has a relevant passage among the training passages"
         )
     if mining.pseudo_queries:
         for batch in load_passages(folder, part):
             columns = (batch["passage_id"], batch["title"], batch["text"])
-            asks += asks_of_titles(zip(*columns, strict=True))
-    return asks
+            queries += asks_of_titles(zip(*columns, strict=True))
+    return queries
 
 
 _CANDIDATES = pa.schema(
@@ -128,10 +128,10 @@ class Drawer:
         self.hashes, self.mining = TextHashes.of(folder, part), mining
         self.ids = self.hashes.ids
 
-    def draw(self, ask: TrainingQuery, ranked: Sequence[str]) -> Candidates:
-        drawn = self._random(ask.query_id)
-        hashes = self.hashes.of_passages([*ask.positives, *ranked, *drawn])
-        return draw_candidates(ask, ranked, drawn, hashes, self.mining.depth, self.mining.random)
+    def draw(self, query: TrainingQuery, ranked: Sequence[str]) -> Candidates:
+        drawn = self._random(query.query_id)
+        hashes = self.hashes.of_passages([*query.positives, *ranked, *drawn])
+        return draw_candidates(query, ranked, drawn, hashes, self.mining.depth, self.mining.random)
 
     def _random(self, query_id: str) -> list[str]:
         """Passages in an order drawn by a hash of the query's id."""
@@ -146,7 +146,7 @@ class MineTask:
     """One shard: some of the queries."""
 
     address: Address
-    asks: tuple[TrainingQuery, ...]
+    queries: tuple[TrainingQuery, ...]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class _Miner:
 
         def make(task: MineTask) -> None:
             with self.store.draft(task.address) as draft:
-                candidates = search_and_draw(task.asks, searcher, drawer, self.mining.depth)
+                candidates = search_and_draw(task.queries, searcher, drawer, self.mining.depth)
                 count = write_candidates(candidates, draft.path / "candidates.parquet")
                 draft.meta["queries"] = count
 
@@ -174,16 +174,16 @@ class _Miner:
 
 
 def search_and_draw(
-    asks: Sequence[TrainingQuery], searcher: Searcher, drawer: Drawer, depth: int
+    queries: Sequence[TrainingQuery], searcher: Searcher, drawer: Drawer, depth: int
 ) -> Iterator[tuple[str, Candidates]]:
     """The candidates of each query."""
-    for start in range(0, len(asks), _SEARCHED):
-        batch = asks[start : start + _SEARCHED]
+    for start in range(0, len(queries), _SEARCHED):
+        batch = queries[start : start + _SEARCHED]
         # Room for the positives and their copies, which are dropped.
-        room = depth + 10 + max(len(ask.positives) for ask in batch)
-        ranked_ids, _ = searcher.search([ask.text for ask in batch], room)
-        for ask, ranked in zip(batch, ranked_ids.tolist(), strict=True):
-            yield ask.query_id, drawer.draw(ask, ranked)
+        room = depth + 10 + max(len(query.positives) for query in batch)
+        ranked_ids, _ = searcher.search([query.text for query in batch], room)
+        for query, ranked in zip(batch, ranked_ids.tolist(), strict=True):
+            yield query.query_id, drawer.draw(query, ranked)
 
 
 def write_candidates(candidates: Iterable[tuple[str, Candidates]], path: Path) -> int:
@@ -231,21 +231,23 @@ def mine(
     """Commit candidates for every training query (from a run: for every one that it has).
 
     Raises:
-        CollectionError: see `training_asks`; also a query without any candidate, and a fault in the run.
+        CollectionError: see `training_queries`; also a query without any candidate, and a fault in the run.
         ConfigError: no retriever there.
     """
     address = candidates_address(collection, mining, models_dir)
     if (done := store.find(address)) is not None:
         return done
     folder, part = store.local(collection), training_part(collection)
-    asks = sorted(training_asks(folder, part, mining, TAUGHT), key=lambda ask: ask.query_id)
+    queries = sorted(
+        training_queries(folder, part, mining, TAUGHT), key=lambda query: query.query_id
+    )
     if mining.run is not None:
-        return _mine_run(store, address, folder, part, mining, asks)
+        return _mine_run(store, address, folder, part, mining, queries)
     tasks = index_tasks(store, collection, part, mining.source, models_dir)
     indexes = make_shards(store, tasks, Indexer(store, mining.source, models_dir), pool, actors)
     shards = make_shards(
         store,
-        list(_tasks(address, asks)),
+        list(_tasks(address, queries)),
         _Miner(store, folder, part, mining, tuple(indexes), models_dir),
         pool,
         actors,
@@ -257,9 +259,9 @@ def mine(
     return store.committed(address)
 
 
-def _tasks(address: Address, asks: Sequence[TrainingQuery]) -> Iterator[MineTask]:
-    for start in range(0, len(asks), _SHARD_QUERIES):
-        part = tuple(asks[start : start + _SHARD_QUERIES])
+def _tasks(address: Address, queries: Sequence[TrainingQuery]) -> Iterator[MineTask]:
+    for start in range(0, len(queries), _SHARD_QUERIES):
+        part = tuple(queries[start : start + _SHARD_QUERIES])
         facts = {"queries": [start, start + len(part)]}
         yield MineTask(address.shard(start // _SHARD_QUERIES, facts), part)
 
@@ -270,19 +272,21 @@ def _mine_run(
     folder: Path,
     part: str,
     mining: Mining,
-    asks: list[TrainingQuery],
+    queries: list[TrainingQuery],
 ) -> Artifact:
     """Candidates from a run's own rankings; equal scores by passage id descending, as in trec_eval."""
     assert mining.run is not None
     drawer, left = Drawer(folder, part, mining), LeftOut()
-    by_id = {ask.query_id: ask for ask in asks}
+    by_id = {query.query_id: query for query in queries}
     apart = None if part == PASSAGES else passage_ids(folder, PASSAGES)
     with store.draft(address) as draft, Quarantine(draft.path, mining.on_fault) as quarantine:
         ranked = scores_by_query(mining.run, list(by_id), drawer.ids, apart, left, quarantine)
         candidates = ((q, drawer.draw(by_id[q], _ranking(scores))) for q, scores in ranked)
         count = write_candidates(candidates, draft.path / "candidates.parquet")
         if not count:
-            raise CollectionError(f"{mining.run}: it has none of the {len(asks)} training queries")
+            raise CollectionError(
+                f"{mining.run}: it has none of the {len(queries)} training queries"
+            )
         draft.meta.update(
             queries=count,
             hits_on_evaluation_passages=left.other_passages,

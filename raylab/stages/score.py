@@ -29,7 +29,7 @@ from raylab.stages.mine import (
     TAUGHT,
     Mining,
     candidates_by_query,
-    training_asks,
+    training_queries,
 )
 from raylab.stages.shards import make_shards, remove_shards
 from raylab.stages.teaching import Teaching
@@ -45,8 +45,8 @@ class ScoreTask:
     """One shard of pairs, in passage order: an encoder meets a passage in one shard, and once."""
 
     address: Address
-    asks: tuple[TrainingQuery, ...]
-    ask_of: np.ndarray  # int32 [N], places in `asks`
+    queries: tuple[TrainingQuery, ...]
+    query_of: np.ndarray  # int32 [N], places in `queries`
     rows: np.ndarray  # int32 [N], ascending rows of the training passages
 
 
@@ -67,18 +67,18 @@ class Scorer:
         def make(task: ScoreTask) -> None:
             first = int(task.rows[0])
             texts = Texts.read(self.folder, self.part, range(first, int(task.rows[-1]) + 1))
-            queries, passages = [], []
-            for place, row in zip(task.ask_of, task.rows - first, strict=True):
-                ask = task.asks[place]
-                queries.append(ask.text)
-                bare = texts.bodies[row] if ask.body_only else ""
+            texts_of_queries, passages = [], []
+            for place, row in zip(task.query_of, task.rows - first, strict=True):
+                query = task.queries[place]
+                texts_of_queries.append(query.text)
+                bare = texts.bodies[row] if query.body_only else ""
                 passages.append(bare or texts.texts[row])
-            scores = teacher.score(queries, passages)
+            scores = teacher.score(texts_of_queries, passages)
             if not np.isfinite(scores).all():
                 at = int(np.isfinite(scores).argmin())
-                ask, passage = task.asks[task.ask_of[at]], texts.ids[task.rows[at] - first]
+                query, passage = task.queries[task.query_of[at]], texts.ids[task.rows[at] - first]
                 raise CollectionError(
-                    f"teacher score of query {ask.query_id!r}, passage {passage!r} is {scores[at]}"
+                    f"teacher score of query {query.query_id!r}, passage {passage!r} is {scores[at]}"
                 )
             with self.store.draft(task.address) as draft:
                 np.save(draft.path / "scores.npy", scores)
@@ -91,19 +91,19 @@ class Scorer:
 class _Pairs:
     """What is to be scored, by ascending query and then passage."""
 
-    asks: Sequence[TrainingQuery]
+    queries: Sequence[TrainingQuery]
     ids: np.ndarray  # bytes [P], of the training passages
-    ask_of: np.ndarray  # int32 [N]
+    query_of: np.ndarray  # int32 [N]
     rows: np.ndarray  # int32 [N]
     ranks: np.ndarray  # int32 [N]; -1: positives, and negatives drawn at random
 
     @classmethod
-    def of(cls, asks: Sequence[TrainingQuery], ids: np.ndarray, candidates: Path) -> _Pairs:
-        by_id = {ask.query_id: number for number, ask in enumerate(asks)}
+    def of(cls, queries: Sequence[TrainingQuery], ids: np.ndarray, candidates: Path) -> _Pairs:
+        by_id = {query.query_id: number for number, query in enumerate(queries)}
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for query_id, drawn in candidates_by_query(candidates):
             number = by_id[query_id]
-            positives = asks[number].positives
+            positives = queries[number].positives
             rows, _ = find_ids(ids, [*positives, *drawn.random, *drawn.mined])
             ranks = np.full(len(rows), -1, np.int32)
             ranks[len(rows) - len(drawn.mined) :] = np.arange(len(drawn.mined))
@@ -111,21 +111,21 @@ class _Pairs:
             numbers = np.full(len(rows), number, np.int32)
             parts.append((numbers, rows[order].astype(np.int32), ranks[order]))
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        return cls(asks, ids, *columns)
+        return cls(queries, ids, *columns)
 
     def tasks(self, address: Address) -> Iterator[tuple[np.ndarray, ScoreTask]]:
         """(places of the pairs, task) of every shard."""
         order = np.argsort(self.rows, kind="stable")
         for start in range(0, len(order), _SHARD_PAIRS):
             places = order[start : start + _SHARD_PAIRS]
-            numbers, ask_of = np.unique(self.ask_of[places], return_inverse=True)
+            numbers, query_of = np.unique(self.query_of[places], return_inverse=True)
             facts = {"pairs": [start, start + len(places)]}
             yield (
                 places,
                 ScoreTask(
                     address.shard(start // _SHARD_PAIRS, facts),
-                    tuple(self.asks[number] for number in numbers),
-                    ask_of.astype(np.int32),
+                    tuple(self.queries[number] for number in numbers),
+                    query_of.astype(np.int32),
                     self.rows[places],
                 ),
             )
@@ -136,7 +136,7 @@ class _Pairs:
             part = slice(start, start + _WRITTEN)
             ranks = self.ranks[part]
             columns = [
-                [self.asks[number].query_id for number in self.ask_of[part]],
+                [self.queries[number].query_id for number in self.query_of[part]],
                 [one.decode() for one in self.ids[self.rows[part]]],
                 pa.array(scores[part]),
                 pa.array(ranks, mask=ranks < 0),
@@ -157,8 +157,8 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
     if (done := store.find(address)) is not None:
         return done
     folder, part = store.local(collection), training_part(collection)
-    asks = sorted_asks(folder, part, teaching.mining, TAUGHT)
-    pairs = _Pairs.of(asks, passage_ids(folder, part), store.local(candidates))
+    queries = sorted_queries(folder, part, teaching.mining, TAUGHT)
+    pairs = _Pairs.of(queries, passage_ids(folder, part), store.local(candidates))
     places, tasks = zip(*pairs.tasks(address), strict=True)
     start = Scorer(store, folder, part, teacher, teaching.models_dir, teaching.compute_dtype)
     shards = make_shards(store, tasks, start, teaching.pool, teaching.actors)
@@ -180,7 +180,7 @@ def teach(teaching: Teaching, candidates: Artifact) -> Artifact:
     return store.committed(address)
 
 
-def sorted_asks(
+def sorted_queries(
     folder: Path, part: str, mining: Mining, splits: tuple[str, ...] = (TRAIN,)
 ) -> list[TrainingQuery]:
-    return sorted(training_asks(folder, part, mining, splits), key=lambda ask: ask.query_id)
+    return sorted(training_queries(folder, part, mining, splits), key=lambda query: query.query_id)

@@ -22,7 +22,7 @@ from raylab.stages.mine import (
     candidates_by_query,
     mine,
 )
-from raylab.stages.score import sorted_asks, teach
+from raylab.stages.score import sorted_queries, teach
 from raylab.stages.teaching import Teaching
 from raylab.storage.artifacts import Artifact, Draft
 
@@ -48,12 +48,14 @@ def make_groups(teaching: Teaching) -> Artifact:
         if file is not None and candidates is None and form_of(file) == "groups":
             batches = _read_groups(file, folder, part, draft, quarantine)
         else:
-            asks = sorted_asks(folder, part, teaching.mining)
-            scores = None if file is None else _scores(file, asks, folder, part, draft, quarantine)
+            queries = sorted_queries(folder, part, teaching.mining)
+            scores = (
+                None if file is None else _scores(file, queries, folder, part, draft, quarantine)
+            )
             partial = file is not None and (is_run(file) or bool(quarantine.kinds))
-            candidates_found = _scored_candidates(asks, scores, partial, draft)
+            candidates_found = _scored_candidates(queries, scores, partial, draft)
             if candidates is not None:
-                candidates_found = _mined_candidates(asks, candidates, scores)
+                candidates_found = _mined_candidates(queries, candidates, scores)
             batches = _groups_of(candidates_found, teaching.margin, draft)
         groups, pseudo = write_shards(batches, draft.path)
         if not groups:
@@ -86,7 +88,7 @@ def _read_groups(
 
 def _scores(
     file: Path,
-    asks: Sequence[TrainingQuery],
+    queries: Sequence[TrainingQuery],
     folder: Path,
     part: str,
     draft: Draft,
@@ -94,7 +96,7 @@ def _scores(
 ) -> Iterator[tuple[str, Scores]]:
     left = LeftOut()
     apart = None if part == PASSAGES else passage_ids(folder, PASSAGES)
-    names = [ask.query_id for ask in asks]
+    names = [query.query_id for query in queries]
     yield from scores_by_query(file, names, passage_ids(folder, part), apart, left, on_fault)
     draft.meta.update(scores_of_evaluation_passages=left.other_passages)
 
@@ -104,20 +106,20 @@ _Found = Iterator[tuple[TrainingQuery, Candidates, Mapping[tuple[str, str], floa
 
 
 def _mined_candidates(
-    asks: Sequence[TrainingQuery], candidates: Path, scores: Iterator[tuple[str, Scores]] | None
+    queries: Sequence[TrainingQuery], candidates: Path, scores: Iterator[tuple[str, Scores]] | None
 ) -> _Found:
     """All three by ascending query id; candidates and scores are of validation queries too."""
-    by_id = {ask.query_id: ask for ask in asks}
+    by_id = {query.query_id: query for query in queries}
     for query_id, drawn in candidates_by_query(candidates):
-        ask = by_id.get(query_id)
-        if ask is not None:
+        query = by_id.get(query_id)
+        if query is not None:
             scored_id, given = next(scores) if scores is not None else (query_id, None)
             assert scored_id == query_id
-            yield ask, drawn, None if given is None else _values(query_id, given)
+            yield query, drawn, None if given is None else _values(query_id, given)
 
 
 def _scored_candidates(
-    asks: Sequence[TrainingQuery],
+    queries: Sequence[TrainingQuery],
     scores: Iterator[tuple[str, Scores]] | None,
     partial: bool,
     draft: Draft,
@@ -130,29 +132,29 @@ def _scored_candidates(
     """
     assert scores is not None
     given, last, left_out = iter(scores), None, 0
-    for ask in asks:
+    for query in queries:
         last = next(given, None) if last is None else last
         query_scores: Scores = {}
-        if last is not None and last[0] == ask.query_id:
+        if last is not None and last[0] == query.query_id:
             query_scores, last = last[1], None
-        candidates = _candidates_of(ask, query_scores)
+        candidates = _candidates_of(query, query_scores)
         if partial:
-            positives = tuple(p for p in ask.positives if p in query_scores)
-            ask = TrainingQuery(ask.query_id, ask.text, positives, ask.body_only)
+            positives = tuple(p for p in query.positives if p in query_scores)
+            query = TrainingQuery(query.query_id, query.text, positives, query.body_only)
             if not positives or not candidates.mined:
                 left_out += 1
                 continue
         if not candidates.mined:
             raise CollectionError(
-                f"the teacher scores hold no negative passage for training query {ask.query_id!r}"
+                f"the teacher scores hold no negative passage for training query {query.query_id!r}"
             )
-        yield ask, candidates, _values(ask.query_id, query_scores)
+        yield query, candidates, _values(query.query_id, query_scores)
     if partial:
         draft.meta["queries_without_scores"] = left_out
 
 
-def _candidates_of(ask: TrainingQuery, scores: Scores) -> Candidates:
-    negatives = {p: s for p, s in scores.items() if p not in set(ask.positives)}
+def _candidates_of(query: TrainingQuery, scores: Scores) -> Candidates:
+    negatives = {p: s for p, s in scores.items() if p not in set(query.positives)}
     ranked = sorted((rank, p) for p, (_, rank) in negatives.items() if rank is not None)
     others = sorted((-score, p) for p, (score, rank) in negatives.items() if rank is None)
     mined, rest = tuple(p for _, p in ranked), tuple(p for _, p in others)
@@ -165,9 +167,9 @@ def _values(query_id: str, scores: Scores) -> dict[tuple[str, str], float]:
 
 def _groups_of(found: _Found, margin: float | None, draft: Draft) -> Iterator[list[dict[str, Any]]]:
     expected = count = 0
-    for ask, candidates, scores in found:
-        rows = group_rows(ask, candidates, scores, margin)
-        expected += len(ask.positives)
+    for query, candidates, scores in found:
+        rows = group_rows(query, candidates, scores, margin)
+        expected += len(query.positives)
         count += len(rows)
         yield rows
     if margin is not None:

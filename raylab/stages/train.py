@@ -1,4 +1,4 @@
-"""Adapt and fine-tune: where their artifacts stand, and what a worker is told of a run."""
+"""Adapt and fine-tune: where their artifacts stand, and what a worker needs to know of a run."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def ensure_process_group() -> None:
-    """A process group of this process alone, where none runs: DeepSpeed asks for one.
+    """A process group of this process alone, where none runs: DeepSpeed needs one.
 
     It stays for the life of the process: DeepSpeed keeps hold of the first group it meets.
     """

@@ -1,6 +1,6 @@
-"""Energy of a training run, where the machine tells it: NVML's counter of a GPU, RAPL's of the processors.
+"""Energy of a training run, where the machine measures it: NVML's counter of a GPU, RAPL's of the processors.
 
-RAPL counts whole processors, whoever uses them: of runs that share a machine each is told all of it.
+RAPL counts whole processors, whoever uses them: of runs that share a machine, each counts the whole of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _RAPL = Path("/sys/class/powercap")
 
 
 class Meter:
-    """Joules since it was last asked.
+    """Joules since it was last read.
 
     Args:
         gpu: index of this process's GPU; None: the machine's processors.

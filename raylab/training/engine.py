@@ -94,7 +94,7 @@ class Optimization:
 def make_engine(module: nn.Module, steps: Callable[[], int], config: Optimization) -> Any:
     """A DeepSpeed engine with AdamW, the schedule and clipping, on the running process group.
 
-    `steps` says how long the run is that the schedule belongs to, asked for at every step.
+    `steps` returns the number of steps of the run that the schedule belongs to, and is called at every step.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed  # imported here: it reads DS_ACCELERATOR, and readers of this module need not have it

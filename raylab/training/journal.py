@@ -1,7 +1,7 @@
-"""What a training run lost to faults: a line of storage a session, read when the run is committed.
+"""What a training run lost to faults: one file in storage for each session, read when the run is committed.
 
-A session is one life of the workers. It notes how far it came; the next one begins at a checkpoint, and
-what lies between was done twice.
+A session lasts from a start of the workers to their end. It notes how far it came; the next one begins at a
+checkpoint, and what lies between was done twice.
 
     train/RUN/journal/SESSION.json    {"flops_before", "seconds_before", "flops", "seconds"}
 """
@@ -27,7 +27,7 @@ class Journal:
         self.store, self.folder, self.writes = store, f"{folder}/journal", writes
         self.name = f"{time.time():017.6f}-{uuid.uuid4().hex[:8]}.json"
         self.line: dict[str, float] | None = None
-        self.told: dict[str, float] = {}
+        self.reported: dict[str, float] = {}
         self.last = 0.0
 
     def note(self, progress: Progress) -> None:
@@ -43,7 +43,7 @@ class Journal:
             self.store.put_text(f"{self.folder}/{self.name}", json.dumps(self.line))
 
     def lost(self) -> dict[str, Any]:
-        """Retries, and the FLOPs and seconds that had to be done again, since this was last asked for."""
+        """Retries, and the FLOPs and seconds that had to be done again, since the last call."""
         if not self.writes:
             return {}
         lines = [*self._earlier(), *([self.line] if self.line else [])]
@@ -55,8 +55,8 @@ class Journal:
                 for amount in ("flops", "seconds")
             },
         }
-        fresh = {name: value - self.told.get(name, 0) for name, value in lost.items()}
-        self.told = lost
+        fresh = {name: value - self.reported.get(name, 0) for name, value in lost.items()}
+        self.reported = lost
         return fresh
 
     def _earlier(self) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""MNTP, masked next-token prediction: the loss, and the adaptation of one size (paper.md).
+"""MNTP, masked next-token prediction: the loss, and the adaptation of one size (2502.15526, Backbone).
 
 Legend: B blocks or texts, L tokens, N tokens that are to be predicted, D hidden size, V vocabulary.
 """

@@ -173,7 +173,7 @@ Padded = tuple[torch.Tensor, torch.Tensor]  # ids_BL, mask_BL
 
 @dataclass(frozen=True)
 class CropBatch:
-    """Crops of a step, and which tokens of the long ones are hidden or shown and asked for."""
+    """Crops of a step, and which tokens of the long ones are hidden, or shown and to be predicted."""
 
     short: Padded
     long: Padded

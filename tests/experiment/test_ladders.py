@@ -73,7 +73,7 @@ def test_llama3_names_the_papers_base_models():
 @pytest.mark.parametrize(
     ("size", "objective", "queries"),
     [
-        # paper.md, "The fixed budget, as it was spent": the effective batches
+        # The effective batches of the training scripts of 2502.15526.
         ("1b", "cl", 112), ("1b", "cl+kd", 112), ("1b", "kd", 1024),
         ("3b", "cl", 128), ("3b", "cl+kd", 128), ("3b", "kd", 512),
         ("8b", "cl", 128), ("8b", "cl+kd", 128), ("8b", "kd", 512),
@@ -115,7 +115,7 @@ def test_llama3_adapts_as_the_paper_did():
 
 
 def test_llama3_encodes_512_tokens():
-    assert LLAMA3.recipe.encoding.passage_length == 512  # paper.md, Evaluation
+    assert LLAMA3.recipe.encoding.passage_length == 512  # 2502.15526, Evaluation
 
 
 # ------------------------------------------------------------------------------ ladder files
@@ -278,9 +278,7 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_neither_a_ladder_nor_a_file():
-    with pytest.raises(
-        ConfigError, match=r"ladder 'no\.toml': .*pico, smollm2, llama3 or a TOML"
-    ):
+    with pytest.raises(ConfigError, match=r"ladder 'no\.toml': .*pico, smollm2, llama3 or a TOML"):
         find_ladder("no.toml")
 
 

@@ -1,7 +1,7 @@
 """A checkpoint folder is raylab's, peft's and sentence-transformers' alike, wherever it is moved to.
 
 What each of them makes of the same texts is compared with the model that was trained, under the formulas
-of paper.md; sentence-transformers runs in a process of its own, offline, on folders that were moved.
+of 2502.15526; sentence-transformers runs in a process of its own, offline, on folders that were moved.
 """
 
 import json

@@ -80,7 +80,7 @@ def write(folder, head, model_folder, base=BASE_ID, binary=False):
 
 
 def by_the_paper(model_folder, head, text) -> np.ndarray:
-    """The formulas of paper.md on the stock model, its projections changed by hand, in float64."""
+    """The formulas of 2502.15526 on the stock model, its projections changed by hand, in float64."""
     model = AutoModelForCausalLM.from_pretrained(str(model_folder)).double().eval()
     with torch.no_grad():
         for place, (a, b) in deltas(model).items():

@@ -71,7 +71,7 @@ def test_batches_keep_the_token_budget_and_hold_every_text_once(lengths, batch_t
 
 
 def test_padding_stays_within_two_percent_on_ms_marco(shared_data):
-    """performance.md, section 2: random batches of these passages pad to 1.68 times the real tokens."""
+    """Random batches of these passages pad to 1.68 times the real tokens."""
     source = open_collection(str(shared_data / "msmarco-slice"))
     texts = [p.text for p in itertools.islice(read_passages(source.passages), 10_000)]
     tokenizer = load_tokenizer(Backbone("pico", "package:raylab/assets/ladder/pico-1x96"), None)
@@ -97,7 +97,7 @@ def stock(model_folder):
 
 
 def naive(stock, head: str, text: str, limit: int) -> np.ndarray:
-    """One text through the stock model with paper.md's formulas, without padding."""
+    """One text through the stock model with the formulas of 2502.15526, without padding."""
     tokenizer, model = stock
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][:, :limit]
     with torch.no_grad():

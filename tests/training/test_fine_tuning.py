@@ -144,7 +144,7 @@ def test_micro_batches_hold_texts_of_like_length_once_each():
 
 
 def test_the_account_is_of_the_plain_step(model_folder, tmp_path):
-    """Rule 3: how a step is executed changes neither the plan nor the account, which is of real tokens."""
+    """How a step is executed changes neither the plan nor the account, which is of real tokens."""
     plain, parts = (make_task(model_folder, tmp_path, micro=m) for m in (0, 3))
     assert plain.cost(2) == parts.cost(2)
     batch = plain.batches.collate(plain.batches.draw(2))

@@ -172,7 +172,7 @@ def test_flops_weight_rises_quadratically_over_the_first_third(step, expected):
 
 
 def test_flops_weight_counts_optimizer_steps():
-    """In paper.md's code the ramp counts micro-batches; here it depends on step and steps alone."""
+    """In the code of 2502.15526 the ramp counts micro-batches; here it depends on step and steps alone."""
     assert [flops_weight(s, 6, 1.0) for s in range(4)] == [0.0, 0.25, 1.0, 1.0]
     assert flops_weight(0, 1, 1.0) == 0.0
 
@@ -203,7 +203,7 @@ def test_negatives_are_counted_in_one_place(objective, workers):
 
 
 def test_the_papers_contrastive_batch():
-    """paper.md: 112 queries of 1B with 17 passages each over 4 devices."""
+    """2502.15526, Fine-tuning: 112 queries of 1B with 17 passages each over 4 devices."""
     assert negatives_seen(CL, 112, 17, 4) == Negatives(16, 27 * 17, 84 * 17)
 
 

@@ -58,7 +58,7 @@ class TrainingBatches:
 
     Raises:
         ConfigError: a share of pseudo-queries the groups cannot give, too few negatives, or teacher
-            scores that are asked for and not there.
+            scores that are needed and not there.
         CollectionError: teacher scores that are not finite, or not as many as passages.
     """
 
@@ -313,7 +313,7 @@ class MaskedBlocks:
         """(ids int64 [B, L] as the model sees them, original ids [B, L], selected bool [B, L]).
 
         20 % of the positions are selected; of these 80 % become the mask token, 10 % a random
-        one, 10 % stay (BERT, as in paper.md). Position 0 is never selected: no position precedes it.
+        one, 10 % stay (BERT, as in 2502.15526). Position 0 is never selected: no position precedes it.
         """
         training, share = self.split[0], self._share(world)
         first = step * self.adaptation.batch_blocks + rank * share

@@ -66,7 +66,7 @@ class Ragged(Sequence[np.ndarray]):
 
 
 class Strings(Sequence[str]):
-    """Strings as UTF-8 bytes in one flat array; each is decoded when it is asked for."""
+    """Strings as UTF-8 bytes in one flat array; each is decoded when it is read."""
 
     def __init__(self, encoded: Ragged):
         self.encoded = encoded
@@ -295,7 +295,7 @@ def join_arrays(parts: Sequence[Path], folder: Path) -> int:
 
 
 def open_groups(folder: Path, source: str = "training groups") -> Groups:
-    """The groups that `write_arrays` wrote; nothing is read before it is asked for.
+    """The groups that `write_arrays` wrote; nothing is read before it is needed.
 
     Args:
         source: what error messages call them.

@@ -6,9 +6,9 @@ JSON lines   {"question", "pos_pid", "neg_pids", "pos_score", "neg_scores"}     
 TREC run     query Q0 passage rank score tag                                    scores
 Parquet      the keys of one of the above as columns; training groups as raylab writes them; or
              query_id, passage_id, score[, rank]                                scores
-All plain, gzip or zstd. The format is told by what a file holds, whatever its name. Groups are read in
+All plain, gzip or zstd. The format is recognised by what a file holds, whatever its name. Groups are read in
 one pass, some hundreds at a time; scores by `raylab.data.supervision.scores`. A fault names FILE:LINE, of Parquet the
-row; it ends the reading, or `on_fault` is told of it and the record is left out.
+row; it ends the reading, or `on_fault` is called with it and the record is left out.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _whole_rows(path: Path, table: pa.Table, on_fault: OnFault) -> pa.Table:
 class LeftOut:
     """Scores that were read and not used."""
 
-    other_queries: int = 0  # of queries that were not asked for
+    other_queries: int = 0  # of queries that are not training queries here
     other_passages: int = 0  # of passages that are kept for evaluation
 
 

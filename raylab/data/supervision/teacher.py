@@ -40,7 +40,7 @@ SCORE_SCHEMA = pa.schema(
         ("rank", pa.int32()),
     ]
 )
-PSEUDO_PREFIX = "title:"  # query ids of pseudo-queries: a passage's title asks for its body
+PSEUDO_PREFIX = "title:"  # query ids of pseudo-queries: a passage's title stands for a query that its body answers
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,18 @@ class TrainingQuery:
 
 def asks_of_topics(topics: Topics) -> list[TrainingQuery]:
     """The training queries with at least one relevant passage (grade 1 or more)."""
-    asks = []
+    queries = []
     for query_id, text in topics.queries.items():
         positives = tuple(sorted(p for p, grade in topics.qrels[query_id].items() if grade > 0))
         if positives:
-            asks.append(TrainingQuery(query_id, text, positives))
-    return asks
+            queries.append(TrainingQuery(query_id, text, positives))
+    return queries
 
 
 def asks_of_titles(
     passages: Iterable[tuple[str, str, str]], banned: frozenset[str] = frozenset()
 ) -> list[TrainingQuery]:
-    """Pseudo-queries from (id, title, text): the title asks for the passage without its title."""
+    """Pseudo-queries from (id, title, text): the passage without its title answers its title."""
     return [
         TrainingQuery(f"{PSEUDO_PREFIX}{passage_id}", title, (passage_id,), body_only=True)
         for passage_id, title, text in passages
@@ -83,7 +83,7 @@ def asks_of_titles(
 
 
 def draw_candidates(
-    ask: TrainingQuery,
+    query: TrainingQuery,
     ranked: Sequence[str],
     drawn: Sequence[str],
     texts: Mapping[str, int],
@@ -98,7 +98,7 @@ def draw_candidates(
         drawn: passages in random order.
         texts: passage id -> hash of its text; equal hashes are the same passage under two ids.
     """
-    positives = set(ask.positives)
+    positives = set(query.positives)
     copies = {texts[p] for p in positives if p in texts}
 
     def usable(passages: Sequence[str]) -> list[str]:
@@ -114,12 +114,12 @@ def draw_candidates(
 
 
 def group_rows(
-    ask: TrainingQuery,
+    query: TrainingQuery,
     candidates: Candidates,
     scores: Mapping[tuple[str, str], float] | None,
     margin: float | None = None,
 ) -> list[dict]:
-    """One group for each positive of `ask`.
+    """One group for each positive of `query`.
 
     Args:
         margin: leave out of a group the negatives that the teacher scores above its positive minus this
@@ -130,11 +130,11 @@ def group_rows(
     """
     chosen = [*candidates.mined, *candidates.random]
     rows = []
-    for positive in ask.positives:
+    for positive in query.positives:
         row: dict = {
-            "query_id": ask.query_id,
-            "query": ask.text,
-            "body_only": ask.body_only,
+            "query_id": query.query_id,
+            "query": query.text,
+            "body_only": query.body_only,
             "positive": positive,
             "negatives": chosen,
             "mined": len(candidates.mined),
@@ -142,8 +142,8 @@ def group_rows(
             "negative_scores": None,
         }
         if scores is not None:
-            row["positive_score"] = _score(scores, ask.query_id, positive)
-            row["negative_scores"] = [_score(scores, ask.query_id, p) for p in chosen]
+            row["positive_score"] = _score(scores, query.query_id, positive)
+            row["negative_scores"] = [_score(scores, query.query_id, p) for p in chosen]
         if margin is not None:
             row = _without_false_negatives(row, margin)
         if margin is None or row["negatives"]:

@@ -141,7 +141,7 @@ def offer(scores_N, ranks_N, keys_C, size, floor, worst, k):
 
     Returns the new (size, floor, worst). The buffer takes up to C >= 2k keys and is then cut to k,
     which sets ``worst`` to the k-th: a linear selection once in k insertions, no heap. Stretches of
-    scores below ``floor``, most of them soon, are passed over by vector comparisons.
+    scores below ``floor``, most of them soon, are skipped by vector comparisons.
     """
     n = scores_N.shape[0]
     for start in range(0, n, STRETCH):
