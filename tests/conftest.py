@@ -10,7 +10,10 @@ from transformers import LlamaForCausalLM
 
 from raylab.training.pretraining import Rung, train_tokenizer
 
-_ON_RAY = {"jobs", "test_benchmarks.py"}
+_ON_RAY = "jobs"  # the folder
+# They start clusters of their own: before the one that the other tests share (tests/jobs/conftest.py).
+_OWN_CLUSTER = {"test_pool.py", "test_node_loss.py", "test_notebook.py"}
+_LONG = {"test_laws.py", "test_figures.py"}  # files most of whose tests draw or fit for seconds
 
 
 # Before xdist reads the groups.
@@ -19,13 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes: those that start Ray in one of them, first; others by file."""
 
     def on_ray(item: pytest.Item) -> bool:
-        return bool(_ON_RAY & {item.path.name, item.path.parent.name})
+        return item.path.parent.name == _ON_RAY
 
-    items.sort(key=lambda item: not on_ray(item))
+    items.sort(key=lambda item: (not on_ray(item), item.path.name not in _OWN_CLUSTER))
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if on_ray(item) else item.path.name))
         if on_ray(item):
             item.add_marker(pytest.mark.ray)
+        if item.path.name in _LONG:
+            item.add_marker(pytest.mark.long)
 
 
 _WORDS = [
@@ -172,6 +177,8 @@ def retriever_folders(tmp_path_factory, model_folder: Path) -> dict[str, Path]:
         folder = tmp_path_factory.mktemp("retrievers") / head
         model, tokenizer = load_base(backbone, None)
         state = state_to_save(model)
-        save_retriever(folder, model, state, tokenizer, backbone, HEADS[head], encoding, {"name": head})
+        save_retriever(
+            folder, model, state, tokenizer, backbone, HEADS[head], encoding, {"name": head}
+        )
         folders[head] = folder
     return folders

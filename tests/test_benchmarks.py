@@ -1,14 +1,38 @@
-"""Every benchmark command runs: a smoke at toy shapes, which checks numbers and memory but no time."""
+"""Every benchmark command runs: a smoke at toy shapes, which checks numbers and memory but no time.
+
+In this process; those on Ray are in tests/jobs/test_benchmarks.py.
+"""
 
 import importlib.util
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 SEISMIC = importlib.util.find_spec("seismic") is not None  # optional: its rows come where it is
+
+pytestmark = pytest.mark.long
+
+
+def printed_by(command: list[str], monkeypatch, capsys) -> str:
+    """What `python benchmarks/FILE ...` prints; it must end well."""
+    pytest.importorskip("sentence_transformers")
+    path = ROOT / "benchmarks" / command[0]
+    monkeypatch.syspath_prepend(path.parent)  # as Python does
+    monkeypatch.setattr(sys, "argv", [str(path), *command[1:]])
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # one sets it; this undoes it at the end
+    threads, status = torch.get_num_threads(), None
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+    finally:
+        torch.set_num_threads(threads)
+    assert not status
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -17,31 +41,11 @@ SEISMIC = importlib.util.find_spec("seismic") is not None  # optional: its rows 
         (["sparse_head.py", "--smoke"], "sentence-transformers"),
         (["training_step.py", "--tiny"], "sparse"),
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
-        (["ingest.py", "--smoke"], "| 300 | both |"),
-        (["encoding.py", "--smoke"], "| dense | actor through Ray |"),
         (["sparse_search.py", "--smoke"], "| 100 | seismic |" if SEISMIC else "pass: answers"),
         (["dense_search.py", "--smoke"], "pass: answers"),
         (["scheduling.py"], "| the paper's epochs | 64 |"),
     ],
-    ids=[
-        "sparse_head",
-        "training_step",
-        "feeding",
-        "ingest",
-        "encoding",
-        "sparse_search",
-        "dense_search",
-        "scheduling",
-    ],
+    ids=["sparse_head", "training_step", "feeding", "sparse_search", "dense_search", "scheduling"],
 )
-def test_the_command_prints_its_table(command, told):
-    pytest.importorskip("sentence_transformers")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / command[0]), *command[1:]],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert told in done.stdout
+def test_the_command_prints_its_table(command, told, monkeypatch, capsys):
+    assert told in printed_by(command, monkeypatch, capsys)

@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
-from tests.jobs.commands import command, run
+from tests.jobs.commands import command, run, run_here
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture
@@ -14,10 +16,11 @@ def damaged(collection_folder, tmp_path):
     return shutil.copytree(collection_folder, tmp_path / "damaged")
 
 
-def refusal(arguments: list[str], lab) -> str:
-    """Run, and give the one error line; the storage must not be there, or be as empty as before."""
+def refusal(arguments: list[str], lab, alone: bool = False) -> str:
+    """Run (`alone`: in a process of its own), and give the one error line; the storage must not be
+    there, or be as empty as before."""
     existed = lab.exists()
-    output = run(arguments, lab.parent, expect=2)
+    output = run(arguments, lab.parent, expect=2) if alone else run_here(arguments, expect=2)
     assert "Traceback" not in output, output[-4000:]
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, output[-4000:]
@@ -36,12 +39,13 @@ def append(path, *lines: str) -> int:
     return len(path.read_text().splitlines())
 
 
-# ------------------------------------------------------ found before Ray starts: seconds each
+# ------------------------------------------------------ found before Ray starts
 
 
 def test_a_missing_collection(tmp_path, ladder_file, teacher_folder):
     lab = tmp_path / "lab"
-    message = refusal(command(tmp_path / "nowhere", ladder_file, teacher_folder, lab), lab)
+    arguments = command(tmp_path / "nowhere", ladder_file, teacher_folder, lab)
+    message = refusal(arguments, lab, alone=True)
     assert message.startswith(f"no collection '{tmp_path / 'nowhere'}'")
     assert "corpus.jsonl" in message
     assert "collection.tsv" in message
@@ -93,7 +97,7 @@ def test_a_missing_teacher(name, collection_folder, tmp_path, ladder_file):
     assert message.startswith(f"--teacher {tmp_path / name}: ")
 
 
-# ------------------------------------------- inside the passages: found by Ray Data, slower
+# ------------------------------------------- inside the passages: found by Ray Data
 
 
 def test_a_judgement_of_an_unknown_passage(damaged, tmp_path, ladder_file, teacher_folder):
@@ -109,7 +113,7 @@ def test_a_duplicate_passage(damaged, tmp_path, ladder_file, teacher_folder):
     """The two may be far apart in the file, and in different blocks of Ray Data: both are named."""
     lab = tmp_path / "lab"
     line = append(damaged / "corpus.jsonl", json.dumps({"_id": "p004", "text": "again"}))
-    message = refusal(command(damaged, ladder_file, teacher_folder, lab), lab)
+    message = refusal(command(damaged, ladder_file, teacher_folder, lab), lab, alone=True)
     assert message.startswith(f"{damaged / 'corpus.jsonl'}:{line}: duplicate passage id 'p004'")
     assert "(first at line 5)" in message
 

@@ -1,35 +1,26 @@
 """The whole chain on Ray: every stage real, on a tiny collection, from the experiment's own command line."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from tests.jobs.commands import command, measures, run
+from tests.jobs.commands import measures, run_here
+from tests.jobs.conftest import CELLS
 
 
-@pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory, collection_folder, ladder_file, teacher_folder
-) -> tuple[Path, list[str], str]:
-    """A grid of six cells, run once: (storage, command, output)."""
-    folder = tmp_path_factory.mktemp("grid")
-    arguments = command(collection_folder, ladder_file, teacher_folder, folder / "lab")
-    return folder / "lab", arguments, run(arguments, folder)
-
-
-def test_the_table_has_a_row_for_every_system_split_and_measure(finished):
-    lab, _, _ = finished
+def test_the_table_has_a_row_for_every_system_split_and_measure(finished_grid):
+    lab = finished_grid.lab
     table = pd.read_parquet(lab / "results.parquet")
-    systems = {f"{h}-tiny-{o}" for h in ("sparse", "dense") for o in ("cl", "kd", "cl+kd")}
-    systems |= {"untrained-sparse-tiny", "untrained-dense-tiny", "BM25"}
+    systems = {*CELLS, "untrained-sparse-tiny", "untrained-dense-tiny", "BM25"}
     assert set(table["system"]) == systems
     assert set(table["split"]) == {"test", "valid"}
     measured = table[table["measure"] != "CE@256"]
-    assert len(measured) == 9 * 2 * 3
+    assert len(measured) == len(systems) * 2 * 3
     entropy = table[table["measure"] == "CE@256"]
     assert set(entropy["system"]) == systems - {"BM25"}
-    assert len(entropy) == 8 * 2
+    assert len(entropy) == (len(systems) - 1) * 2
     assert (table["ci_low"] <= table["value"]).all()
     assert (table["value"] <= table["ci_high"]).all()
     trained = table[table["kind"] == "trained"]
@@ -38,8 +29,8 @@ def test_the_table_has_a_row_for_every_system_split_and_measure(finished):
     assert trained["spent_flops"].max() / trained["spent_flops"].min() <= 1.01
 
 
-def test_values_are_the_means_of_the_per_query_values(finished):
-    lab, _, _ = finished
+def test_values_are_the_means_of_the_per_query_values(finished_grid):
+    lab = finished_grid.lab
     table = pd.read_parquet(lab / "results.parquet")
     keys = ["system", "split", "measure"]
     means = pd.read_parquet(lab / "per_query.parquet").groupby(keys)["value"].mean()
@@ -48,8 +39,8 @@ def test_values_are_the_means_of_the_per_query_values(finished):
     )
 
 
-def test_the_end_says_where_everything_is(finished):
-    lab, _, output = finished
+def test_the_end_says_where_everything_is(finished_grid):
+    lab, output = finished_grid.lab, finished_grid.output
     for file in (
         "results.parquet",
         "report/index.html",
@@ -58,17 +49,18 @@ def test_the_end_says_where_everything_is(finished):
     ):
         assert (lab / file).exists()
         assert file in output
-    assert "cells 6/6" in output
+    assert "cells 4/4" in output
     assert "Last result" not in output  # Tune is silent
 
 
-def test_the_ledger_has_every_stage(finished):
-    lab, _, _ = finished
+def test_the_ledger_has_every_stage(finished_grid):
+    lab = finished_grid.lab
     ledger = pd.read_parquet(lab / "ledger.parquet")
     assert set(ledger["stage"]) == {
         "collection",
         "tokens",
         "groups",
+        "arrays",
         "backbone",
         "retriever",
         "embeddings",
@@ -81,24 +73,60 @@ def test_the_ledger_has_every_stage(finished):
     assert (ledger.loc[ledger["stage"] == "retriever", "flops"] > 0).all()
 
 
-def test_the_same_command_again_does_nothing(finished):
-    lab, arguments, _ = finished
+def test_the_same_command_again_does_nothing(finished_grid):
+    lab, arguments = finished_grid.lab, finished_grid.arguments
     before = {p: p.stat().st_mtime_ns for p in lab.rglob("manifest.json")}
     table = measures(lab)
-    output = run(arguments, lab.parent)
+    output = run_here(arguments)
     assert "everything was done already" in output
     assert {p: p.stat().st_mtime_ns for p in lab.rglob("manifest.json")} == before
     pd.testing.assert_frame_equal(measures(lab), table)
 
 
-def test_a_damaged_checkpoint_is_named_and_made_again_with_the_same_result(finished):
-    lab, arguments, _ = finished
-    table = measures(lab)
+@pytest.fixture
+def copied(finished_grid, tmp_path) -> tuple[Path, list[str]]:
+    """(storage, command) of a copy of the finished grid."""
+    lab = shutil.copytree(finished_grid.lab, tmp_path / "lab")
+    return lab, [a.replace(str(finished_grid.lab), str(lab)) for a in finished_grid.arguments]
+
+
+def test_a_damaged_checkpoint_is_named_and_made_again_with_the_same_result(finished_grid, copied):
+    lab, arguments = copied
     weights = next((lab / "retriever").glob("dense-tiny-cl-*/attempt-*/model.safetensors"))
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
     weights.write_bytes(bytes(damaged))
-    output = run(arguments, lab.parent)
+    output = run_here(arguments)
     assert "damaged artifact retriever/dense-tiny-cl-seed0" in output
     assert "model.safetensors does not match its checksum" in output
-    pd.testing.assert_frame_equal(measures(lab), table)
+    pd.testing.assert_frame_equal(measures(lab), measures(finished_grid.lab))
+
+
+def test_without_an_index_the_table_is_the_same(finished_grid, copied):
+    """`--no-index`: no embedding of a passage is kept, and only that is told apart."""
+    lab, arguments = copied
+    for stage in ("embeddings", "embedding-part", "index", "run", "measures"):
+        shutil.rmtree(lab / stage)
+    output = run_here([*arguments, "--no-index"])
+    assert "bytes of embeddings not stored" in output
+    assert all(index.name.startswith("bm25-") for index in (lab / "index").iterdir())
+    pd.testing.assert_frame_equal(
+        measures(lab).drop(columns="index_bytes"),
+        measures(finished_grid.lab).drop(columns="index_bytes"),
+    )
+
+
+@pytest.mark.slow
+def test_the_other_two_cells_join_and_none_is_trained_again(finished_grid, copied):
+    lab, arguments = copied
+    place = arguments.index("--cells")
+    output = run_here([*arguments[:place], *arguments[place + 2 :]])
+    assert "cells 6/6" in output
+    table = pd.read_parquet(lab / "results.parquet")
+    trained = set(table.loc[table["kind"] == "trained", "system"])
+    assert trained == {f"{h}-tiny-{o}" for h in ("sparse", "dense") for o in ("cl", "kd", "cl+kd")}
+    own = measures(lab)
+    own = own[own["system"].isin(measures(finished_grid.lab)["system"])].reset_index(drop=True)
+    assert set(own["fingerprint"].dropna()) == set(
+        measures(finished_grid.lab)["fingerprint"].dropna()
+    )

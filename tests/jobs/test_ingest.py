@@ -16,12 +16,12 @@ from raylab.data.faults import CollectionError
 from raylab.data.ingest import write_collection
 from raylab.data.sources import open_collection
 from raylab.data.tokens import PassageStore, write_store
-from raylab.experiment.config import Backbone, Execution
+from raylab.experiment.config import Backbone
 from raylab.jobs.pools import data_pool
 from raylab.models.hub import load_tokenizer
 from raylab.storage.artifacts import sha256_of
 from raylab.storage.store import Store
-from tests.jobs.commands import ROOT, run
+from tests.jobs.commands import ROOT, run, run_here
 from tests.jobs.test_crash import processes, start, wait_for
 
 
@@ -59,7 +59,9 @@ def test_a_missing_collection_is_one_line(tmp_path):
     assert not (tmp_path / "lab").exists()
 
 
-def test_refused_then_quarantined_then_done_already(damaged, collection_folder, tmp_path):
+def test_refused_then_quarantined_then_done_already(
+    ray_cluster, damaged, collection_folder, tmp_path
+):
     lab = tmp_path / "lab"
     ingest = command("ingest", str(damaged), "--storage", str(lab))
     refused = run(ingest, tmp_path, 2)
@@ -71,7 +73,7 @@ def test_refused_then_quarantined_then_done_already(damaged, collection_folder, 
     )
     assert not lab.exists()  # nothing half-written
 
-    said = run([*ingest, "--on-fault", "quarantine"], tmp_path)
+    said = run_here([*ingest, "--on-fault", "quarantine"])
     for line in ("120 passages", "1 x duplicate", "1 x not UTF-8"):
         assert line in said
     assert "1 x not a record" in said
@@ -94,31 +96,29 @@ def test_refused_then_quarantined_then_done_already(damaged, collection_folder, 
     corpus = [json.loads(w) for w in (collection_folder / "corpus.jsonl").open()]
     assert texts == [{"passage_id": r["_id"], "text": r["text"]} for r in corpus]
 
-    again = run([*ingest, "--on-fault", "quarantine"], tmp_path)
+    again = run_here([*ingest, "--on-fault", "quarantine"])
     assert again == said
     assert json.loads(manifest.read_text())["attempt"] == folder.name
 
 
-def test_store_holds_every_passages_tokens(model_folder, shared_data, tmp_path):
+def test_store_holds_every_passages_tokens(ray_cluster, model_folder, shared_data, tmp_path):
     """Real text through Ray, shards and store, against the tokenizer called passage by passage."""
-    from raylab.jobs.cluster import connect
     from raylab.jobs.ingest import ingest
     from raylab.stages.tokenise import tokenise
 
     backbone = Backbone("tiny", str(model_folder))
     source = open_collection(str(shared_data / "beir" / "nfcorpus"))
     store = Store(str(tmp_path / "lab"))
-    with connect(Execution()):
-        collection = ingest(store, source)
-        tokens = tokenise(store, collection, load_tokenizer(backbone, None), data_pool)
-        folder = shutil.copytree(shared_data / "beir" / "nfcorpus", tmp_path / "twice")
-        corpus = folder / "corpus.jsonl"
-        with gzip.open(folder / "corpus.jsonl.gz") as file:
-            text = file.read()
-        (folder / "corpus.jsonl.gz").unlink()
-        corpus.write_bytes(text + text.splitlines(keepends=True)[7])
-        with pytest.raises(CollectionError, match=r"corpus\.jsonl:3634: duplicate .* at line 8\)"):
-            ingest(store, open_collection(str(folder)))
+    collection = ingest(store, source)
+    tokens = tokenise(store, collection, load_tokenizer(backbone, None), data_pool)
+    folder = shutil.copytree(shared_data / "beir" / "nfcorpus", tmp_path / "twice")
+    corpus = folder / "corpus.jsonl"
+    with gzip.open(folder / "corpus.jsonl.gz") as file:
+        text = file.read()
+    (folder / "corpus.jsonl.gz").unlink()
+    corpus.write_bytes(text + text.splitlines(keepends=True)[7])
+    with pytest.raises(CollectionError, match=r"corpus\.jsonl:3634: duplicate .* at line 8\)"):
+        ingest(store, open_collection(str(folder)))
     alone = tmp_path / "alone"
     alone.mkdir()
     write_collection(alone, source)
@@ -177,6 +177,8 @@ def undisturbed(out, folder, model_folder):
     return out / "store"
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 def test_killed_in_the_middle_it_goes_on_from_finished_shards(model_folder, shared_data, tmp_path):
     """The driver is killed at an arbitrary shard; the second run, a worker of which is killed, makes the
     others, and the same store."""

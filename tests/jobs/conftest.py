@@ -1,0 +1,44 @@
+"""What tests on Ray share: one cluster and one small finished laboratory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from raylab.experiment.config import Execution
+from raylab.jobs import cluster
+from tests.jobs.commands import command, run_here
+
+CELLS = ("sparse-tiny-cl", "sparse-tiny-cl+kd", "dense-tiny-cl", "dense-tiny-kd")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """The cluster of this process: what runs in it (`run_here`, `raylab.run`) joins instead of starting its own."""
+    often = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*often)
+        patch.setitem(cluster._WORKER_ENVIRONMENT, *often)
+        with cluster.connect(Execution()):
+            yield
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A grid that has run: its storage, its command line, and what it printed."""
+
+    lab: Path
+    arguments: list[str]
+    output: str
+
+
+@pytest.fixture(scope="session")
+def finished_grid(
+    ray_cluster, tmp_path_factory, collection_folder, ladder_file, teacher_folder
+) -> Finished:
+    """A grid of four cells, every head and objective, run once a session; what changes it takes a copy."""
+    lab = tmp_path_factory.mktemp("grid") / "lab"
+    arguments = command(
+        collection_folder, ladder_file, teacher_folder, lab, "--cells", ",".join(CELLS)
+    )
+    return Finished(lab, arguments, run_here(arguments))
