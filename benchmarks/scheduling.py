@@ -15,8 +15,9 @@ from raylab.experiment.config import Execution
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.ladders import LLAMA3
 from raylab.experiment.objectives import CL
+from raylab.planning.devices import DEVICES
 from raylab.planning.durations import Durations, Pace
-from raylab.planning.flops import DEVICES, Rows, Shape, adaptation_flops, encode_flops
+from raylab.planning.flops import Rows, Shape, adaptation_flops, encode_flops
 from raylab.planning.memory import adaptation_load
 from raylab.planning.plan import AdaptationPlan, EvaluationPlan, GridPlan, Lengths, plan_cell
 from raylab.planning.scheduling import Item, simulate
@@ -60,7 +61,7 @@ def paper_plan(grid: Grid) -> GridPlan:
 
 def _evaluation(cell: Cell) -> EvaluationPlan:
     each = encode_flops(SHAPES[cell.backbone.name], Rows(1, MEAN_PASSAGE), cell.head)
-    name = f"{cell.head}-{cell.backbone.name}"
+    name = f"{cell.head.name}-{cell.backbone.name}"
     return EvaluationPlan(name, 1, PASSAGES, PASSAGES * MEAN_PASSAGE, PASSAGES * each, 0.0)
 
 

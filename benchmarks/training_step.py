@@ -36,7 +36,8 @@ from raylab.models.backbone import (
     hidden_states,
     output_weight,
 )
-from raylab.planning.flops import DEVICES, Rows, Shape, encode_flops, train_flops
+from raylab.planning.devices import DEVICES
+from raylab.planning.flops import Rows, Shape, encode_flops, train_flops
 from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
 
 LLAMA_3 = {

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from raylab.data.faults import CollectionError
 from raylab.data.supervision.groups import write_shards
-from raylab.data.supervision.published import Tally, form_of, read_groups_of, read_published
+from raylab.data.supervision.published import GroupCounts, form_of, read_groups_of, read_published
 from raylab.data.supervision.scores import read_scores
 
 KNOWN = np.array([b"p0", b"p1", b"p2", b"p3"])
@@ -162,11 +162,11 @@ def test_an_unknown_passage_names_its_line(file, line, place):
 
 
 def test_queries_kept_for_evaluation_are_left_out_and_counted(file):
-    tally = Tally()
+    tally = GroupCounts()
     path = file(jsonl(many(600)))
     query_ids = {"q0": "id0", "q9": "id9"}
     rows = list(itertools.chain(*read_groups_of(path, query_ids, KNOWN, {"q7", "q599"}, tally)))
-    assert tally == Tally(groups=598, own_queries=596, held_out=2)
+    assert tally == GroupCounts(groups=598, own_queries=596, held_out=2)
     names = [row["query_id"] for row in rows]
     assert names[0] == "id0"
     assert not {"q7", "q599"} & set(names)

@@ -9,7 +9,7 @@ import pytest
 
 from raylab.data.faults import CollectionError
 from raylab.data.supervision import scores as module
-from raylab.data.supervision.scores import Left, scores_by_query
+from raylab.data.supervision.scores import LeftOut, scores_by_query
 
 QUERIES = sorted(f"q{i}" for i in range(40))
 PASSAGES = np.array(sorted(f"p{i}".encode() for i in range(30)))
@@ -45,7 +45,7 @@ def table_file(path, pairs, **more):
 @pytest.mark.parametrize("write", [run_file, table_file])
 @pytest.mark.parametrize("parts", [1, 7, 40, 256])
 def test_each_query_has_its_own_scores(tmp_path, monkeypatch, pairs, write, parts):
-    path, left = write(tmp_path / "scores", pairs), Left()
+    path, left = write(tmp_path / "scores", pairs), LeftOut()
     monkeypatch.setattr(module, "_PART_BYTES", path.stat().st_size / parts)
     monkeypatch.setattr(module, "_BATCH_SCORES", 50)
     found = list(scores_by_query(path, QUERIES, PASSAGES, APART, left))
@@ -55,7 +55,7 @@ def test_each_query_has_its_own_scores(tmp_path, monkeypatch, pairs, write, part
             expected.setdefault(query, {})[passage] = (score, None)
     assert [query for query, _ in found] == sorted(expected)
     assert dict(found) == expected
-    assert left == Left(other_queries=20 * 12 + 1, other_passages=2)
+    assert left == LeftOut(other_queries=20 * 12 + 1, other_passages=2)
 
 
 def test_ranks_come_along(tmp_path):

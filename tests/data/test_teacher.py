@@ -16,8 +16,8 @@ from raylab.data.supervision.groups import open_groups, write_arrays
 from raylab.data.supervision.published import read_published
 from raylab.data.supervision.teacher import (
     GROUP_SCHEMA,
-    Ask,
     Candidates,
+    TrainingQuery,
     asks_of_titles,
     asks_of_topics,
     draw_candidates,
@@ -35,8 +35,8 @@ def test_a_query_asks_for_its_relevant_passages_only():
         {"q1": {"b": 1, "a": 2, "c": 0}, "q2": {"a": 0}, "q3": {"c": 3}},
     )
     assert asks_of_topics(topics) == [
-        Ask("q1", "first", ("a", "b")),
-        Ask("q3", "third", ("c",)),
+        TrainingQuery("q1", "first", ("a", "b")),
+        TrainingQuery("q3", "third", ("c",)),
     ]
 
 
@@ -61,7 +61,7 @@ def test_pseudo_queries_have_distinct_ids():
 # --------------------------------------------------------------------------------- candidates
 
 
-ASK = Ask("q", "text", ("p1", "p2"))
+ASK = TrainingQuery("q", "text", ("p1", "p2"))
 
 
 def test_positives_and_their_copies_are_no_negatives():
@@ -102,7 +102,7 @@ IDS = [f"p{i}" for i in range(12)]
 )
 def test_candidates_are_what_a_naive_loop_picks(positives, ranked, drawn, hashes, depth, random):
     texts = dict(zip(IDS, hashes, strict=True))
-    ask = Ask("q", "text", tuple(sorted(positives)))
+    ask = TrainingQuery("q", "text", tuple(sorted(positives)))
     found = draw_candidates(ask, ranked, drawn, texts, depth, random)
 
     def allowed(passage: str) -> bool:

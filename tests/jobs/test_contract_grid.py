@@ -7,22 +7,22 @@ from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import find_ladder
 from raylab.models.backbone import load_config
 from raylab.planning.flops import Shape, adaptation_flops
-from tests.jobs.commands import command, run
+from tests.jobs.commands import command, run_here
 
 BUDGETS = (3e10, 6e10)
 TOTAL = 1.3e11  # of 1.8e11 that all four would take
 
 
 @pytest.fixture(scope="module")
-def labs(tmp_path_factory, collection_folder, ladder_file):
+def labs(ray_cluster, tmp_path_factory, collection_folder, ladder_file):
     """(storage, output under the total budget, output without one)."""
     lab = tmp_path_factory.mktemp("contract") / "lab"
     budgets = ",".join(f"{b:g}" for b in BUDGETS)
     more = ("--cells", "*-cl-*", "--budgets", budgets, "--mntp", "charged")
     arguments = command(collection_folder, ladder_file, None, lab, *more)
-    limited = run([*arguments, "--total-budget", f"{TOTAL:g}"], lab.parent)
+    limited = run_here([*arguments, "--total-budget", f"{TOTAL:g}"])
     kept = trained(lab)
-    return lab, limited, kept, run(arguments, lab.parent)
+    return lab, limited, kept, run_here(arguments)
 
 
 def trained(lab) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.jobs.commands import command, measures, run
+from tests.jobs.commands import ThisProcess, command, measures, run_disturbed, run_here
 
 # Several grids a test: a machine at work on other things takes its time.
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_800)]
@@ -33,12 +33,13 @@ def cells(request) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed_lab(
-    tmp_path_factory, collection_folder, ladder_file, teacher_folder, cells
+    finished_grid, tmp_path_factory, collection_folder, ladder_file, teacher_folder, cells
 ) -> Path:
     """The storage of a grid that nobody killed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    run(command(collection_folder, ladder_file, teacher_folder, folder / "lab", *cells), folder)
-    return folder / "lab"
+    lab = tmp_path_factory.mktemp("undisturbed") / "lab"
+    begin_after(finished_grid.lab, lab, (*DATA_STAGES, "backbone"))
+    run_here(command(collection_folder, ladder_file, teacher_folder, lab, *cells))
+    return lab
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +48,26 @@ def undisturbed(undisturbed_lab) -> pd.DataFrame:
     return measures(undisturbed_lab)
 
 
-def begin_after(undisturbed_lab: Path, lab: Path, stages: tuple[str, ...]) -> None:
+def begin_after(done: Path, lab: Path, stages: tuple[str, ...]) -> None:
     """Start a storage with some stages done, to come to the moment in question sooner."""
     for stage in stages:
-        shutil.copytree(undisturbed_lab / stage, lab / stage)
+        shutil.copytree(done / stage, lab / stage)
 
 
-def wait_for(found: Callable[[], object], driver: subprocess.Popen) -> object:
+def wait_for(found: Callable[[], object], driver: subprocess.Popen | ThisProcess) -> object:
     """Poll until `found` gives something."""
     end = time.time() + DEADLINE_S
     while time.time() < end:
         if thing := found():
             return thing
-        assert driver.poll() is None, (
-            f"the driver ended before it could be disturbed: {driver.stdout.read()[-2000:]}"
-        )
+        if driver.poll() is not None:
+            said = driver.stdout.read()[-2000:] if isinstance(driver, subprocess.Popen) else ""
+            raise AssertionError(f"the driver ended before it could be disturbed: {said}")
         time.sleep(0.05)
     raise AssertionError("nothing to disturb came up in time")
 
 
-def processes(driver: subprocess.Popen, title: str) -> list[psutil.Process]:
+def processes(driver: subprocess.Popen | ThisProcess, title: str) -> list[psutil.Process]:
     """Ray processes below the driver whose title begins so."""
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
@@ -128,45 +129,45 @@ def test_kill_the_driver(small, undisturbed_lab, undisturbed, moment):
     driver.wait()
     wait_until_gone(children)
     assert not (lab / "results.parquet").exists()
-    run(arguments, lab.parent)
+    run_here(arguments)
     pd.testing.assert_frame_equal(measures(lab), undisturbed)
+
+
+def kill_one(title: str) -> Callable[[ThisProcess], None]:
+    """Kills the first process of this title that comes up."""
+    return lambda driver: wait_for(lambda: processes(driver, title), driver)[0].kill()
 
 
 def test_kill_a_train_worker(small, undisturbed_lab, undisturbed):
     lab, arguments = small
     begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone"))
-    driver = start(arguments, lab.parent)
-    wait_for(checkpointed(lab), driver)
-    worker = wait_for(lambda: processes(driver, "ray::RayTrainWorker"), driver)
-    worker[0].kill()
-    output, _ = driver.communicate(timeout=DEADLINE_S)
-    assert driver.returncode == 0, output[-3000:]
+
+    def disturb(driver: ThisProcess) -> None:
+        wait_for(checkpointed(lab), driver)
+        kill_one("ray::RayTrainWorker")(driver)
+
+    run_disturbed(arguments, disturb)
     pd.testing.assert_frame_equal(measures(lab), undisturbed)
     ledger = pd.read_parquet(lab / "ledger.parquet")
     retries = ledger.loc[ledger["stage"] == "retriever", "retries"]
     assert retries.max() == 1, "the ledger tells of the worker that died"
 
 
+@pytest.mark.slow
 def test_kill_an_encoding_actor(small, undisturbed_lab, undisturbed):
+    """In `make test`, tests/jobs/test_whole_path.py kills one of `raylab search`."""
     lab, arguments = small
     begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone", "retriever"))
-    driver = start(arguments, lab.parent)
-    actor = wait_for(lambda: processes(driver, "ray::Encoder.encode"), driver)
-    actor[0].kill()
-    output, _ = driver.communicate(timeout=DEADLINE_S)
-    assert driver.returncode == 0, output[-3000:]
+    run_disturbed(arguments, kill_one("ray::Encoder.encode"))
     pd.testing.assert_frame_equal(measures(lab), undisturbed)
 
 
+@pytest.mark.slow
 def test_kill_an_actor_that_scans_without_an_index(small, undisturbed_lab, undisturbed):
     """`--no-index`: the same table and the same run files, bit for bit, and no embedding of a passage."""
     lab, arguments = small
     begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone", "retriever"))
-    driver = start([*arguments, "--no-index"], lab.parent)
-    actor = wait_for(lambda: processes(driver, "ray::ScanActor.scan"), driver)
-    actor[0].kill()
-    output, _ = driver.communicate(timeout=DEADLINE_S)
-    assert driver.returncode == 0, output[-3000:]
+    output = run_disturbed([*arguments, "--no-index"], kill_one("ray::ScanActor.scan"))
     assert "bytes of embeddings not stored" in output
     pd.testing.assert_frame_equal(
         measures(lab).drop(columns="index_bytes"), undisturbed.drop(columns="index_bytes")

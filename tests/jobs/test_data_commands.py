@@ -17,7 +17,7 @@ from raylab.stages.shards import local_pool
 from raylab.stages.teach import make_groups
 from raylab.stages.teaching import Teaching
 from raylab.storage.store import Store
-from tests.jobs.commands import run
+from tests.jobs.commands import run_disturbed, run_here
 from tests.jobs.test_crash import processes, start, wait_for, wait_until_gone
 from tests.stages.collections import committed
 
@@ -58,7 +58,7 @@ def assert_same(made: pa.Table, expected: pa.Table, *scores: str) -> None:
 
 @pytest.mark.chaos
 def test_a_killed_command_goes_on_and_writes_the_same(
-    tmp_path, collection_folder, teacher_folder, expected
+    ray_cluster, tmp_path, collection_folder, teacher_folder, expected
 ):
     lab, out = tmp_path / "lab", tmp_path / "scores.parquet"
     arguments = data("teach", collection_folder, lab, out, "--teacher", str(teacher_folder))
@@ -69,7 +69,7 @@ def test_a_killed_command_goes_on_and_writes_the_same(
     driver.wait()
     wait_until_gone(children)
     assert not out.exists()
-    run(arguments, tmp_path)
+    run_here(arguments)
     scores, groups = expected
     assert_same(pq.read_table(out), scores, "score")
     assert list(tmp_path.glob(".*")) == []
@@ -77,23 +77,26 @@ def test_a_killed_command_goes_on_and_writes_the_same(
     # The same storage: candidates and scores are there already, and the groups are made from them.
     out = tmp_path / "groups.parquet"
     more = ("--teacher", str(teacher_folder), "--margin", "0")
-    told = run(data("mine", collection_folder, lab, out, *more), tmp_path)
+    told = run_here(data("mine", collection_folder, lab, out, *more))
     assert f"{len(groups)} groups in {out}" in told
     assert_same(pq.read_table(out), groups, "positive_score", "negative_scores")
 
 
 @pytest.mark.chaos
-def test_a_killed_actor_is_replaced(tmp_path, collection_folder, teacher_folder, expected):
+def test_a_killed_actor_is_replaced(
+    ray_cluster, tmp_path, collection_folder, teacher_folder, expected
+):
     lab, out = tmp_path / "lab", tmp_path / "scores.parquet"
-    arguments = data("teach", collection_folder, lab, out, "--teacher", str(teacher_folder))
-    driver = start(arguments, tmp_path)
-    for _ in ("mining", "scoring"):
-        actors = wait_for(lambda: processes(driver, "ray::_Worker.work"), driver)
-        actors[0].kill()
-        psutil.wait_procs(actors[:1])
-        wait_for(lambda: any((lab / "candidates").glob("*/manifest.json")), driver)
-    output, _ = driver.communicate(timeout=240)
-    assert driver.returncode == 0, output[-3000:]
+
+    def disturb(driver) -> None:
+        for _ in ("mining", "scoring"):
+            actors = wait_for(lambda: processes(driver, "ray::_Worker.work"), driver)
+            actors[0].kill()
+            psutil.wait_procs(actors[:1])
+            wait_for(lambda: any((lab / "candidates").glob("*/manifest.json")), driver)
+
+    teach = data("teach", collection_folder, lab, out, "--teacher", str(teacher_folder))
+    run_disturbed(teach, disturb)
     assert_same(pq.read_table(out), expected[0], "score")
 
 
@@ -106,7 +109,7 @@ def test_bad_options_end_in_one_line(tmp_path, collection_folder, teacher_folder
         (("--source", str(teacher_folder)), "holds no retriever checkpoint"),
         (("--teacher", str(tmp_path / "cl.jsonl")), "scored by a model, not by a file"),
     ):
-        told = run(data("mine", collection_folder, lab, out, *more), tmp_path, expect=2)
+        told = run_here(data("mine", collection_folder, lab, out, *more), expect=2)
         assert told.startswith("error: ")
         assert words in told
         assert len(told.splitlines()) == 1

@@ -13,8 +13,7 @@ from raylab.data.sources import open_collection
 from raylab.data.supervision.batches import TrainingBatches
 from raylab.data.supervision.groups import open_groups
 from raylab.data.tokens import PassageStore
-from raylab.experiment.config import Backbone, Execution, FineTuning
-from raylab.jobs.cluster import connect
+from raylab.experiment.config import Backbone, FineTuning
 from raylab.jobs.ingest import ingest
 from raylab.jobs.pools import data_pool, ray_pool
 from raylab.models.hub import load_tokenizer
@@ -29,18 +28,19 @@ from raylab.storage.store import Store
 MINING = Mining(depth=6, random=2, pseudo_queries=False)
 
 
-@pytest.fixture(scope="module")
-def ray():
-    with connect(Execution()):
-        yield
-
-
 @pytest.mark.parametrize(
     ("name", "teacher"),
     [("scifact", "cross"), ("beir/nfcorpus", "dense"), ("msmarco-slice", "cross")],
 )
 def test_a_real_collection_becomes_batches(
-    name, teacher, ray, shared_data, tmp_path, model_folder, teacher_folder, retriever_folders
+    name,
+    teacher,
+    ray_cluster,
+    shared_data,
+    tmp_path,
+    model_folder,
+    teacher_folder,
+    retriever_folders,
 ):
     place = name if name == "scifact" else str(shared_data / name)
     model = str({"cross": teacher_folder, "dense": retriever_folders["dense"]}[teacher])

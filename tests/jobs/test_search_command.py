@@ -21,7 +21,6 @@ from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
 from raylab.experiment.config import Encoding, Execution
 from raylab.experiment.heads import SPARSE
-from raylab.jobs.cluster import connect
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import Retriever
 from raylab.pipeline import driver
@@ -41,12 +40,6 @@ def raylab(*arguments, expect=0):
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == expect, (done.output, done.exception)
     return done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    with connect(Execution(ray_options={"object_store_memory": 200 * 2**20})):
-        yield
 
 
 def _tokenised(store, collection, tokenizer, *_):
@@ -127,7 +120,7 @@ def assert_ranked(found, expected, tolerance=1e-4):
 
 @pytest.mark.parametrize("head", ["sparse", "dense"])
 def test_a_text_finds_what_a_loop_finds_and_the_second_time_makes_nothing(
-    cluster, lab, collection_folder, retriever_folders, texts, head
+    ray_cluster, lab, collection_folder, retriever_folders, texts, head
 ):
     where = (retriever_folders[head], collection_folder, QUERY, "--k", 7, "--storage", lab)
     output, told = raylab("search", *where)
@@ -165,10 +158,10 @@ def retrieval(lab, collection, checkpoint, encoding=None) -> Retrieval:
 
 
 def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
-    in_this_process, lab, collection_folder, retriever_folders, texts
+    in_this_process, tmp_path, collection_folder, retriever_folders, texts
 ):
     """Over several shards; every term by its own entry of the vocabulary, the largest product first."""
-    made = retrieval(lab, collection_folder, retriever_folders["sparse"])
+    made = retrieval(tmp_path / "lab", collection_folder, retriever_folders["sparse"])
     assert len(made.parts) == 3
     hits = made.search(QUERY, 120)
     retriever = Retriever.load(retriever_folders["sparse"])
@@ -190,7 +183,7 @@ def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
 
 
 @pytest.mark.parametrize("head", ["sparse", "dense"])
-def test_the_run_of_a_split(cluster, lab, tmp_path, collection_folder, retriever_folders, head):
+def test_the_run_of_a_split(ray_cluster, lab, tmp_path, collection_folder, retriever_folders, head):
     out = tmp_path / "run.trec.gz"
     where = (retriever_folders[head], collection_folder, "--storage", lab)
     other = tmp_path / "other.trec.gz"
@@ -220,7 +213,9 @@ def test_the_run_of_a_split(cluster, lab, tmp_path, collection_folder, retriever
     assert f"RR@10  {np.mean(ranks):.4f}" in output
 
 
-def test_indexes_are_exported_whole(cluster, lab, tmp_path, collection_folder, retriever_folders):
+def test_indexes_are_exported_whole(
+    ray_cluster, lab, tmp_path, collection_folder, retriever_folders
+):
     out = tmp_path / "out"
     where = (collection_folder, "--storage", lab)
     files = ("--ciff", out / "all.ciff.gz", "--json-vectors", out / "all.jsonl")
@@ -245,7 +240,7 @@ def test_indexes_are_exported_whole(cluster, lab, tmp_path, collection_folder, r
 
 
 def test_an_export_of_the_other_head_is_refused(
-    cluster, lab, tmp_path, collection_folder, retriever_folders
+    ray_cluster, lab, tmp_path, collection_folder, retriever_folders
 ):
     where = (collection_folder, "--storage", lab)
     wrong = (retriever_folders["dense"], *where, "--ciff", tmp_path / "all.ciff")
@@ -355,7 +350,7 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
         (["CHECKPOINT", "COLLECTION", "x", "--precision", "int8"], "encoding.precision = 'int8'"),
         (["CHECKPOINT", "COLLECTION", "x", "--encoders", "-1"], "encoders = -1"),
         (["CHECKPOINT", "COLLECTION", "x", "--shard-passages", "0"], "shard_passages = 0"),
-        (["CHECKPOINT", "COLLECTION", "x", "--on-fault", "ask"], "on_fault = 'ask'"),
+        (["CHECKPOINT", "COLLECTION", "x", "--on-fault", "ask"], "--on-fault = 'ask'"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -7,7 +7,11 @@ from raylab.experiment.objectives import Objective
 from raylab.training.losses import StepScores
 
 LISTWISE = Objective(
-    "listwise", "tests.own.listwise:soft_labels", needs_teacher=True, in_batch=False, label="Listwise"
+    "listwise",
+    "tests.own.listwise:soft_labels",
+    needs_teacher=True,
+    in_batch=False,
+    label="Listwise",
 )
 
 

@@ -249,7 +249,9 @@ def test_other_weights_under_the_same_path_are_noticed(model_folder, tmp_path, f
         (folder / "pytorch_model.bin.index.json").write_text(
             '{"weight_map": {"x": "pytorch_model-00001-of-00001.bin"}}'
         )
-    loaded = [n for n in model_checksums(str(folder), True, "t") if ".safetensors" in n or ".bin" in n]
+    loaded = [
+        n for n in model_checksums(str(folder), True, "t") if ".safetensors" in n or ".bin" in n
+    ]
     assert loaded
     before = weights_fingerprint(Backbone("t", str(folder)))
     for name in loaded:

@@ -17,7 +17,7 @@ from PIL import Image
 from raylab.report.charts import drawing, quality
 from raylab.report.charts.chart import shown_tables
 from raylab.report.charts.theme import labels, styles
-from raylab.report.rows import benchmarks, read_rows
+from raylab.report.rows import Variation, benchmarks, read_rows
 from raylab.report.tables import grid_table
 from tests.report.conftest import budgeted
 from tests.report.vega import Figure, walk
@@ -186,7 +186,8 @@ def test_styles_of_many_series_are_distinct():
 
 
 def test_labels_of_series_are_distinct_where_budgets_read_alike():
-    keys = [("sparse", "cl", "1.2e+12"), ("sparse", "cl", "1.2004e+12"), ("dense", "cl", "4e+12")]
+    budgets = [Variation(name, float(name)) for name in ("1.2e+12", "1.2004e+12", "4e+12")]
+    keys = [("sparse", "cl", budgets[0]), ("sparse", "cl", budgets[1]), ("dense", "cl", budgets[2])]
     assert len(set(labels(keys).values())) == 3
     assert labels(keys)[keys[2]] == "dense CL 4.00 TFLOPs"
 

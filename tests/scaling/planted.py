@@ -21,6 +21,7 @@ TRUTH = {
 
 UNKNOWN = ("tokens", "examples", "retrieval_flops", "index_bytes", "head_parameters")
 
+
 def loss(law, n, d):
     """The planted loss, written out; retrieval FLOPS and index bytes follow from N (`planted`)."""
     t = TRUTH[law]

@@ -55,9 +55,7 @@ def test_nulls_are_unknown_and_the_vocabulary_head_counts_where_there_is_one():
     assert np.isnan(sparse.numbers["tokens"]).all()
     assert np.isnan(sparse.numbers["with_head"]).all()
     heads = results.assign(head_parameters=np.where(results["head"] == "sparse", 500, 0))
-    sparse, dense = (
-        series(heads, per_query, ("nDCG@10",), head=h)[0] for h in ("sparse", "dense")
-    )
+    sparse, dense = (series(heads, per_query, ("nDCG@10",), head=h)[0] for h in ("sparse", "dense"))
     np.testing.assert_array_equal(dense.numbers["with_head"], [1_000, 1_000, 2_000, 2_000])
     np.testing.assert_array_equal(sparse.numbers["with_head"], [1_500, 1_500, 2_500, 2_500])
 
