@@ -1,1 +1,1 @@
-"""The only package that imports ray (rule 2): stages as Ray Data, Train, Tune and actor jobs."""
+"""The only room that imports Ray: stages as jobs of Ray Data, Train and Tune, as actors and tasks."""

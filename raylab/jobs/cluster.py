@@ -22,7 +22,7 @@ T = TypeVar("T")
 _ACCELERATOR = "accelerator_type:"
 _RETRY_ADVICE = "\nFailed to apply UDF "
 
-# One thread a worker: several single-threaded workers beat one that shares the cores (performance.md).
+# One thread a worker: several single-threaded workers beat one that shares the cores.
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -54,7 +54,7 @@ def connect(execution: Execution) -> Iterator[None]:
         if not os.environ.get("RAY_ADDRESS"):
             # Ray tells of its token authentication, which a cluster of this process alone has on as well.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-            # Actors that hold a core each must leave room for Ray Data's tasks (stack.md: deadlock).
+            # Actors that hold a core each must leave room for Ray Data's tasks.
             # "local": a cluster that happens to run on this machine is joined only when asked for.
             options |= {
                 "address": "local",

@@ -33,10 +33,17 @@ _STAGES = (
     "profile",
 )
 
+_HELD: set[str] = set()  # roots of the storages whose driver this process is
+
 
 @contextlib.contextmanager
 def sole_driver(store: Store) -> Iterator[None]:
-    """One driver a local storage; it also removes what killed writers left."""
+    """One driver a local storage; it also removes what killed writers left.
+
+    Raises:
+        ConfigError: another process is at work there.
+        StorageError: the storage cannot be written to.
+    """
     if not store.is_local:
         yield
         return
@@ -57,20 +64,24 @@ def sole_driver(store: Store) -> Iterator[None]:
         removed = store.sweep(_STAGES)
         if removed:
             log.warning("removed %d unfinished artifact(s) that a killed process left", removed)
+        _HELD.add(store.root)
         try:
             yield
         except BaseException:
             path.unlink(missing_ok=True)
             _remove_empty(Path(store.root), keep=not fresh)
             raise
+        finally:
+            _HELD.discard(store.root)
 
 
 def take_over(
     stack: contextlib.ExitStack, store: Store, execution: Execution | None = None
 ) -> None:
     """Be the storage's driver and connect to Ray until `stack` ends, unless that was done."""
-    if not connected():
+    if not store.is_local or store.root not in _HELD:
         stack.enter_context(sole_driver(store))
+    if not connected():
         stack.enter_context(connect(execution or Execution(storage=store.uri)))
 
 

@@ -174,7 +174,7 @@ def published(tmp_path, *records):
 
 
 def test_the_three_published_formats_give_the_same_groups(tmp_path):
-    """paper.md, Fine-tuning: CL+KD with scores, CL without, KD with the positive first."""
+    """2502.15526, Fine-tuning: CL+KD with scores, CL without, KD with the positive first."""
     path = published(
         tmp_path,
         {"question": "why", "pos_pid": 7, "neg_pids": [1, 2], "pos_score": 9.5, "neg_scores": [1, -2.5]},

@@ -46,7 +46,7 @@ def test_without_it_the_rest_is_made_and_nothing_again(labs):
 
 
 def test_planned_and_spent_agree_and_cells_of_a_budget_too(labs):
-    """Within 2 %, and within 1 % of each other (rule 5)."""
+    """Within 2 %, and within 1 % of each other."""
     table = trained(labs[0])
     for budget in BUDGETS:
         spent = table.loc[table["budget_flops"] == budget, "spent_flops"]
