@@ -246,7 +246,7 @@ def test_bad_options_leave_nothing_behind(folder, tmp_path, storage):
     run, qrels, out = folder / "good.trec.gz", folder / "qrels.tsv", tmp_path / "out"
     store, _ = storage
     for arguments, words in (
-        (("evaluate", run, qrels, "--measures", "MRR@10"), "unknown measure 'MRR@10'; known are"),
+        (("evaluate", run, qrels, "--measures", "MRR@10"), "unknown measure 'MRR@10'; did you mean RR@10? known are"),
         (("evaluate", run, qrels, "--measures", " "), "--measures: none is named"),
         (("evaluate", run, qrels, "--confidence", "2"), "confidence is 2.0"),
         (
