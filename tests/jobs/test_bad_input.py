@@ -66,7 +66,7 @@ def test_a_malformed_line_near_the_start(damaged, tmp_path, ladder_file, teacher
     [
         (
             ["--budget", "1000"],
-            ["budget 1e+03 FLOPs is too small for", "one step costs", "--budget at least"],
+            ["budget 1e+03 FLOPs is too small for", "one step costs", "must be at least that"],
         ),
         (["--sizes", "70b"], ["unknown size '70b'", "ladder 'tiny' has tiny"]),
         (["--cells", "sparse-*-mse"], ["--cells 'sparse-*-mse' matches none", "sparse-tiny-cl+kd"]),
@@ -86,8 +86,8 @@ def test_distillation_without_a_teacher(collection_folder, tmp_path, ladder_file
     lab = tmp_path / "lab"
     message = refusal(command(collection_folder, ladder_file, None, lab), lab)
     assert "KD need teacher scores" in message
-    assert "--teacher" in message
-    assert "--cells '*-cl'" in message
+    assert "name a teacher (a model folder, a hub id or a Parquet file of scores)" in message
+    assert "leave out the objectives that need one" in message
 
 
 @pytest.mark.parametrize("name", ["no-teacher", "no-scores.parquet"])
