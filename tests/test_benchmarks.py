@@ -1,10 +1,11 @@
 """Every benchmark command runs: a smoke at toy shapes, which checks numbers and memory but no time.
 
-In this process; those on Ray are in tests/jobs/test_benchmarks.py.
+In this process, but for one that looks at what it imports; those on Ray are in tests/jobs/test_benchmarks.py.
 """
 
 import importlib.util
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,13 +40,19 @@ def printed_by(command: list[str], monkeypatch, capsys) -> str:
     ("command", "told"),
     [
         (["sparse_head.py", "--smoke"], "sentence-transformers"),
-        (["training_step.py", "--tiny"], "sparse"),
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
         (["sparse_search.py", "--smoke"], "| 100 | seismic |" if SEISMIC else "pass: answers"),
         (["dense_search.py", "--smoke"], "pass: answers"),
         (["scheduling.py"], "| the paper's epochs | 64 |"),
     ],
-    ids=["sparse_head", "training_step", "feeding", "sparse_search", "dense_search", "scheduling"],
+    ids=["sparse_head", "feeding", "sparse_search", "dense_search", "scheduling"],
 )
 def test_the_command_prints_its_table(command, told, monkeypatch, capsys):
     assert told in printed_by(command, monkeypatch, capsys)
+
+
+def test_a_training_step_is_timed_without_ray_and_deepspeed():
+    command = [sys.executable, ROOT / "benchmarks" / "training_step.py", "--tiny"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "| tiny | sparse |" in result.stdout

@@ -55,7 +55,7 @@ def test_a_real_collection_becomes_batches(
 
     check_groups(source, rows, carved=name == "scifact")
     check_scores(source, rows, model)
-    passages = PassageStore(store.local(tokens) / training_part(collection), data_pool)
+    passages = PassageStore(store.local(tokens) / training_part(collection))
     arrays = make_arrays(store, collection, groups, tokens, training_part(collection), data_pool)
     check_batches(source, rows, open_groups(store.local(arrays)), passages, tokenizer)
     assert not list((tmp_path / "lab").glob("*-shards/*"))
