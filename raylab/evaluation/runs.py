@@ -1,8 +1,8 @@
 """Runs in memory and as TREC files.
 
-A ``Run`` has no ties: its scores strictly decrease, as float32, within each query. Every tool that
-sorts by score, trec_eval included (which breaks ties by descending passage id), then sees the same
-order, and writing and reading a run gives the same run back.
+A ``Run`` has no ties: equal scores are ordered by descending passage id, as trec_eval orders them, and
+then lowered until they strictly decrease, as float32, within each query. Every tool that sorts by score
+sees the same order, and writing and reading a run gives the same run back.
 """
 
 import gzip
@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -22,8 +21,6 @@ from raylab.data.files import lines
 
 Qrels = dict[str, dict[str, int]]
 """Query id -> passage id -> grade."""
-
-TieRule = Literal["id ascending", "id descending"]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _GZIP_LEVEL = 6  # in less than half the time of 9, and 0.7 % larger
@@ -44,9 +41,8 @@ class Ranking(Sequence):
         cls,
         passage_ids: Sequence[str] | np.ndarray,
         scores: Sequence[float] | np.ndarray,
-        ties: TieRule = "id ascending",
     ) -> "Ranking":
-        """Order hits by float32 score descending, equal scores by ``ties``.
+        """Order hits by float32 score descending, equal scores by id descending, as trec_eval does.
 
         A score that is not below the one before it is then lowered to the next float32 below that
         one: as small a change as makes the order unambiguous. Raises ValueError for a duplicate id,
@@ -64,9 +60,7 @@ class Ranking(Sequence):
                 f"passage {str(ids[place])!r} has score {scores[place]}; "
                 "a score is a finite float32 number"
             )
-        by_id = np.argsort(ids, kind="stable")
-        if ties == "id descending":
-            by_id = by_id[::-1]
+        by_id = np.argsort(ids, kind="stable")[::-1]
         order = by_id[np.argsort(-values[by_id], kind="stable")]
         return cls(ids[order], _strictly_decreasing(values[order]))
 
@@ -116,17 +110,13 @@ class Run(Mapping[str, Ranking]):
         return cls(rankings)
 
     @classmethod
-    def from_pairs(
-        cls,
-        pairs: Mapping[str, Iterable[tuple[str, float]]],
-        ties: TieRule = "id ascending",
-    ) -> "Run":
+    def from_pairs(cls, pairs: Mapping[str, Iterable[tuple[str, float]]]) -> "Run":
         """From (passage id, score) pairs in any order. Raises ValueError as ``Ranking.of``."""
         rankings = {}
         for query_id, hits in pairs.items():
             hits = list(hits)
             rankings[query_id] = _named(
-                query_id, [hit[0] for hit in hits], [hit[1] for hit in hits], ties
+                query_id, [hit[0] for hit in hits], [hit[1] for hit in hits]
             )
         return cls(rankings)
 
@@ -169,7 +159,7 @@ def read_run(path: str | Path) -> Run:
         query_hits[passage_id] = _score(path, line, score)
     pairs = {query_id: query_hits.items() for query_id, query_hits in hits.items()}
     try:
-        return Run.from_pairs(pairs, ties="id descending")
+        return Run.from_pairs(pairs)
     except ValueError as error:
         raise CollectionError(f"{path}: {error}") from None
 
@@ -216,10 +206,9 @@ def _named(
     query_id: str,
     passage_ids: Sequence[str] | np.ndarray,
     scores: Sequence[float] | np.ndarray,
-    ties: TieRule = "id ascending",
 ) -> Ranking:
     try:
-        return Ranking.of(passage_ids, scores, ties)
+        return Ranking.of(passage_ids, scores)
     except ValueError as error:
         raise ValueError(f"query {query_id!r}: {error}") from error
 

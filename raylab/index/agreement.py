@@ -35,7 +35,7 @@ class MeasuredAnswer:
 
 
 class Index(Protocol):
-    """What is searched: ``ids`` are bytes [N], ascending."""
+    """What is searched: ``ids`` are bytes [N], descending."""
 
     ids: np.ndarray
 

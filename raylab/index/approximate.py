@@ -25,7 +25,7 @@ from raylab.index.kernels.ids import decode_ranks, rank_ids
 from raylab.index.kernels.topk import check_k
 from raylab.index.shards import DenseShard, Source, opened_dense
 
-_FORMAT = "raylab.faiss.1"
+_FORMAT = "raylab.faiss.2"
 _faiss: Any = faiss  # its wrappers add what its stubs do not know
 _FILES = ("ids.npy", "ranks.npy", "vectors.faiss", "index.json")
 _CODE_CENTROIDS = 256
@@ -61,7 +61,7 @@ class FaissSettings:
 class FaissIndex:
     """A faiss index of passage vectors with their ids; make one with ``build`` or ``load``.
 
-    ``ids``: bytes [N], ascending. ``ranks``: int32 [N]; vector i is the passage ``ids[ranks[i]]``.
+    ``ids``: bytes [N], descending. ``ranks``: int32 [N]; vector i is the passage ``ids[ranks[i]]``.
     """
 
     def __init__(self, ids: np.ndarray, ranks: np.ndarray, index: Any, settings: FaissSettings):

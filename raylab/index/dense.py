@@ -27,7 +27,7 @@ from raylab.index.kernels.threads import run_blocks
 from raylab.index.kernels.topk import check_k
 from raylab.index.shards import VALUE_TYPES, DenseShard, Source, opened_dense, value_type
 
-_FORMAT = "raylab.dense.2"
+_FORMAT = "raylab.dense.3"
 _QUERY_BLOCK = 1024
 _FILES = ("ids.npy", "ranks.npy", "vectors.npy", "index.json")
 _BESIDE_VECTORS = ("ids.npy", "ranks.npy", "index.json")
@@ -37,7 +37,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 class DenseIndex:
     """Passage vectors with their ids, searched exactly; make one with ``build`` or ``load``.
 
-    ``ids``: bytes [N], ascending. ``ranks``: int32 [N]; row i of ``vectors`` (float16 or float32,
+    ``ids``: bytes [N], descending. ``ranks``: int32 [N]; row i of ``vectors`` (float16 or float32,
     [N, D]) is the passage ``ids[ranks[i]]``. ``max_norm``, ``max_residual``: as in ``Vectors``. An
     index is immutable; threads may search it at the same time.
     """

@@ -31,7 +31,7 @@ from raylab.index.shards import Source, SparseShard, opened_sparse
 from raylab.index.sparse import SparseIndex, SparseRows, query_rows
 from raylab.storage.artifacts import sha256_of
 
-_FORMAT = "raylab.seismic.1"
+_FORMAT = "raylab.seismic.2"
 _NAME = "passages"
 _LIBRARY_FILE = f"{_NAME}.index.seismic"  # the library adds the ending
 _FILES = ("ids.npy", _LIBRARY_FILE, "index.json")
@@ -84,7 +84,7 @@ class SeismicSettings:
 class SeismicIndex:
     """A Seismic index of passages, keyed by their ids; make one with ``build`` or ``load``.
 
-    ``ids``: bytes [N], ascending. ``index``: the library's own, of the passages with an impact
+    ``ids``: bytes [N], descending. ``index``: the library's own, of the passages with an impact
     above 0. ``settings`` may be replaced: the search follows.
     """
 
@@ -206,7 +206,7 @@ class SeismicIndex:
             block = asked[start : start + _QUERY_BLOCK]
             for query, hits in self._search(weights, block, min(k, len(self)), threads):
                 ids_Qk[query, : len(hits)] = [passage_id for _, passage_id in hits]
-                scores_Qk[query, : len(hits)] = [-negated for negated, _ in hits]
+                scores_Qk[query, : len(hits)] = [score for score, _ in hits]
         over = ~(scores_Qk < np.inf).all(axis=1)
         if over.any():
             raise ValueError(
@@ -217,7 +217,7 @@ class SeismicIndex:
     def _search(
         self, weights: SparseRows, asked: np.ndarray, depth: int, threads: int
     ) -> Iterator[tuple[int, list[tuple[float, str]]]]:
-        """(row, its hits as (-score, id), in order), in the library's order of rows."""
+        """(row, its hits as (score, id), in order), in the library's order of rows."""
         string = _library().get_seismic_string()
         rows = [slice(*weights.indptr[row : row + 2]) for row in asked]
         answers = self.index.batch_search(
@@ -232,9 +232,9 @@ class SeismicIndex:
         )
         for answer in answers:
             # Rows come in any order, so every hit has its row; one without hits is only empty.
-            hits = sorted((-score, passage_id) for _, score, passage_id in answer if not score <= 0)
+            hits = [(score, passage_id) for _, score, passage_id in answer if not score <= 0]
             if hits:
-                yield int(answer[0][0]), hits
+                yield int(answer[0][0]), sorted(hits, reverse=True)
 
     def measured_search(
         self, exact: SparseIndex, queries: SparseRows, k: int, sample: int = 100

@@ -40,7 +40,7 @@ from raylab.index.shards import (
     value_type,
 )
 
-_FORMAT = "raylab.sparse.2"
+_FORMAT = "raylab.sparse.3"
 _QUERY_BLOCK = 256
 _ARRAYS = ("ids", "ranks", "offsets", "positions", "impacts")
 _FILES = (*(f"{name}.npy" for name in _ARRAYS), "index.json")
@@ -55,7 +55,7 @@ SparseRows: TypeAlias = Any
 class SparseIndex:
     """Postings of non-negative impacts, searched exactly; make one with ``build`` or ``load``.
 
-    ``ids``: bytes [N], ascending. ``ranks``: int32 [N]; row i, of window ``i // 65536``, is the
+    ``ids``: bytes [N], descending. ``ranks``: int32 [N]; row i, of window ``i // 65536``, is the
     passage ``ids[ranks[i]]``. ``offsets``: int64 [W, V + 1]; the postings of term t in window w are
     ``offsets[w, t]`` to ``offsets[w, t + 1]`` of ``positions`` (uint16, [P]) and ``impacts`` (float32,
     float16 or uint8, [P]), which times ``scale`` are the impacts. An index is immutable; threads

@@ -24,7 +24,8 @@ import pandas as pd
 from raylab.evaluation.significance import compare
 from raylab.experiment.config import ConfigError
 from raylab.experiment.objectives import CL, KD
-from raylab.scaling.bootstrap import Interval, draw_noise, interval
+from raylab.scaling.bootstrap import Interval, interval
+from raylab.scaling.clusters import draw_noise
 from raylab.scaling.points import Facts, Series, as_loss, is_entropy, series
 
 MARGIN = 0.02
@@ -130,22 +131,34 @@ def slope(
             *(np.array([g == group for g in groups], float) for group in sorted(set(groups))),
         ]
     )
-    freedom = len(n_R) - design.shape[1]
-    designs = len(set(one.designs)) - design.shape[1]
-    if designs < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+    sizes, freedom = len(set(one.sizes)), _freedom(n_R, groups)
+    if freedom < 1:
         raise ConfigError(
-            f"{one.name}: a slope needs a design more than its {design.shape[1]} parameters, and 2 sizes at a "
-            f"budget; there are {len(set(one.sizes))} sizes, {len(set(groups))} budgets"
+            f"{one.name}: a slope over sizes needs 3 of them, joined by budgets that they share; there are "
+            f"{sizes} sizes, {len(set(groups))} budgets"
         )
     values_RQ = _values(one)
     values_R = values_RQ.mean(1)
     inverse = np.linalg.pinv(design)
     residuals_R = values_R - design @ (inverse @ values_R)
     deviations_RQ = values_RQ - values_R[:, None]
-    noise = draw_noise(deviations_RQ, residuals_R, design, freedom, draws, seed)
+    noise = draw_noise(deviations_RQ, residuals_R, design, one.clusters, draws, seed)
     estimate = float(inverse[0] @ values_R)
     draws_B = estimate + (noise.queries_BR + noise.runs_BR) @ inverse[0]
     return interval(estimate, draws_B, confidence), freedom
+
+
+def _freedom(n_R: np.ndarray, groups: Sequence[tuple[str, float]]) -> int:
+    """Sizes less the slope and a constant for each set of sizes that budgets join."""
+    sizes = np.unique(n_R)
+    joined = {size: {size} for size in sizes.tolist()}
+    for group in set(groups):
+        together = {n for n, own in zip(n_R.tolist(), groups, strict=True) if own == group}
+        union = set().union(*(joined[n] for n in together))
+        for n in union:
+            joined[n] = union
+    parts = len({id(part) for part in joined.values()})
+    return len(sizes) - 1 - parts
 
 
 def _values(one: Series) -> np.ndarray:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from raylab.experiment.config import ConfigError
-from raylab.scaling.bootstrap import Interval, draw_noise, interval
+from raylab.scaling.bootstrap import Interval, interval
+from raylab.scaling.clusters import Noise, draw_noise
 from raylab.scaling.laws import Law, find_law
 from raylab.scaling.points import Facts, Series
 from raylab.scaling.solver import SQUARES, refine, solve, solve_draws
@@ -46,7 +47,7 @@ class Fit(Facts):
     at_bounds: tuple[str, ...]
     draws_BP: np.ndarray = field(repr=False)
     noise_BR: np.ndarray = field(repr=False)
-    run_scale_B: np.ndarray = field(repr=False)
+    noise: Noise = field(repr=False)
     series: Series = field(repr=False)
     theta_P: np.ndarray = field(repr=False)
     theta_BP: np.ndarray = field(repr=False)
@@ -133,18 +134,12 @@ def fit(
     losses_R = kept.losses_R
     unit = float(np.exp(np.log(losses_R).mean()))
     theta_P, starts = solve(rule, x_RK, losses_R / unit)
-    log_fitted_R, jacobian_RP = rule.log_jacobian(theta_P, x_RK)
+    log_fitted_R = np.log(rule.value(theta_P, x_RK))
     residuals_R = np.log(losses_R / unit) - log_fitted_R
     freedom = len(losses_R) - len(rule.parameters)
     deviations_RQ = kept.losses_RQ / losses_R[:, None] - 1
-    noise = draw_noise(
-        deviations_RQ,
-        _squares(rule, theta_P, x_RK, losses_R / unit),
-        jacobian_RP,
-        freedom,
-        draws,
-        seed,
-    )
+    squares_R, tangent_RP = _squares(rule, theta_P, x_RK, losses_R / unit)
+    noise = draw_noise(deviations_RQ, squares_R, tangent_RP, kept.clusters, draws, seed)
     noise_BR = log_shift(noise.queries_BR) + noise.runs_BR
     theta_BP = solve_draws(rule, x_RK, log_fitted_R + noise_BR, theta_P, starts)
     own_P = rule.reported(theta_P, centre_K, unit)
@@ -170,7 +165,7 @@ def fit(
         at_bounds=rule.at_bounds(theta_P),
         draws_BP=own_BP,
         noise_BR=noise_BR,
-        run_scale_B=noise.scale_B,
+        noise=noise,
         series=kept,
         theta_P=theta_P,
         theta_BP=theta_BP,
@@ -179,14 +174,16 @@ def fit(
     )
 
 
-def _squares(law: Law, theta_P: np.ndarray, x_RK: np.ndarray, y_R: np.ndarray) -> np.ndarray:
-    """Log residuals of the law fitted by least squares, float64 [R].
+def _squares(
+    law: Law, theta_P: np.ndarray, x_RK: np.ndarray, y_R: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log residuals of the law fitted by least squares, float64 [R], and its tangent there, [R, P].
 
-    Their squares are chi-squared with runs less parameters degrees of freedom; those of a robust fit, which
-    passes through some of the runs, are not.
+    Their squares are chi-squared; those of a robust fit, which passes through some of the runs, are not.
     """
     theta_SP, _ = refine(law, theta_P[None], x_RK, np.log(y_R), delta=SQUARES)
-    return np.log(y_R) - law.log_jacobian(theta_SP[0], x_RK)[0]
+    log_value_R, tangent_RP = law.log_jacobian(theta_SP[0], x_RK)
+    return np.log(y_R) - log_value_R, tangent_RP
 
 
 def log_shift(relative: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Legend: R runs, B draws.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval, query_shifts
+from raylab.scaling.clusters import LARGEST_LOG
 from raylab.scaling.fit import Fit, fit, log_shift
 from raylab.scaling.laws import HoldOut, Law, find_law
 from raylab.scaling.points import Facts, Series
@@ -124,7 +126,7 @@ def _predict(
     value, draws = fitted.predicted_draws(*covariates.values())
     measured = float(held_out.losses_R[chosen].mean())
     shift_B = log_shift(shift_BR[:, chosen].mean(1))
-    noise_B = fitted.run_scale_B * rng.normal(size=len(draws)) / np.sqrt(len(chosen))
+    noise_B = _new_noise(fitted, [held_out.clusters[1][1][r] for r in chosen], rng)
     factor_B = np.exp(np.minimum(noise_B - shift_B, 600.0))
     predicted = interval(float(value), draws * factor_B, fitted.confidence)
     size, variant, budget = held_out.designs[chosen[0]]
@@ -138,4 +140,28 @@ def _predict(
         predicted=predicted,
         relative_error=float(value) / measured - 1,
         held=predicted.low <= measured <= predicted.high,
+    )
+
+
+def _new_noise(
+    fitted: Fit, runs: Sequence[tuple[str, int]], rng: np.random.Generator
+) -> np.ndarray:
+    """Noise of the mean over new branches of runs (size, seed) of one size, float64 [B].
+
+    Of runs that were fitted it has the part that their branches share, as each draw has it.
+    """
+    noise = fitted.noise
+    of_size_B, of_run_B, alone_B = map(noise.variance_B, ("sizes", "runs", "branches"))
+    shared_B = of_size_B + of_run_B / len(runs)
+    normal = rng.normal(size=(2, len(shared_B)))
+    known = np.array([run in runs for run in fitted.series.clusters[1][1]])
+    seen_B = np.zeros(len(shared_B))
+    share_B = np.zeros(len(shared_B))
+    if known.any():
+        seen_B = noise.runs_BR[:, known].mean(1)
+        total_B = shared_B + alone_B / known.sum()
+        share_B = np.divide(shared_B, total_B, where=total_B > 0, out=share_B)
+    part_B = share_B * seen_B + np.sqrt(shared_B * (1 - share_B)) * normal[0]
+    return np.clip(
+        part_B + np.sqrt(alone_B / len(runs)) * normal[1], -LARGEST_LOG, LARGEST_LOG
     )

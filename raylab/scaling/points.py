@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -100,6 +100,15 @@ class Series:
     def designs(self) -> tuple[tuple[str, str, float], ...]:
         """(size, variant, budget) of each run: runs of one design differ by their seed alone."""
         return tuple(zip(self.sizes, self.variants, self.budgets, strict=True))
+
+    @property
+    def clusters(self) -> tuple[tuple[str, tuple[Hashable, ...]], ...]:
+        """What runs share, coarsest first: their size (one backbone), then their seed at it.
+
+        The budgets of a size and a seed are branches of one training run, or at least start from one
+        model and see the same batches in the same order.
+        """
+        return ("sizes", self.sizes), ("runs", tuple(zip(self.sizes, self.seeds, strict=True)))
 
     def covariate(self, name: str, n: str = "parameters", d: str = "tokens") -> np.ndarray:
         """N, D or another number of the runs, float64 [R].

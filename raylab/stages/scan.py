@@ -85,7 +85,7 @@ class Scan:
         inputs |= {f"queries-{split}": a.fingerprint for split, a in self.queries.items()}
         if self.profile is not None:
             inputs["profile"] = self.profile.address.fingerprint
-        return Address(HITS, self.system.name, {"format": 2, "depths": self.depths}, inputs)
+        return Address(HITS, self.system.name, {"format": 3, "depths": self.depths}, inputs)
 
     def pieces(self) -> list[Piece]:
         """The work, some shards each."""

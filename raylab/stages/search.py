@@ -1,7 +1,7 @@
 """Index, search and evaluate: embedding shards -> index shards -> top-k a shard -> one run file.
 
 A search over many index shards is cut into pieces, each a task of its own whose hits are an artifact until the
-run is there; merged on (score descending, id ascending), they are those of one search over all.
+run is there; merged on (score descending, id descending), they are those of one search over all.
 
 index artifact      one shard: vectors (dense) or postings (sparse)
 run artifact        run.trec.gz of one system on one split; seconds of the search and bytes of the
@@ -44,7 +44,7 @@ _SHARDS_A_PIECE = 16
 
 def index_address(shard: Artifact) -> Address:
     """Where the index of an embedding shard stands."""
-    return Address(INDEX, shard.manifest["name"], {"format": 3}, {"shard": shard.fingerprint})
+    return Address(INDEX, shard.manifest["name"], {"format": 4}, {"shard": shard.fingerprint})
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class IndexTask:
 def bm25_address(collection: Artifact, part: str) -> Address:
     """Where the BM25 index of a collection's passages stands, for search and for mining."""
     inputs = {"collection": collection.fingerprint}
-    return Address(INDEX, f"bm25-{part}", {"format": 3, "part": part}, inputs)
+    return Address(INDEX, f"bm25-{part}", {"format": 4, "part": part}, inputs)
 
 
 def build_bm25(store: Store, collection: Artifact, part: str) -> Artifact:
@@ -141,7 +141,7 @@ class Evaluation:
         return Address(
             RUN,
             f"{self.name}-{self.split}",
-            {"split": self.split, "system": self.name, **depth},
+            {"format": 2, "split": self.split, "system": self.name, **depth},
             inputs,
         )
 

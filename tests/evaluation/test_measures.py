@@ -74,10 +74,14 @@ def test_reciprocal_rank_is_cut_after_the_tenth():
     assert values["RR"]["eleven"] == pytest.approx(1 / 11)
 
 
-def test_the_order_measured_is_the_runs_own():
-    """trec_eval by itself would put the tied 'b' before 'a'."""
-    run = Run.from_pairs({"q": [("a", 1.0), ("b", 1.0)]})
-    assert evaluate(run, {"q": {"a": 1}}, ["RR@10"])["RR@10"]["q"] == 1.0
+def test_equal_scores_are_measured_as_trec_eval_orders_them():
+    hits = {"b": 1.0, "a": 1.0, "c": 1.0}
+    for passage_id in hits:
+        qrels = {"q": {passage_id: 1}}
+        expected = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate({"q": hits})
+        run = Run.from_pairs({"q": hits.items()})
+        value = evaluate(run, qrels, ["RR@10"])["RR@10"]["q"]
+        assert value == pytest.approx(expected["q"]["recip_rank"])
 
 
 PASSAGES = st.lists(st.integers(0, 30).map(str), unique=True, min_size=1, max_size=25)

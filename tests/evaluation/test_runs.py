@@ -28,7 +28,8 @@ HITS = st.dictionaries(st.integers(0, 99).map(str), SCORES, max_size=30)
 @given(HITS)
 def test_order_is_score_then_id_and_scores_move_only_to_break_ties(hits):
     ranking = Ranking.of(list(hits), list(hits.values()))
-    expected = sorted(hits, key=lambda passage_id: (-np.float32(hits[passage_id]), passage_id))
+    """The order is trec_eval's, of equal scores too."""
+    expected = sorted(hits, key=lambda i: (np.float32(hits[i]), i), reverse=True)
     assert ranking.passage_ids.tolist() == expected
     assert ranking.scores.dtype == np.float32
     assert (np.diff(ranking.scores) < 0).all()
@@ -64,7 +65,7 @@ def test_file_is_as_trec_wants_it_and_repeatable(tmp_path):
     )
     write_run(run, tmp_path / "run.trec", tag="x")
     assert (tmp_path / "run.trec").read_text() == (
-        "q1 Q0 c 1 3 x\nq2 Q0 a 1 0.100000001 x\nq2 Q0 b 2 0.099999994 x\n"
+        "q1 Q0 c 1 3 x\nq2 Q0 b 1 0.100000001 x\nq2 Q0 a 2 0.099999994 x\n"
     )
     assert list(run["q0"]) == []
     for name in ("1.gz", "2.gz"):

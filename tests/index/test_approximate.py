@@ -90,7 +90,7 @@ def test_what_is_not_found_is_padded(collection):
     found, scores = FaissIndex.build([(["b", "a", "c"], np.ones((3, 2)))], SMALL["Flat"]).search(
         np.ones((1, 2)), 5
     )
-    assert found.tolist() == [["a", "b", "c", "", ""]]
+    assert found.tolist() == [["c", "b", "a", "", ""]]
     assert scores.tolist() == [[2, 2, 2, -np.inf, -np.inf]]
 
 

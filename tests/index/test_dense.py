@@ -21,7 +21,9 @@ def naive_search(ids, passages, queries, k):
     found = []
     for query in queries.astype(np.float64):
         scores = [float(np.float32(np.dot(p, query))) for p in passages.astype(np.float64)]
-        best = sorted(zip(ids, scores, strict=True), key=lambda hit: (-hit[1], hit[0]))[:k]
+        best = sorted(
+            zip(ids, scores, strict=True), key=lambda hit: (hit[1], hit[0]), reverse=True
+        )[:k]
         found.append(best + [("", -np.inf)] * (k - len(best)))
     return found
 
@@ -106,6 +108,12 @@ def nominate_by(how, monkeypatch):
     monkeypatch.setattr(exact, "_LEAST_PASSAGES_A_HIT", 0)
 
 
+def best_rows(scores_QN: np.ndarray, k: int) -> np.ndarray:
+    """The rows of the best k scores of each query; of equal ones the last row first."""
+    last = scores_QN.shape[1] - 1
+    return last - np.argsort(-scores_QN[:, ::-1], axis=1, kind="stable")[:, :k]
+
+
 # Sums of their products are exact in float64, in any order, and are not in float32.
 WIDE = [0.0, -0.0, 1.0, -1.0, 0.75, 2.0**-12, 2.0**10, -(2.0**10)]
 # Subnormal products, cancellation: float64 rounds too, so only the bits of two cuts are compared.
@@ -152,7 +160,7 @@ def test_many_blocks_and_nominees_are_exact(dtype, how, monkeypatch):
     index = DenseIndex.build([(ids.tolist(), passages)])
     assert index.vectors.dtype == dtype
     scores = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
-    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    expected = best_rows(scores, k)
     found, values = index.search(queries, k, device=device)
     assert (found == ids[expected]).all()
     assert (values == np.take_along_axis(scores, expected, axis=1)).all()
@@ -168,7 +176,7 @@ def test_products_that_put_the_wrong_passages_first_do_no_harm(how, size, monkey
     passages = np.stack([terms, rng.uniform(0, 1, n) - terms], axis=1).astype(np.float32)
     queries = (np.ones((40, 1)) * np.linspace(1.1, 1.3, 40)[:, None] * [[1, 1]]).astype(np.float32)
     scores = (queries.astype(np.float64) @ passages.T.astype(np.float64)).astype(np.float32)
-    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    expected = best_rows(scores, k)
     if how == "bfloat16":
         rounded = [exact.rounded_to_bfloat16(part) for part in (queries, passages)]
         products = rounded[0] @ rounded[1].T
@@ -310,7 +318,7 @@ def test_ids_may_be_any_text_and_inputs_half_precision():
     ids = ["é", "z", "\U0001f600", "a-" + "long" * 50]
     passages = np.eye(4, dtype=np.float16)
     found, scores = DenseIndex.build([(ids, passages)]).search(np.ones((1, 4)), 5)
-    assert found.tolist() == [[*sorted(ids), ""]]
+    assert found.tolist() == [[*sorted(ids, reverse=True), ""]]
     assert scores.tolist() == [[1, 1, 1, 1, -np.inf]]
 
 

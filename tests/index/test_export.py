@@ -107,7 +107,7 @@ def test_ciff_holds_every_posting(tmp_path, ciff):
     total = sum(sum(weights.values()) for weights in expected.values())
     assert header.total_terms_in_collection == total
     assert header.average_doclength == total / len(ids)
-    assert [d.collection_docid for d in documents] == sorted(ids)
+    assert [d.collection_docid for d in documents] == sorted(ids, reverse=True)
     assert [d.docid for d in documents] == list(range(len(ids)))
     found = {passage_id: {} for passage_id in ids}
     assert [part.term for part in lists] == sorted(part.term for part in lists)
@@ -120,7 +120,9 @@ def test_ciff_holds_every_posting(tmp_path, ciff):
         assert part.df == len(part.postings)
         assert part.cf == sum(posting.tf for posting in part.postings)
     assert found == expected
-    assert [d.doclength for d in documents] == [sum(expected[i].values()) for i in sorted(ids)]
+    assert [d.doclength for d in documents] == [
+        sum(expected[i].values()) for i in sorted(ids, reverse=True)
+    ]
     write_ciff(index, tmp_path / "out.ciff", NAMES)
     assert (tmp_path / "out.ciff").read_bytes() == data
 

@@ -37,7 +37,7 @@ def representations(rng, rows: int, terms: np.ndarray, vocabulary: int, draw) ->
 
 
 def naive(ids, passages, queries, k: int) -> list[list[tuple[str, float]]]:
-    """(id, score) of each query's hits by loops in float64; score descending, id ascending."""
+    """(id, score) of each query's hits by loops in float64; score descending, id descending."""
     answers = []
     for q in range(queries.shape[0]):
         weights = dict(zip(*row(queries, q), strict=True))
@@ -45,8 +45,10 @@ def naive(ids, passages, queries, k: int) -> list[list[tuple[str, float]]]:
         for p, passage_id in enumerate(ids):
             score = sum(weights.get(t, 0.0) * v for t, v in zip(*row(passages, p), strict=True))
             if score > 0:
-                scores.append((-score, passage_id))
-        answers.append([(passage_id, -score) for score, passage_id in sorted(scores)[:k]])
+                scores.append((score, passage_id))
+        answers.append(
+            [(passage_id, score) for score, passage_id in sorted(scores, reverse=True)[:k]]
+        )
     return answers
 
 
@@ -125,7 +127,7 @@ def test_the_recall_told_is_that_of_a_count_by_hand(collection):
     counted = []
     for found, best in zip(hits((told.ids, told.scores)), expected, strict=True):
         scores = dict(best)
-        assert found == sorted(found, key=lambda hit: (-hit[1], hit[0]))
+        assert found == sorted(found, key=lambda hit: (hit[1], hit[0]), reverse=True)
         # Whatever is not found, what is has its whole score: the query is not cut in that.
         np.testing.assert_allclose([s for _, s in found], [scores[i] for i, _ in found], rtol=1e-6)
         if best:
@@ -270,7 +272,7 @@ def test_settings_out_of_range_are_named(name, value):
 def test_damaged_and_foreign_folders_are_refused(collection, built, tmp_path):
     ids, passages, _ = collection
     SparseIndex.build([(ids, passages)]).save(tmp_path / "sparse")
-    with pytest.raises(ValueError, match=r"format is 'raylab\.sparse\.2'; a Seismic index"):
+    with pytest.raises(ValueError, match=r"format is 'raylab\.sparse\.3'; a Seismic index"):
         SeismicIndex.load(tmp_path / "sparse")
     with pytest.raises(FileNotFoundError, match=r"index\.json"):
         SeismicIndex.load(tmp_path)

@@ -27,7 +27,7 @@ def naive_search(ids, passages, queries, k):
             score = sum(query.get(t, 0.0) * i for t, i in zip(terms, impacts, strict=True))
             if score > 0:
                 hits.append((passage_id, score))
-        best = sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
+        best = sorted(hits, key=lambda hit: (hit[1], hit[0]), reverse=True)[:k]
         found.append(best + [("", -np.inf)] * (k - len(best)))
     return found
 
@@ -116,7 +116,7 @@ def test_several_windows_a_large_vocabulary_and_interleaved_shards():
     query = sp.csr_array(([1.0, 10.0], ([0, 0], [128_255, 5])), shape=(1, terms))
     found, scores = index.search(query, 50)
     expected = (query @ matrix.T).toarray()[0]
-    best = np.lexsort((numbers, -expected))[:50]
+    best = np.lexsort((-numbers, -expected))[:50]
     assert found[0].tolist() == [ids[row] for row in best]
     assert scores[0].tolist() == expected[best].tolist()
 

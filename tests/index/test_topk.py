@@ -10,7 +10,7 @@ from raylab.index.kernels.topk import Selection, merge_topk, offer, sort_key, un
 
 def naive_topk(hits, k):
     """Best k (id, score) pairs of one query by sorting Python tuples, padded with ('', -inf)."""
-    best = sorted(hits, key=lambda hit: (-hit[1], hit[0]))[:k]
+    best = sorted(hits, key=lambda hit: (hit[1], hit[0]), reverse=True)[:k]
     return best + [("", -np.inf)] * (k - len(best))
 
 
@@ -66,7 +66,7 @@ def test_merge_is_associative_and_pads():
 
 def test_ids_are_compared_as_strings_not_numbers():
     merged, _ = merge_topk([(np.array([["9"]]), np.ones((1, 1))), (np.array([["10"]]), [[1]])], 2)
-    assert merged.tolist() == [["10", "9"]]
+    assert merged.tolist() == [["9", "10"]]
 
 
 @pytest.mark.parametrize(

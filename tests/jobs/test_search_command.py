@@ -90,7 +90,7 @@ def ranked(query, passages, ids: list[str], k: int) -> list[tuple[str, float]]:
         return np.asarray(matrix.todense() if sp.issparse(matrix) else matrix, np.float64)
 
     scores = (full(passages) @ full(query)[0]).tolist()
-    order = sorted(zip(ids, scores, strict=True), key=lambda hit: (-np.float32(hit[1]), hit[0]))
+    order = sorted(zip(ids, scores, strict=True), key=lambda hit: (np.float32(hit[1]), hit[0]), reverse=True)
     return [hit for hit in order if hit[1] > 0 or not sp.issparse(query)][:k]
 
 

@@ -36,15 +36,21 @@ def loss(law, n, d):
 
 
 def planted(
-    law, sizes=SIZES, budgets=BUDGETS, seeds=1, runs=0.0, queries=0.0, count=50, k=6.0, rng=0
-):
-    """A series: `runs` is the log standard deviation of noise between runs, `queries` that of how hard
-    a query is for all of them, half of which it is to each run alone."""
+    law, sizes=SIZES, budgets=BUDGETS, seeds=1, runs=0.0, queries=0.0, count=50, k=6.0, rng=0,
+    branches=0.0, whole=0.0,
+):  # fmt: skip
+    """A series: `runs` is the log standard deviation of noise of each run alone, `branches` of what all
+    budgets of a size and a seed share, `whole` of what all runs of a size share; `queries` that of how
+    hard a query is for all of them, half of which it is to each run alone."""
     rng = np.random.default_rng(rng)
     cells = list(itertools.product(sizes, budgets, range(seeds)))
     n, c, seed = (np.array(column) for column in zip(*cells, strict=True))
     d = c / (k * n)
-    of_runs = loss(law, n, d) * np.exp(runs * rng.normal(size=len(n)))
+    noise = runs * rng.normal(size=len(n))
+    of_size, of_run = rng.normal(size=len(sizes)), rng.normal(size=(len(sizes), seeds))
+    at = np.searchsorted(np.sort(sizes), n)
+    noise += whole * of_size[at] + branches * of_run[at, seed.astype(int)]
+    of_runs = loss(law, n, d) * np.exp(noise)
     hard = np.exp(queries * rng.normal(size=count) - queries**2 / 2)
     own = queries / 2 * rng.normal(size=(len(n), count))
     numbers = {

@@ -1,8 +1,9 @@
 """Passage ids of one index: validated, sorted, each row with its rank, which breaks ties.
 
 An index keeps its passages in the order they came, so that it can be built shard by shard, and its
-ids in ascending order: "tie: lower id first" is "tie: lower rank first" inside every kernel. Ids
-are fixed-width UTF-8, whose bytes sort as code points do, so the order is that of ``str``.
+ids in descending order: "tie: greater id first", which is trec_eval's rule, is "tie: lower rank
+first" inside every kernel. Ids are fixed-width UTF-8, whose bytes sort as code points do, so the
+order is that of ``str``.
 """
 
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ def encode_ids(ids: Sequence[str] | np.ndarray, owner: str) -> np.ndarray:
 def rank_ids(shards: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The ids of all shards (bytes), as one collection.
 
-    Returns ``ids`` (bytes, [N], ascending) and ``ranks`` (int32, [N]): row i of the shards laid
+    Returns ``ids`` (bytes, [N], descending) and ``ranks`` (int32, [N]): row i of the shards laid
     end to end is the passage ``ids[ranks[i]]``. Raises ValueError for no ids, or one that occurs
     twice.
     """
@@ -51,7 +52,7 @@ def rank_ids(shards: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"{len(together)} passages to index; one index holds up to {_MOST_PASSAGES}"
         )
-    order = np.argsort(together, kind="stable")
+    order = np.argsort(together, kind="stable")[::-1]
     ids = together[order]
     repeated = np.flatnonzero(ids[1:] == ids[:-1])
     if repeated.size:

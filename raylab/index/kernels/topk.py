@@ -1,7 +1,7 @@
 """The best k of many: a running selection for one index, and the merge of several.
 
 Shapes: Q queries, M hits of all parts together, k hits wanted, C capacity of a running selection.
-Order everywhere: score descending, then passage id ascending; missing hits (``""``, -inf) last.
+Order everywhere: score descending, then passage id descending; missing hits (``""``, -inf) last.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _best_order(ids_QM: np.ndarray, scores_QM: np.ndarray, k: int) -> np.ndarray
     positions = np.flatnonzero(tied)
     run = np.cumsum(starts_run)[positions]
     columns = order.ravel()[positions]
-    by_id = np.lexsort((ids_QM[positions // max(n_hits, 1), columns], run))
+    by_id = np.lexsort((ids_QM[positions // max(n_hits, 1), columns], -run))[::-1]
     order.ravel()[positions] = columns[by_id]
     return order[:, :k]
 
