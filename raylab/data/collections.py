@@ -9,104 +9,38 @@ by it.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from raylab.data import irds
-from raylab.data.faults import CollectionError, Kind, OnFault, RecordError, refuse, tell
+from raylab.data.faults import (
+    CollectionError,
+    Kind,
+    OnFault,
+    RecordError,
+    left_out,
+    refuse,
+    tell,
+)
 from raylab.data.files import lines, name_of, rows
+from raylab.data.grammar import BEIR_HEADER, JUDGEMENT_COLUMNS, is_beir_header, is_header
+from raylab.data.records import Judgement, Passage, Query, judgement_of, passage_of, query_of
 from raylab.data.sources import Source
 
 TRAIN = "train"
 # Validation is carved out of the training queries where a collection has no split of its own for it.
 VALIDATION = "valid"
 _VALIDATION_ONE_IN = 5
-_GRADE = re.compile(r"[+-]?[0-9]{1,5}(\.0+)?", re.ASCII)
-_LARGEST_GRADE = 32_767
-_HEADERS = ("query-id", "query_id")
 
 _PASSAGE_COLUMNS = {"_id": ("_id", "passage_id", "docid"), "title": ("title",), "text": ("text",)}
 _QUERY_COLUMNS = {"_id": ("_id", "query_id"), "text": ("text",)}
-_JUDGEMENT_COLUMNS = {
-    "query-id": ("query-id", "query_id"),
-    "corpus-id": ("corpus-id", "passage_id"),
-    "score": ("score", "grade"),
-}
-
-
-class Passage(NamedTuple):
-    line: int
-    passage_id: str
-    title: str
-    text: str
-
-
-class Query(NamedTuple):
-    line: int
-    query_id: str
-    text: str
-
-
-class Judgement(NamedTuple):
-    line: int
-    query_id: str
-    passage_id: str
-    grade: int
 
 
 def is_validation(query_id: str) -> bool:
     """Whether a training query belongs to the carved validation part (one in five, by hash)."""
     return int(hashlib.sha256(query_id.encode()).hexdigest(), 16) % _VALIDATION_ONE_IN == 0
-
-
-# ---------------------------------------------------------------------------------- records
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RecordError(Kind.FORMAT, f"not JSON ({error.msg}); one object a line") from None
-    except (ValueError, RecursionError):  # numbers of thousands of digits, brackets by the thousand
-        raise RecordError(Kind.FORMAT, "not JSON that can be read; one object a line") from None
-    if not isinstance(record, dict):
-        raise RecordError(Kind.FORMAT, "not a JSON object; one object a line")
-    return record
-
-
-def _string(record: dict[str, Any], key: str, default: str | None = None) -> str:
-    value = record.get(key, default)
-    if not isinstance(value, str):
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else shown[:80] + "..."
-        raise RecordError(Kind.FORMAT, f"{key!r} is {shown}; it must be a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise RecordError(
-            Kind.ENCODING, f"{key!r} holds half a surrogate pair at character {error.start + 1}"
-        ) from None
-    return value
-
-
-def _fields(line: str, count: int, form: str, separator: str | None = "\t") -> list[str]:
-    parts = line.split(separator) if separator is None or count != 2 else line.split(separator, 1)
-    if len(parts) != count:
-        raise RecordError(Kind.FIELDS, f"{len(parts)} fields, not {count}; a line is {form}")
-    return parts
-
-
-def _check_id(kind: str, value: str) -> None:
-    if not value.strip():
-        raise RecordError(Kind.ID, f"the {kind} id is empty")
-    if "\0" in value or value.split() != [value]:
-        raise RecordError(
-            Kind.ID, f"{kind} id {value!r} holds white space or NUL; run files cannot"
-        )
 
 
 def _records(
@@ -115,8 +49,17 @@ def _records(
     """(line, what a line holds): values of a Parquet row, else the text of a line."""
     if name_of(address).endswith(".parquet"):
         yield from rows(address, columns, on_fault)
-    else:
-        yield from lines(address, on_fault)
+        return
+    begun = ".jsonl" in name_of(address)
+    for number, line in lines(address, on_fault):
+        if begun or not _names_columns(line, columns):
+            yield number, line
+        begun = True
+
+
+def _names_columns(line: str, columns: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a first line is a header, which the reader of judgements looks at itself."""
+    return "text" in columns and is_header(line, columns)
 
 
 # ------------------------------------------------------------------------- passages, queries
@@ -140,28 +83,11 @@ def read_passages(
         jsonl = ".jsonl" in name_of(address)
         for number, record in records:
             try:
-                passage = _passage(number, record, jsonl)
+                passage = passage_of(number, record, jsonl)
             except RecordError as wrong:
                 tell(on_fault, address, number, wrong, record)
                 continue
             yield passage
-
-
-def _passage(number: int, record: Any, jsonl: bool) -> Passage:
-    if isinstance(record, tuple):
-        record = dict(zip(("_id", "title", "text"), record[1:], strict=True))
-    if jsonl:
-        record = _object(record)
-    if isinstance(record, dict):
-        title = "" if record.get("title") is None else _string(record, "title")
-        passage = Passage(number, _string(record, "_id"), title, _string(record, "text"))
-    else:
-        passage_id, text = _fields(record, 2, "ID<tab>TEXT")
-        passage = Passage(number, passage_id, "", text)
-    _check_id("passage", passage.passage_id)
-    if not (passage.title.strip() or passage.text.strip()):
-        raise RecordError(Kind.EMPTY, f"passage {passage.passage_id!r} has no text")
-    return passage
 
 
 def read_queries(address: str | Path, on_fault: OnFault = refuse) -> dict[str, Query]:
@@ -172,6 +98,20 @@ def read_queries(address: str | Path, on_fault: OnFault = refuse) -> dict[str, Q
             whatever the policy, a file without any query.
     """
     queries: dict[str, Query] = {}
+    for query, record in _queries(address, on_fault):
+        if query.query_id in queries:
+            first = queries[query.query_id].line
+            reason = f"duplicate query id {query.query_id!r} (first at line {first})"
+            tell(on_fault, address, query.line, RecordError(Kind.DUPLICATE, reason), record)
+            continue
+        queries[query.query_id] = query
+    if not queries:
+        raise CollectionError(f"{address}: no query is there{left_out(on_fault)}")
+    return queries
+
+
+def _queries(address: str | Path, on_fault: OnFault) -> Iterator[tuple[Query, Any]]:
+    """Sound queries, each with its record."""
     jsonl = ".jsonl" in name_of(address)
     if irds.is_irds(address):
         records = ((n, {"_id": i, "text": t}) for n, i, t in irds.queries(str(address)))
@@ -179,33 +119,11 @@ def read_queries(address: str | Path, on_fault: OnFault = refuse) -> dict[str, Q
         records = _records(address, _QUERY_COLUMNS, on_fault)
     for number, record in records:
         try:
-            query = _query(number, record, jsonl)
-            if query.query_id in queries:
-                first = queries[query.query_id].line
-                raise RecordError(
-                    Kind.DUPLICATE,
-                    f"duplicate query id {query.query_id!r} (first at line {first})",
-                )
+            query = query_of(number, record, jsonl)
         except RecordError as wrong:
             tell(on_fault, address, number, wrong, record)
             continue
-        queries[query.query_id] = query
-    if not queries:
-        raise CollectionError(f"{address}: no query is there")
-    return queries
-
-
-def _query(number: int, record: Any, jsonl: bool) -> Query:
-    if jsonl:
-        record = _object(record)
-    if isinstance(record, dict):
-        query = Query(number, _string(record, "_id"), _string(record, "text"))
-    else:
-        query = Query(number, *_fields(record, 2, "ID<tab>TEXT"))
-    if not query.query_id.strip() or not query.text.strip():
-        raise RecordError(Kind.EMPTY, f"query {query.query_id!r} has an empty id or text")
-    _check_id("query", query.query_id)
-    return query
+        yield query, record
 
 
 # -------------------------------------------------------------------------------- judgements
@@ -220,56 +138,44 @@ def read_judgements(address: str | Path, on_fault: OnFault = refuse) -> list[Jud
     """
     judgements: list[Judgement] = []
     seen: dict[tuple[str, str], int] = {}
-    beir = begun = False
-    if irds.is_irds(address):
-        records = ((n, tuple(fields)) for n, *fields in irds.judgements(str(address)))
-    else:
-        records = _records(address, _JUDGEMENT_COLUMNS, on_fault)
-    for number, record in records:
-        if isinstance(record, str) and not record.strip():
+    for judgement, record in _judgements(address, on_fault):
+        pair = judgement.query_id, judgement.passage_id
+        if pair in seen:
+            reason = (
+                f"query {pair[0]!r}, passage {pair[1]!r} judged twice (first at line {seen[pair]})"
+            )
+            tell(on_fault, address, judgement.line, RecordError(Kind.DUPLICATE, reason), record)
             continue
-        if not begun and isinstance(record, str) and record.split()[0] in _HEADERS:
-            beir = begun = True
-            continue
-        begun = True
-        try:
-            judgement = _judgement(number, record, beir)
-            pair = judgement.query_id, judgement.passage_id
-            if pair in seen:
-                raise RecordError(
-                    Kind.DUPLICATE,
-                    f"query {pair[0]!r}, passage {pair[1]!r} judged twice (first at line {seen[pair]})",
-                )
-        except RecordError as wrong:
-            tell(on_fault, address, number, wrong, record)
-            continue
-        seen[pair] = number
+        seen[pair] = judgement.line
         judgements.append(judgement)
     if not judgements:
-        raise CollectionError(f"{address}: no judgement; a line is QUERY 0 PASSAGE GRADE")
+        raise CollectionError(
+            f"{address}: no judgement; a line is QUERY 0 PASSAGE GRADE{left_out(on_fault)}"
+        )
     return judgements
 
 
-def _judgement(number: int, record: Any, beir: bool) -> Judgement:
-    if isinstance(record, dict):
-        query_id, passage_id = _string(record, "query-id"), _string(record, "corpus-id")
-        grade = str(record.get("score"))
-    elif isinstance(record, tuple):
-        query_id, passage_id, grade = record
-    elif beir:
-        query_id, passage_id, grade = _fields(record, 3, "QUERY<tab>PASSAGE<tab>GRADE")
+def _judgements(address: str | Path, on_fault: OnFault) -> Iterator[tuple[Judgement, Any]]:
+    """Sound judgements, each with its record."""
+    if irds.is_irds(address):
+        records = ((n, tuple(columns)) for n, *columns in irds.judgements(str(address)))
     else:
-        query_id, _, passage_id, grade = _fields(record, 4, "QUERY 0 PASSAGE GRADE", None)
-    value = int(float(grade)) if _GRADE.fullmatch(grade) else None
-    if value is None or abs(value) > _LARGEST_GRADE:
-        shown = grade if len(grade) <= 80 else grade[:80] + "..."
-        raise RecordError(
-            Kind.GRADE,
-            f"grade {shown!r}; it must be a whole number between -{_LARGEST_GRADE} and {_LARGEST_GRADE}",
-        )
-    _check_id("query", query_id)
-    _check_id("passage", passage_id)
-    return Judgement(number, query_id, passage_id, value)
+        records = _records(address, JUDGEMENT_COLUMNS, on_fault)
+    beir = begun = False
+    for number, record in records:
+        if not begun and isinstance(record, str) and is_beir_header(record):
+            beir = begun = True
+            continue
+        first, begun = not begun, True
+        try:
+            judgement = judgement_of(number, record, beir)
+        except RecordError as wrong:
+            if first and wrong.kind is Kind.GRADE and isinstance(record, str):
+                reason = f"{wrong}; as a header line, only BEIR's is known, {BEIR_HEADER}"
+                wrong = RecordError(Kind.GRADE, reason)
+            tell(on_fault, address, number, wrong, record)
+            continue
+        yield judgement, record
 
 
 def read_qrels(address: str | Path) -> dict[str, dict[str, int]]:
@@ -345,14 +251,36 @@ def without_unknown_passages(
         if judgement.passage_id in known:
             kept.append(judgement)
             continue
-        names = " or ".join(name_of(address) for address in source.passages)
-        reason = f"unknown passage {judgement.passage_id!r}; it must be in {names}"
+        reason = f"unknown passage {judgement.passage_id!r}; it must be in {_corpus(source)}"
         wrong = RecordError(Kind.UNKNOWN, reason)
         tell(on_fault, source.qrels[split], judgement.line, wrong, judgement)
     return Judged(judged.queries, kept)
 
 
-def topics_of(judged: dict[str, Judged]) -> dict[str, Topics]:
+def count_misses(source: Source, split: str, judged: Judged, known: set[str]) -> int:
+    """How many relevant passages of a split for evaluation are not in `known`.
+
+    They stay judged, and no system can find them: as in `trec_eval -c` their queries count, and the ideal
+    ranking holds them.
+
+    Raises:
+        CollectionError: not one judged passage is known: the judgements are of another collection.
+    """
+    unknown = [j for j in judged.judgements if j.passage_id not in known]
+    if unknown and len(unknown) == len(judged.judgements):
+        first = unknown[0]
+        raise CollectionError(
+            f"{source.qrels[split]}:{first.line}: unknown passage {first.passage_id!r}, and so is every "
+            f"other that split {split!r} judges; they must be in {_corpus(source)}"
+        )
+    return sum(judgement.grade > 0 for judgement in unknown)
+
+
+def _corpus(source: Source) -> str:
+    return " or ".join(name_of(address) for address in source.passages)
+
+
+def topics_of(judged: dict[str, Judged], on_fault: OnFault = refuse) -> dict[str, Topics]:
     """Judged queries by split; a collection without a split for it gets `valid` from its train split.
 
     Raises:
@@ -361,7 +289,7 @@ def topics_of(judged: dict[str, Judged]) -> dict[str, Topics]:
     topics = {}
     for split, judgements in judged.items():
         if not judgements.judgements:
-            raise CollectionError(f"split {split!r}: no judgement is left")
+            raise CollectionError(f"split {split!r}: no judgement is left{left_out(on_fault)}")
         qrels = _grades(judgements.judgements)
         topics[split] = Topics(split, {q: judgements.queries[q] for q in qrels}, qrels)
     if TRAIN in topics and not {"dev", VALIDATION} & set(topics):
@@ -375,10 +303,24 @@ def topics_of(judged: dict[str, Judged]) -> dict[str, Topics]:
     return topics
 
 
+def check_beginning(source: Source, on_fault: OnFault = refuse) -> None:
+    """Read the first record of every file, before anything is started for the rest.
+
+    Raises:
+        CollectionError: a file that cannot be read, or whose first record is faulty.
+    """
+    for address in (*source.passages, *source.train_passages):
+        next(read_passages(address, on_fault), None)
+    for address in dict.fromkeys(source.queries.values()):
+        next(_queries(address, on_fault), None)
+    for address in source.qrels.values():
+        next(_judgements(address, on_fault), None)
+
+
 def read_topics(source: Source, on_fault: OnFault = refuse) -> dict[str, Topics]:
     """All splits' judged queries, by split.
 
     Raises:
         CollectionError: as the readers and `topics_of`.
     """
-    return topics_of(read_judged(source, on_fault))
+    return topics_of(read_judged(source, on_fault), on_fault)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raylab.experiment.config import quarantined_kinds
+from raylab.experiment.faults import quarantined_kinds
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -80,30 +80,56 @@ def tell(on_fault: OnFault, file: str | Path, line: int, wrong: RecordError, rec
     on_fault(Fault(wrong.kind, str(file), line, wrong.reason, text))
 
 
-class Quarantine:
-    """A policy (`raylab.experiment.config.quarantined_kinds`): a file of the records that were left out, with reasons.
+class LeavingOut:
+    """A policy (`raylab.experiment.faults.quarantined_kinds`) under which faults of some kinds are passed over.
 
-    One JSON object a line: `kind`, `file`, `line`, `reason`, `record`. The file is made with the first
-    fault; a fault of another kind than the policy's ends the reading.
+    They are counted; a fault of another kind ends the reading.
     """
 
-    def __init__(self, folder: Path, on_fault: str):
+    def __init__(self, on_fault: str):
         self.kinds = quarantined_kinds(on_fault)
-        self.path = folder / QUARANTINE
         self.counts: Counter[str] = Counter()
-        self._file: Any = None
+        self.first: dict[str, Fault] = {}
 
     def __call__(self, fault: Fault) -> None:
         if fault.kind.name.lower() not in self.kinds:
             refuse(fault)
-        if self._file is None:
-            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
         self.counts[str(fault.kind)] += 1
-        self._file.write(json.dumps(fault._asdict(), ensure_ascii=False) + "\n")
+        self.first.setdefault(str(fault.kind), fault)
 
     def facts(self) -> dict[str, int]:
         """How many records of each kind were left out."""
         return dict(sorted(self.counts.items()))
+
+
+def left_out(on_fault: OnFault) -> str:
+    """What a policy has left out so far, to end the message that nothing is left; else nothing."""
+    policy: Any = getattr(on_fault, "policy", on_fault)
+    if not isinstance(policy, LeavingOut) or not policy.counts:
+        return ""
+    kinds = [
+        f"{count:,} x {kind} ({policy.first[kind]})" for kind, count in policy.counts.most_common()
+    ]
+    return f"; left out: {'; '.join(kinds)}"
+
+
+class Quarantine(LeavingOut):
+    """Also a file of the records that were left out, with reasons.
+
+    One JSON object a line: `kind`, `file`, `line`, `reason`, `record`. The file is made with the first
+    fault.
+    """
+
+    def __init__(self, folder: Path, on_fault: str):
+        super().__init__(on_fault)
+        self.path = folder / QUARANTINE
+        self._file: Any = None
+
+    def __call__(self, fault: Fault) -> None:
+        super().__call__(fault)
+        if self._file is None:
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+        self._file.write(json.dumps(fault._asdict(), ensure_ascii=False) + "\n")
 
     def __enter__(self) -> Quarantine:
         return self

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.data.faults import CollectionError, OnFault, refuse, undecodable
+from raylab.data.grammar import is_blank
 from raylab.storage.checksums import checksum
 
 _BLOCK_BYTES = 1024**2
@@ -106,7 +107,7 @@ def _decompressed(file: Any, compression: str | None) -> Any:
 def lines(
     address: str | Path, on_fault: OnFault = refuse, by_name: bool = True
 ) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of a plain, gzip or zstd UTF-8 file; empty lines are skipped.
+    """(line number from 1, text) of a plain, gzip or zstd UTF-8 file; blank lines are skipped.
 
     ``by_name``: compression is what the suffix says; else it is recognised by the first bytes.
 
@@ -133,7 +134,7 @@ def lines(
                 except UnicodeDecodeError as error:
                     on_fault(undecodable(str(address), number, raw, error))
                     continue
-                if text:
+                if not is_blank(text):
                     yield number, text
         except _DAMAGE as error:
             reason = f"the {compression} stream is damaged" if compression else "cannot be read"

@@ -17,14 +17,16 @@ from raylab.data.collections import (
     TRAIN,
     Judged,
     Topics,
+    count_misses,
     read_judged,
     topics_of,
     without_unknown_passages,
 )
-from raylab.data.faults import Quarantine
+from raylab.data.faults import Fault, Kind, OnFault, Quarantine
+from raylab.data.registry import BENCHMARKS
 from raylab.data.shards import PARSED, SORT_KEY, parsed, write_shards
 from raylab.data.sources import Source
-from raylab.experiment.config import fault_identity
+from raylab.experiment.faults import fault_identity, quarantined_kinds
 from raylab.storage.artifacts import Address
 
 PASSAGES, TRAIN_PASSAGES = "passages", "train_passages"
@@ -35,7 +37,10 @@ InOrder = Callable[[Sequence[str], bool], Iterable[pa.Table]]
 
 def collection_address(source: Source, on_fault: str = "error") -> Address:
     """Where a collection's artifact stands: by its files' content, and by what is done about faults."""
-    return Address("collection", source.name, source.identity() | fault_identity(on_fault))
+    identity = source.identity() | fault_identity(on_fault)
+    if "unknown" in quarantined_kinds(on_fault):
+        identity["unknown_in_evaluation"] = "kept as misses"
+    return Address("collection", source.name, identity)
 
 
 def in_order(addresses: Sequence[str], quarantine: bool) -> list[pa.Table]:
@@ -51,7 +56,10 @@ def write_collection(
     """Validate a collection and write it into a folder; returns the facts that go on its manifest.
 
     ``on_fault``: which faulty records are left out, counted, and written with their reasons to
-    `quarantine.jsonl` (`raylab.experiment.config.quarantined_kinds`); any other fault refuses the collection.
+    `quarantine.jsonl` (`raylab.experiment.faults.quarantined_kinds`); any other fault refuses the collection.
+    Empty passages that a published benchmark is known to have are left out in any case, and relevant
+    passages that splits for evaluation judge and the collection lacks stay judged (`count_misses`); both
+    are counted.
 
     Raises:
         CollectionError: a fault, by file and line. Whatever the policy: a damaged compressed stream
@@ -65,17 +73,22 @@ def write_collection(
         wanted = {j.passage_id for judgements in judged.values() for j in judgements.judgements}
         statistics: dict[str, Any] = {}
         known: dict[str, set[str]] = {TRAIN_PASSAGES: set()}
+        passing = KnownGaps(source, quarantine)
         for part, files in ((PASSAGES, source.passages), (TRAIN_PASSAGES, source.train_passages)):
             if files:
-                batches = order(files, bool(quarantine.kinds))
+                batches = order(files, bool(quarantine.kinds) or passing.expected > 0)
                 statistics[part], known[part] = write_shards(
-                    folder / part, batches, files, wanted, quarantine
+                    folder / part, batches, files, wanted, passing
                 )
-        for split, judgements in judged.items():
-            # Training judgements may name the passages that are kept apart for training.
-            there = known[PASSAGES] | (known[TRAIN_PASSAGES] if split == TRAIN else set())
-            judged[split] = without_unknown_passages(source, split, judgements, there, quarantine)
-        topics = topics_of(judged)
+        misses = {}
+        for split, own in judged.items():
+            if split == TRAIN:
+                # Training judgements may name the passages that are kept apart for training.
+                there = known[PASSAGES] | known[TRAIN_PASSAGES]
+                judged[split] = without_unknown_passages(source, split, own, there, quarantine)
+            elif count := count_misses(source, split, own, known[PASSAGES]):
+                misses[split] = count
+        topics = topics_of(judged, quarantine)
     _write_topics(folder, topics)
     statistics["splits"] = _split_facts(source, judged, topics)
     (folder / "statistics.json").write_text(json.dumps(statistics, indent=1))
@@ -85,8 +98,51 @@ def write_collection(
         "train_passages": statistics.get(TRAIN_PASSAGES, {}).get("passages"),
         "splits": {split: len(t.queries) for split, t in topics.items()},
         "quarantined": quarantine.facts(),
+        "empty_passages": passing.count,
+        "misses": misses,
         "verified": verified,
     }
+
+
+class KnownGaps:
+    """Passes over the empty passages that a benchmark's publisher left in; other faults go on to a policy.
+
+    For one reading of the passages, since it counts.
+    """
+
+    def __init__(self, source: Source, policy: OnFault):
+        benchmark = BENCHMARKS.get(source.name)
+        self.expected = benchmark.empty_passages if benchmark is not None else 0
+        self.policy = policy
+        self.count = 0
+
+    def __call__(self, fault: Fault) -> None:
+        if fault.kind is not Kind.EMPTY or self.count >= self.expected:
+            self.policy(fault)
+            return
+        self.count += 1
+
+
+def gaps(meta: dict[str, Any]) -> list[str]:
+    """What a collection artifact tells of what it lacks, a sentence each."""
+    benchmark = BENCHMARKS.get(meta["name"])
+    told = []
+    if count := meta.get("empty_passages"):
+        assert benchmark is not None
+        told.append(
+            f"{count:,} passage(s) without text left out (published {meta['name']} has "
+            f"{benchmark.empty_passages})"
+        )
+    missing = benchmark.missing_passages if benchmark is not None else 0
+    for split, count in meta.get("misses", {}).items():
+        known = f" (published {meta['name']} lacks {missing})" if missing else ""
+        told.append(
+            f"split {split}: {count:,} relevant passage(s) are not in the collection{known}; they count as misses"
+        )
+    if quarantined := meta.get("quarantined"):
+        counts = ", ".join(f"{count:,} x {kind}" for kind, count in quarantined.items())
+        told.append(f"records set aside: {counts}")
+    return told
 
 
 def _split_facts(

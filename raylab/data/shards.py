@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raylab.data.collections import Passage, read_passages
-from raylab.data.faults import CollectionError, Fault, Kind, OnFault, refuse
+from raylab.data.faults import CollectionError, Fault, Kind, OnFault, left_out, refuse
 
 SHARD_ROWS = 16_384
 _PARSE_ROWS, _PARSE_CHARACTERS = 4_096, 16 * 1024**2
@@ -180,7 +180,7 @@ def write_shards(
     finally:
         writer.close()
     if not writer.shards:
-        raise CollectionError(f"{' and '.join(files)}: no passage is there")
+        raise CollectionError(f"{' and '.join(files)}: no passage is there{left_out(on_fault)}")
     return {**statistics.facts(), "shards": writer.shards}, present
 
 

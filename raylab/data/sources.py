@@ -128,7 +128,16 @@ def open_collection(name: str) -> Source:
             "corpus.jsonl[.gz] (BEIR layout) or collection.tsv[.gz] (MS MARCO layout)"
             + (", or install ir_datasets, which has it" if name in BENCHMARKS else "")
         )
-    return _in_folder(name_of(name) or name, name)
+    return _in_folder(name_of(name) or name, _with_absolute_links(name))
+
+
+def _with_absolute_links(address: str) -> str:
+    """A chained address whose plain paths are absolute: workers have folders of their own."""
+    links = address.split("::")
+    return "::".join(
+        link if "://" in link or (i == 0 and len(links) == 1) else str(Path(link).resolve())
+        for i, link in enumerate(links)
+    )
 
 
 def _in_irds(dataset: str) -> Source:
@@ -165,16 +174,20 @@ def _in_folder(
     name: str, folder: str, embedded: bool = False, archive: str | None = None
 ) -> Source:
     here = _listing(folder)
-    corpus = _either(here, "corpus.jsonl") or _either(here, "corpus.parquet")
-    if corpus or "corpus" in here:
-        passages = (below(folder, corpus),) if corpus else _shards(below(folder, "corpus"))
-        queries = _either(here, "queries.jsonl") or _either(here, "queries.parquet")
+    corpus = _one_of(folder, here, "corpus.jsonl", "corpus.parquet", "corpus")
+    collection = _one_of(folder, here, "collection.tsv")
+    if corpus and collection:
+        raise _both(folder, corpus, collection)
+    if corpus:
+        path = below(folder, corpus)
+        passages = _shards(path) if corpus == "corpus" else (path,)
+        queries = _one_of(folder, here, "queries.jsonl", "queries.parquet")
         if queries is None:
             raise CollectionError(f"{folder}: queries.jsonl[.gz] is missing")
         splits = _splits(folder, here)
         known = dict.fromkeys(splits, below(folder, queries))
         return Source(name, passages, (), known, splits, embedded, archive)
-    if collection := _either(here, "collection.tsv"):
+    if collection:
         qrels = _split_files(folder, here, "qrels")
         if not qrels:
             raise CollectionError(f"{folder}: no qrels; an MS MARCO folder has qrels.SPLIT.tsv")
@@ -184,7 +197,7 @@ def _in_folder(
             )
             for split, file in qrels.items()
         }
-        extra = _either(here, "train_passages.tsv")
+        extra = _one_of(folder, here, "train_passages.tsv")
         return Source(
             name,
             (below(folder, collection),),
@@ -201,14 +214,17 @@ def _in_folder(
 
 def _splits(folder: str, here: list[str]) -> dict[str, str]:
     qrels = below(folder, "qrels")
-    splits = {}
+    splits: dict[str, str] = {}
     for name in _listing(qrels) if "qrels" in here else []:
         stem, _, ending = name.partition(".")
-        if stem and ending in ("tsv", "tsv.gz", "tsv.zst", "parquet"):
-            splits[stem] = below(qrels, name)
+        if not stem or ending not in ("tsv", "tsv.gz", "tsv.zst", "parquet"):
+            continue
+        if stem in splits:
+            raise _both(qrels, splits[stem], name)
+        splits[stem] = name
     if not splits:
         raise CollectionError(f"{folder}: no qrels; a BEIR folder has qrels/SPLIT.tsv")
-    return splits
+    return {split: below(qrels, name) for split, name in splits.items()}
 
 
 def _split_files(folder: str, here: list[str], kind: str) -> dict[str, str]:
@@ -232,15 +248,33 @@ def _shards(folder: str) -> tuple[str, ...]:
     names = [n for n in _listing(folder) if ".jsonl" in n or n.endswith(".parquet")]
     if not names:
         raise CollectionError(f"{folder}: no shard; they are *.jsonl[.gz] or *.parquet")
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = name.removesuffix(".parquet").partition(".jsonl")[0]
+        if stem in stems:
+            raise _both(folder, stems[stem], name)
+        stems[stem] = name
     return tuple(below(folder, name) for name in names)
 
 
-def _either(here: list[str], name: str) -> str | None:
-    return next((name + ending for ending in _ENDINGS if name + ending in here), None)
+def _one_of(folder: str, here: list[str], *names: str) -> str | None:
+    """The file or folder of these names that is there, compressed or not; None where there is none.
+
+    Raises:
+        CollectionError: there are several.
+    """
+    there = [name + ending for name in names for ending in _ENDINGS if name + ending in here]
+    if len(there) > 1:
+        raise _both(folder, *there[:2])
+    return there[0] if there else None
+
+
+def _both(folder: str, one: str, other: str) -> CollectionError:
+    return CollectionError(f"{folder}: {one} and {other} are both there, for one thing; keep one")
 
 
 def _required(folder: str, here: list[str], name: str) -> str:
-    file = _either(here, name)
+    file = _one_of(folder, here, name)
     if file is None:
         raise CollectionError(f"{folder}: {name}[.gz] is missing")
     return below(folder, file)

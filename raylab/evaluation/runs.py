@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from raylab.data.faults import CollectionError
+from raylab.data.faults import CollectionError, Kind, RecordError
 from raylab.data.files import lines
+from raylab.data.grammar import run_line
 
 Qrels = dict[str, dict[str, int]]
 """Query id -> passage id -> grade."""
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _GZIP_LEVEL = 6  # in less than half the time of 9, and 0.7 % larger
 
 
@@ -143,20 +143,17 @@ def read_run(path: str | Path) -> Run:
     """
     hits: dict[str, dict[str, float]] = {}
     for line, text in lines(Path(path)):
-        fields = text.split()
-        if len(fields) != 6:
-            raise CollectionError(
-                f"{path}:{line}: {len(fields)} columns; "
-                "a run has 6: query Q0 passage rank score tag"
-            )
-        query_id, _, passage_id, _, score, _ = fields
-        query_hits = hits.setdefault(query_id, {})
-        if passage_id in query_hits:
-            raise CollectionError(
-                f"{path}:{line}: passage {passage_id!r} again for query {query_id!r}; "
-                "a passage occurs once a query"
-            )
-        query_hits[passage_id] = _score(path, line, score)
+        try:
+            query_id, passage_id, score = run_line(text)
+            query_hits = hits.setdefault(query_id, {})
+            if passage_id in query_hits:
+                raise RecordError(
+                    Kind.DUPLICATE,
+                    f"passage {passage_id!r} again for query {query_id!r}; a passage occurs once a query",
+                )
+        except RecordError as wrong:
+            raise CollectionError(f"{path}:{line}: {wrong}") from None
+        query_hits[passage_id] = score
     pairs = {query_id: query_hits.items() for query_id, query_hits in hits.items()}
     try:
         return Run.from_pairs(pairs)
@@ -239,18 +236,6 @@ def _strictly_decreasing(scores: np.ndarray) -> np.ndarray:
     steps = np.minimum.accumulate(steps + ranks) - ranks
     bits = np.where(steps < 0, -steps | 0x80000000, steps)
     return bits.astype(np.uint32).view(np.float32)
-
-
-def _score(path: str | Path, line: int, text: str) -> float:
-    try:
-        score = float(text)
-    except ValueError:
-        score = float("nan")
-    if not abs(score) <= _FLOAT32_MAX:
-        raise CollectionError(
-            f"{path}:{line}: score {text!r}; a score is a finite float32 number such as 12.5"
-        )
-    return score
 
 
 @contextmanager

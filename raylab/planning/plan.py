@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from raylab.data.collections import TRAIN, read_passages, read_queries, read_topics
-from raylab.data.faults import Fault, OnFault, refuse
+from raylab.data.faults import LeavingOut, OnFault
+from raylab.data.ingest import KnownGaps
+from raylab.data.registry import encoding_for
 from raylab.data.sources import Source
-from raylab.experiment.config import Adaptation, Backbone, ConfigError, Execution, quarantined_kinds
+from raylab.experiment.config import Adaptation, Backbone, ConfigError, Execution
 from raylab.experiment.families import Start
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.references import load_reference
@@ -142,7 +144,8 @@ class _Sizes:
     @property
     def passages(self) -> int:
         if self._passages is None:
-            self._passages = sum(1 for _ in read_passages(self.source.passages, self.on_fault))
+            on_fault = KnownGaps(self.source, self.on_fault)
+            self._passages = sum(1 for _ in read_passages(self.source.passages, on_fault))
         return self._passages
 
 
@@ -165,7 +168,7 @@ def plan_grid(
     plans: list[CellPlan] = []
     adaptations: dict[Start, AdaptationPlan] = {}
     samples: dict[Any, _Sample] = {}
-    on_fault = _pass_over if quarantined_kinds(grid.on_fault) else refuse
+    on_fault = LeavingOut(grid.on_fault)
     sizes = _Sizes(source, on_fault)
     evaluated: dict[str, EvaluationPlan] = {}
     for cell in grid.cells():
@@ -273,12 +276,12 @@ def _plan_evaluation(
     Sorted by length, texts are padded by about 1 %, which is left out. A sparse query and
     passage share at most the query's terms; that bound is planned for.
     """
-    encoding = grid.ladder.recipe.encoding
+    encoding = encoding_for(grid.ladder.recipe.encoding, sizes.source.name)
     queries = sum(count for split, count in sizes.queries.items() if split != TRAIN)
     tokens = flops = 0.0
     for count, lengths, limit in (
-        (sizes.passages, sample.passages, encoding.passage_length),
-        (queries, sample.queries, encoding.query_length),
+        (sizes.passages, sample.passages, encoding.passage_limit),
+        (queries, sample.queries, encoding.query_limit),
     ):
         cut = np.minimum(lengths, limit).tolist()
         each = [encode_flops(shape, Rows(1, length), cell.head) for length in cut]
@@ -325,10 +328,6 @@ def check_workers(cell: Cell, grid: Grid, execution: Execution) -> None:
             )
 
 
-def _pass_over(fault: Fault) -> None:
-    """Ingest puts it into the quarantine; a plan needs sound records only."""
-
-
 def _sample_lengths(tokenizer, source: Source, on_fault: OnFault) -> _Sample:
     split = TRAIN if TRAIN in source.queries else next(iter(source.queries))
     queries = [
@@ -338,7 +337,7 @@ def _sample_lengths(tokenizer, source: Source, on_fault: OnFault) -> _Sample:
         )
     ]
     path = source.train_passages or source.passages
-    first = itertools.islice(read_passages(path, on_fault), _SAMPLE_TEXTS)
+    first = itertools.islice(read_passages(path, KnownGaps(source, on_fault)), _SAMPLE_TEXTS)
     passages = [f"{p.title} {p.text}" for p in first]
     around_q, around_p = tokenizer.overhead("query"), tokenizer.overhead("passage")
     return _Sample(

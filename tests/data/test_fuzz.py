@@ -5,9 +5,11 @@ known exactly, under both policies. Random damage: bytes of a file are changed a
 outcome must be what an independent reader of a few lines, `reference` below, makes of those bytes.
 """
 
+import ctypes
 import gzip
 import io
 import json
+import re
 import tempfile
 import zlib
 from collections import Counter
@@ -27,6 +29,9 @@ PASSAGES = [(f"p{i:02d}", f"Title {i}", f"text of passage {i}, naïve") for i in
 QUERIES = [(f"q{i}", f"question {i}?") for i in range(5)]
 JUDGED = [(f"q{i}", f"p{i * 2:02d}", i % 3) for i in range(5)]
 EXAMPLES = 100  # of each of the twelve tests below
+BLANKS = " \t\n\v\f\r"
+STRTOD = ctypes.CDLL(None).strtod
+STRTOD.restype, STRTOD.argtypes = ctypes.c_double, [ctypes.c_char_p, ctypes.c_void_p]
 FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "tsv", "tsv.gz", "parquet")
 
 
@@ -163,7 +168,6 @@ def faulty_passage(draw, form: str, before: tuple[str, str, str]):
                 (b'{"_id": "", "text": "t"}', Kind.ID),
                 (b'{"_id": "a b", "text": "t"}', Kind.ID),
                 (b'{"_id": "a\\u0000", "text": "t"}', Kind.ID),
-                (b'{"_id": "a\\u2028", "text": "t"}', Kind.ID),
                 (b'{"_id": "x1", "title": " ", "text": "\\n"}', Kind.EMPTY),
                 (b'{"_id": "x1", "text": "half \\ud800"}', Kind.ENCODING),
                 (b'{"_id": "\\udfff", "text": "half"}', Kind.ENCODING),
@@ -202,7 +206,6 @@ def faulty_judgement(draw, form: str):
         (line() + b"\textra", Kind.FIELDS),
         (b"q1\tp01" if form.startswith("tsv") else b"q1", Kind.FIELDS),
         (line(query_id="q9"), Kind.UNKNOWN),
-        (line(passage_id="p99"), Kind.UNKNOWN),
         (judgement_line(form, JUDGED[0]), Kind.DUPLICATE),
         (line() + draw(JUNK), Kind.ENCODING),
     ]
@@ -327,7 +330,6 @@ PARQUET_FAULTS = {
         (("q1", "p01", None), Kind.GRADE),
         (("q1", "p01", 2**40), Kind.GRADE),
         (("q9", "p01", 1), Kind.UNKNOWN),
-        (("q1", "p99", 1), Kind.UNKNOWN),
         (("q1", None, 1), Kind.FORMAT),
         ((*JUDGED[0][:2], 2), Kind.DUPLICATE),
     ],
@@ -403,6 +405,14 @@ def mutation(draw):
     return change
 
 
+def strtod(text: str) -> float | None:
+    """What C makes of a whole text; None for what is no finite number."""
+    raw, end = text.encode(), ctypes.c_char_p()
+    value = STRTOD(raw, ctypes.byref(end))
+    whole = raw and not (end.value or b"") and b"\0" not in raw
+    return value if whole and abs(value) < float("inf") else None
+
+
 def reference(form: str, files: dict[str, Path]):
     """Passages and judgements that a naive reader keeps of these files; None when a stream is damaged."""
 
@@ -421,7 +431,7 @@ def reference(form: str, files: dict[str, Path]):
                 line = raw.decode().rstrip("\r")
             except UnicodeDecodeError:
                 continue
-            if line:
+            if line.strip(BLANKS):
                 found.append(line)
         return found
 
@@ -442,7 +452,10 @@ def reference(form: str, files: dict[str, Path]):
                 yield first, "", second
 
     def usable(value: str) -> bool:
-        return value != "" and "\0" not in value and value.split() == [value]
+        return value != "" and not set(value) & set(BLANKS + "\0")
+
+    def parts_of(line: str) -> list[str]:
+        return [part for part in re.split(f"[{BLANKS}]+", line) if part]
 
     own = {path: text_lines(path) for path in files.values()}
     if None in own.values():
@@ -455,26 +468,22 @@ def reference(form: str, files: dict[str, Path]):
         if usable(query_id) and text.strip():
             queries.add(query_id)
     beir = False
-    for number, line in enumerate(w for w in own[files["qrels"]] if w.strip()):
-        if number == 0 and line.split()[0] in ("query-id", "query_id"):
+    for number, line in enumerate(own[files["qrels"]]):
+        parts = parts_of(line)
+        if number == 0 and parts == ["query-id", "corpus-id", "score"]:
             beir = True
             continue
-        parts = line.split("\t") if beir else line.split()
         if len(parts) != (3 if beir else 4):
             continue
-        query_id, passage_id, grade = parts[0], parts[-2], parts[-1]
-        digits, point, rest = grade.lstrip("+-").partition(".")
-        sign = grade[: len(grade) - len(grade.lstrip("+-"))]
-        if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and len(sign) <= 1):
+        query_id, passage_id, grade = parts[0], parts[-2], strtod(parts[-1])
+        if grade is None or grade != grade // 1 or abs(grade) > 32_767:
             continue
-        if point and not (rest and set(rest) == {"0"}):
-            continue
-        value = int(sign + digits)
-        if abs(value) > 32_767 or not (usable(query_id) and usable(passage_id)):
-            continue
-        # The first of two judgements is the one that counts, known ids or not.
-        qrels.setdefault((query_id, passage_id), value)
-    kept = [(q, p, g) for (q, p), g in qrels.items() if q in queries and p in passages]
+        if usable(query_id) and usable(passage_id):
+            # The first of two judgements is the one that counts, known ids or not.
+            qrels.setdefault((query_id, passage_id), int(grade))
+    kept = [(q, p, g) for (q, p), g in qrels.items() if q in queries]
+    if not any(passage_id in passages for _, passage_id, _ in kept):
+        kept = []
     return sorted(passages.values()), sorted(kept)
 
 
@@ -505,7 +514,8 @@ def test_random_damage_gives_what_a_naive_reader_keeps_or_a_clear_error(form):
                 why = str(error)
             if why:
                 assert kept is None or not kept[0] or not kept[1], why
-                assert str(files[kind]) in why or "no judgement is left" in why
+                elsewhere = ("no judgement is left", "and so is every other")
+                assert str(files[kind]) in why or any(words in why for words in elsewhere)
             else:
                 outcomes["kept"] += 1
                 assert kept is not None

@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.data.faults import CollectionError, Kind, OnFault, RecordError, refuse, tell
-from raylab.data.files import lines
+from raylab.data.files import lines, opened
+from raylab.data.grammar import FLOAT32_MAX, fields, seems
 from raylab.data.supervision.teacher import GROUP_SCHEMA
 from raylab.data.tokens import find_ids
 
@@ -35,7 +36,6 @@ FORMATS = (
     '{"query", "docids", "scores"}, a TREC run, or Parquet (query_id, passage_id, score)'
 )
 SCORED = ("query_id", "passage_id", "score")
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 _BATCH_GROUPS = 256
 # What pyarrow raises for damaged bytes; ValueError: names that are not UTF-8.
 _PARQUET_FAULTS = (pa.ArrowException, OSError, ValueError, MemoryError)
@@ -62,14 +62,16 @@ def form_of(path: Path) -> Form:
     for number, line in text_lines(path):
         if line.lstrip().startswith("{"):
             return "groups"
-        if len(line.split()) == 6:
+        if len(fields(line)) == 6:
             return "scores"
-        raise CollectionError(f"{path}:{number}: no teacher file begins like this; it is {FORMATS}")
+        raise CollectionError(
+            f"{path}:{number}: no teacher file begins like this; it is {FORMATS}{seems(line)}"
+        )
     raise CollectionError(f"{path}: the file is empty; a teacher file is {FORMATS}")
 
 
 def is_parquet(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return file.read(4) == b"PAR1"
 
 
@@ -81,9 +83,8 @@ def schema_of(path: Path) -> pa.Schema:
 
 
 def text_lines(path: Path, on_fault: OnFault = refuse) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of the lines that hold more than white space."""
-    numbered = lines(path, on_fault, by_name=False)
-    return ((number, text) for number, text in numbered if text.strip())
+    """(line number from 1, text) of the lines that are not blank."""
+    return lines(path, on_fault, by_name=False)
 
 
 # ---------------------------------------------------------------------------------------- groups

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from raylab.data.faults import CollectionError, Kind, OnFault, RecordError, refuse, tell
+from raylab.data.grammar import run_line
 from raylab.data.supervision.published import (
-    FLOAT32_MAX,
     SCORED,
     is_parquet,
     parquet_batches,
@@ -63,14 +63,14 @@ def _run_scores(path: Path, on_fault: OnFault) -> Iterator[pa.Table]:
     while batch := list(islice(numbered, _BATCH_SCORES)):
         queries, passages, scores, places = [], [], [], []
         for number, line in batch:
-            fields = line.split()
             try:
-                scores.append(_score_of(fields))
+                query, passage, score = run_line(line)
             except RecordError as wrong:
                 tell(on_fault, path, number, wrong, line)
                 continue
-            queries.append(fields[0])
-            passages.append(fields[2])
+            queries.append(query)
+            passages.append(passage)
+            scores.append(score)
             places.append(number)
         columns = [
             queries,
@@ -80,20 +80,6 @@ def _run_scores(path: Path, on_fault: OnFault) -> Iterator[pa.Table]:
             pa.array(places, pa.int64()),
         ]
         yield pa.table(columns, schema=SCORES)
-
-
-def _score_of(fields: Sequence[str]) -> float:
-    if len(fields) != 6:
-        raise RecordError(
-            Kind.FIELDS, f"{len(fields)} columns; a run has 6: query Q0 passage rank score tag"
-        )
-    try:
-        score = float(fields[4])
-    except ValueError:
-        score = math.nan
-    if not abs(score) <= FLOAT32_MAX:
-        raise RecordError(Kind.SCORE, f"score {fields[4]!r}; a score is a finite float32 number")
-    return score
 
 
 def _parquet_scores(path: Path, on_fault: OnFault) -> Iterator[pa.Table]:
