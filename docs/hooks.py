@@ -8,6 +8,7 @@ A page asks for it by a comment on a line of its own:
     <!-- generated: ladders -->                those of the package
     <!-- generated: benchmarks -->             the collections known by name
     <!-- generated: devices -->                what a plan can be for
+    <!-- generated: differences -->            between the recipes `paper-as-run` and `paper`, and why
     <!-- generated: laws -->                   the scaling laws
     <!-- included: benchmarks/README.md -->    a file of the repository, without its title
 """
@@ -208,6 +209,31 @@ def heads_and_objectives() -> str:
     )
 
 
+def differences() -> str:
+    from raylab.experiment.paper import WHY
+    from raylab.experiment.paper import differences as between
+
+    values: dict[str, dict[tuple[str, str], list[str]]] = {}
+    for where, field, ran, ours in between():
+        pair = _shown_value(ran), _shown_value(ours)
+        values.setdefault(field, {}).setdefault(pair, []).append(where)
+    rows = [
+        (f"`{field}`", ", ".join(_without_heads(places)), ran, ours, WHY[field])
+        for field, pairs in values.items()
+        for (ran, ours), places in pairs.items()
+    ]
+    return table(("field", "of", "as it ran", "recipe `paper`", "why"), rows)
+
+
+def _shown_value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _without_heads(places: list[str]) -> list[str]:
+    """`1b cl` for both `1b cl sparse` and `1b cl dense`."""
+    return list(dict.fromkeys(re.sub(r" (sparse|dense)$", "", place) for place in places))
+
+
 def ladders() -> str:
     from raylab.experiment.ladders import LADDERS
 
@@ -275,6 +301,7 @@ GENERATED = {
     "columns of LedgerRow": ledger_columns,
     "commands": commands,
     "heads and objectives": heads_and_objectives,
+    "differences": differences,
     "ladders": ladders,
     "benchmarks": benchmarks,
     "devices": devices,

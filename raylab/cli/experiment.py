@@ -24,6 +24,7 @@ from raylab.experiment.changes import changed_recipe, parse_setting
 from raylab.experiment.config import ConfigError, Execution
 from raylab.experiment.grid import Grid, Ladder, Recipe, Variant
 from raylab.experiment.ladders import PICO, find_ladder
+from raylab.experiment.recipes import find_recipe
 from raylab.experiment.variants import with_budgets
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _with_absolute_paths(grid: Grid, execution: Execution) -> tuple[Grid, Execut
 
 def _ladder(options: Options, grid: Grid) -> Ladder:
     ladder = grid.ladder if options.ladder is None else find_ladder(options.ladder)
-    recipe = ladder.recipe
+    recipe = ladder.recipe if options.recipe is None else find_recipe(options.recipe)
     for setting in options.settings or ():
         try:
             recipe = _with_setting(recipe, setting, grid.variants)

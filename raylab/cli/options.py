@@ -15,6 +15,7 @@ import typer
 from raylab.experiment.config import ComputeDtype, ConfigError, Execution, Precision
 from raylab.experiment.grid import AdaptationCharge, Grid
 from raylab.experiment.ladders import LADDERS
+from raylab.experiment.recipes import RECIPES
 from raylab.planning.devices import DEVICES
 
 _RULE = "rule"
@@ -64,6 +65,9 @@ class Options:
     """
 
     ladder: Annotated[str | None, _computed(f"{', '.join(LADDERS)} or a TOML FILE")] = None
+    recipe: Annotated[
+        str | None, _computed(f"{', '.join(RECIPES)}; not given: the ladder's own")
+    ] = None
     sizes: Annotated[
         str | None, _computed("sizes of the ladder, comma-separated; empty: its default")
     ] = None

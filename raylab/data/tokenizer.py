@@ -131,6 +131,11 @@ class Tokenizer:
         """Token ids (1-d arrays) of each text alone, cut to `limit` tokens."""
         return self.text.encode(texts, limit)
 
+    @cached_property
+    def special(self) -> tuple[np.ndarray, np.ndarray]:
+        """Special tokens (before a text, after it), without a prompt; empty where the contract has none."""
+        return self._frame("", "")
+
     def overhead(self, kind: TextKind) -> int:
         """How many tokens of a length limit the contract takes for itself."""
         return sum(map(len, self._frames[kind]))

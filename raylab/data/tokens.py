@@ -8,12 +8,15 @@ ids.npy       bytes [N], sorted
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from raylab.data.faults import CollectionError
+
+_NONE = np.empty(0, np.uint16)
 
 
 def write_store(
@@ -150,9 +153,33 @@ class PassageStore:
             start += title
         return self.flat[start : min(end, start + limit)]
 
-    def blocks(self, length: int) -> int:
-        """How many full blocks of `length` tokens the concatenated passages give."""
-        return len(self.flat) // length
+    def blocks(self, length: int, before: np.ndarray = _NONE, after: np.ndarray = _NONE) -> int:
+        """How many full blocks of `length` tokens the concatenated passages give.
 
-    def block(self, index: int, length: int) -> np.ndarray:
-        return self.flat[index * length : (index + 1) * length]
+        `before` and `after` are tokens that stand around every passage.
+        """
+        return (len(self.flat) + len(self) * (len(before) + len(after))) // length
+
+    def block(
+        self, index: int, length: int, before: np.ndarray = _NONE, after: np.ndarray = _NONE
+    ) -> np.ndarray:
+        """A block of `length` tokens."""
+        start, stop = index * length, (index + 1) * length
+        around = len(before) + len(after)
+        if not around:
+            return self.flat[start:stop]
+
+        def begin(row: int) -> int:
+            """Where a passage begins, with what stands around those before it."""
+            return int(self.offsets[row]) + row * around
+
+        rows = range(len(self))
+        row = first = bisect.bisect_right(rows, start, key=begin) - 1
+        parts: list[np.ndarray] = []
+        while begin(row) < stop:
+            parts += [before, self.flat[self.offsets[row] : self.offsets[row + 1]], after]
+            row += 1
+            if row == len(self):
+                break
+        skipped = start - begin(first)
+        return np.concatenate(parts)[skipped : skipped + length]

@@ -45,7 +45,7 @@ def changed(where: str, config: D, changes: Any) -> D:
 def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """A recipe with changes to its parts; those of `fine_tuning` hold for all heads and objectives.
 
-    A batch size that is given holds for all sizes, too.
+    They hold for all sizes and in runs of several budgets, too, in place of what the recipe says of these.
 
     Raises:
         ConfigError: as `changed`.
@@ -60,8 +60,13 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         },
         encoding=changed("encoding", recipe.encoding, changes.get("encoding", {})),
         budget_flops=typed("budget_flops", changes.get("budget_flops", recipe.budget_flops), float),
-        batch_queries={} if "batch_queries" in tuning_changes else recipe.batch_queries,
+        by_size={key: _without(fields, tuning_changes) for key, fields in recipe.by_size.items()},
+        stable=_without(recipe.stable, tuning_changes),
     )
+
+
+def _without(fields: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 def parse_setting(text: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ They come in two kinds, and the difference carries the laboratory:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,14 +21,14 @@ Precision = Literal["float16", "float32"]
 COMPUTE_DTYPES: tuple[ComputeDtype, ...] = ("float32", "bfloat16", "float16")
 SCHEDULES: tuple[ScheduleName, ...] = ("linear", "wsd")
 PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
-# What can be wrong with a record of a collection or a teacher file (`raylab.data.faults.Kind`).
-FAULTS = ("encoding", "format", "fields", "empty", "id", "duplicate", "unknown", "grade", "score")
-
 # Marks a field that enters fingerprints elsewhere (as an input's content) or not at all (a name, a colour).
 ELSEWHERE = "elsewhere"
 
 # The version of the cost model (`raylab.planning.flops`): with another one a budget is another number of steps.
 COST_MODEL = 2
+
+# Tokens a text is cut to at inference where nothing says otherwise: as BEIR is encoded (2502.15526).
+LONGEST_TEXT = 512
 
 # The seven projections of a layer (2502.15526, training scripts).
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,31 +42,6 @@ def check(condition: bool, where: str, value: object, right: str) -> None:
     """Raise `ConfigError` naming field, value and what would be right, unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{where} = {value!r}: it must be {right}")
-
-
-def quarantined_kinds(on_fault: str) -> frozenset[str]:
-    """The kinds of fault whose records are set aside; a fault of any other kind ends the reading.
-
-    ``on_fault``: `error` (none), `quarantine` (all), or `quarantine:KIND[,KIND...]`.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    policy, named, names = on_fault.partition(":")
-    kinds = frozenset(names.split(",") if named else FAULTS)
-    check(
-        on_fault == "error" or (policy == "quarantine" and kinds <= set(FAULTS)),
-        "on_fault",
-        on_fault,
-        f"error, quarantine, or quarantine:KIND[,KIND...] of the kinds {', '.join(FAULTS)}",
-    )
-    return frozenset() if on_fault == "error" else kinds
-
-
-def fault_identity(on_fault: str) -> dict[str, Any]:
-    """The part of an identity that says which faults are left out; nothing where none is."""
-    kinds = quarantined_kinds(on_fault)
-    return {"quarantined": sorted(kinds)} if kinds else {}
 
 
 def identity(config: Any) -> Any:
@@ -164,6 +140,8 @@ class Adaptation:
     """MNTP, masked next-token prediction, once a size (2502.15526, Backbone).
 
     `held_out_blocks` (at most a tenth of all blocks) are kept from training, to measure on.
+    `schedule_epochs`, when set, is how many epochs over the blocks the learning rate's course is laid out
+    for; the run still ends after `steps`, wherever the rate is then.
     """
 
     steps: int = 10_000
@@ -179,8 +157,12 @@ class Adaptation:
     lora: Lora | None = Lora(dropout=0.05)
     checkpointing: bool = True
     warmup_steps: int | None = None
+    schedule_epochs: float | None = None
 
     def __post_init__(self) -> None:
+        epochs = self.schedule_epochs
+        right = "None or positive"
+        check(epochs is None or epochs > 0, "adaptation.schedule_epochs", epochs, right)
         check(self.steps >= 0, "adaptation.steps", self.steps, "0 (no MNTP) or more")
         check(
             0 < self.selected_fraction < 1,
@@ -207,9 +189,20 @@ class FineTuning:
     follows from the run's length: the warm-up, and the rise of the FLOPS weights (a third of it). With
     both and `schedule="wsd"` a run is the beginning of every longer one until its decay begins.
 
+    `ramp_fraction`: the part of the steps over which the FLOPS weights rise. `pace_flops`, when set, is the
+    budget whose steps the fractions of warm-up and ramp are of, in place of the run's own: runs of several
+    budgets then begin alike.
+
     `corrupted_positives` is the share of training queries whose positive is another query's, and
     `corrupted_scores` the share whose teacher scores are put to the wrong passages
     (`raylab.data.supervision.corruption`).
+
+    The rest are what the code of 2502.15526 did beside its text, all off by default: `in_batch_queries`,
+    the queries whose passages are each other's negatives (None: the whole batch); `gathered_gradient`, the share
+    of the gradient of what is computed over the passages of all devices (InfoNCE, and the regulariser beside it);
+    `regulariser_queries`, the queries whose texts one mean of the regulariser is over (None: the whole
+    batch), `regulariser_apart`, of positives and negatives apart; `keep_false_negatives`, a query's other
+    positives stay among its negatives.
     """
 
     batch_queries: int = 112
@@ -238,6 +231,13 @@ class FineTuning:
     ramp_steps: int | None = None
     corrupted_positives: float = 0.0
     corrupted_scores: float = 0.0
+    ramp_fraction: float = 1 / 3
+    pace_flops: float | None = None
+    in_batch_queries: int | None = None
+    gathered_gradient: float = 1.0
+    regulariser_queries: int | None = None
+    regulariser_apart: bool = False
+    keep_false_negatives: bool = False
 
     def __post_init__(self) -> None:
         check(
@@ -263,31 +263,55 @@ class FineTuning:
         for name in ("corrupted_positives", "corrupted_scores"):
             share = getattr(self, name)
             check(0 <= share <= 1, f"fine_tuning.{name}", share, "in [0, 1]")
+        for name in ("ramp_fraction", "gathered_gradient"):
+            share = getattr(self, name)
+            check(0 < share <= 1, f"fine_tuning.{name}", share, "above 0 and at most 1")
+        pace = self.pace_flops
+        check(pace is None or pace > 0, "fine_tuning.pace_flops", pace, "None or positive")
+        for name in ("in_batch_queries", "regulariser_queries"):
+            part, whole = getattr(self, name), self.batch_queries
+            right = f"None, or a divisor of fine_tuning.batch_queries = {whole}"
+            fits = part is None or (part >= 1 and whole % part == 0)
+            check(fits, f"fine_tuning.{name}", part, right)
         _check_schedule("fine_tuning", self)
 
     @property
     def extends(self) -> bool:
         """Whether a longer run begins as a shorter one does, up to the shorter one's decay."""
-        ramped = self.ramp_steps is None and (self.lambda_query or self.lambda_passage)
-        return self.schedule == "wsd" and self.warmup_steps is not None and not ramped
+        ramped = self.ramp_steps is None and bool(self.lambda_query or self.lambda_passage)
+        by_length = self.pace_flops is None and (self.warmup_steps is None or ramped)
+        return self.schedule == "wsd" and not by_length
+
+    def paced(self, steps: int) -> FineTuning:
+        """With warm-up and ramp in steps: the fractions of `steps`, where they are not set already."""
+        warmup, ramp = self.warmup_steps, self.ramp_steps
+        return dataclasses.replace(
+            self,
+            warmup_steps=math.ceil(steps * self.warmup_fraction) if warmup is None else warmup,
+            ramp_steps=round(steps * self.ramp_fraction) if ramp is None else ramp,
+            pace_flops=None,
+        )
 
 
 @dataclass(frozen=True)
 class Encoding:
     """Lengths and pruning at inference; Top-K 0 keeps every positive term (SPLARE, 2603.13277).
 
-    Representations are stored, and therefore searched, in `precision`.
+    A length that is None is the collection's own (`raylab.data.registry.encoding_for`). Representations are
+    stored, and therefore searched, in `precision`.
     """
 
-    query_length: int = 64
-    passage_length: int = 512
+    query_length: int | None = None
+    passage_length: int | None = None
     top_k_query: int = 40
     top_k_passage: int = 400
     precision: Precision = "float16"
 
     def __post_init__(self) -> None:
         for name in ("query_length", "passage_length"):
-            check(getattr(self, name) >= 1, f"encoding.{name}", getattr(self, name), "at least 1")
+            length = getattr(self, name)
+            right = "at least 1, or none for the collection's own"
+            check(length is None or length >= 1, f"encoding.{name}", length, right)
         for name in ("top_k_query", "top_k_passage"):
             value = getattr(self, name)
             check(value >= 0, f"encoding.{name}", value, "0 (no pruning) or more")
@@ -297,6 +321,16 @@ class Encoding:
             self.precision,
             f"one of {PRECISIONS}",
         )
+
+    @property
+    def query_limit(self) -> int:
+        """The tokens a query is cut to."""
+        return LONGEST_TEXT if self.query_length is None else self.query_length
+
+    @property
+    def passage_limit(self) -> int:
+        """The tokens a passage is cut to."""
+        return LONGEST_TEXT if self.passage_length is None else self.passage_length
 
     def changed(self, **changes: int | str | None) -> Encoding:
         """This encoding with what is not None put in its place.

@@ -18,8 +18,8 @@ from raylab.experiment.config import (
     Encoding,
     FineTuning,
     check,
-    quarantined_kinds,
 )
+from raylab.experiment.faults import quarantined_kinds
 from raylab.experiment.heads import HEADS, Head
 from raylab.experiment.objectives import OBJECTIVES, Objective
 
@@ -79,7 +79,9 @@ class Variant:
     """A named change to the cells of a grid: what an experiment varies beside size, head and objective.
 
     `backbone`, `adaptation` and `fine_tuning` are fields of these configurations with other values;
-    `heads` and `objectives` the cells that it is about.
+    `heads` and `objectives` the cells that it is about. `stable`: all such variants of a cell, which differ in
+    their budgets, are decays from one stable phase that they share; its warm-up and ramp are those of the
+    smallest budget, and the recipe's `stable` fields hold.
     """
 
     name: str = ""
@@ -89,6 +91,7 @@ class Variant:
     budget_flops: float | None = None
     heads: tuple[Head, ...] | None = None  # None: all of the grid
     objectives: tuple[Objective, ...] | None = None
+    stable: bool = False
 
     @property
     def varied(self) -> Varied:
@@ -108,15 +111,17 @@ class Variant:
 class Recipe:
     """How every cell of a ladder is adapted, tuned and encoded.
 
-    `fine_tuning` is by the names of head and objective; `batch_queries` are batch sizes that the paper chose
-    by size, `epochs` its fixed budget as it was spent, both by the names of size and objective.
+    `fine_tuning` is by the names of head and objective; `by_size` are fields of it that differ by size, `epochs`
+    the paper's fixed budget as it was spent, both by the names of size and objective. `stable` are fields of
+    `fine_tuning` in runs of several budgets, beside the schedule (`Variant.stable`).
     """
 
     adaptation: Adaptation
     fine_tuning: Mapping[tuple[str, str], FineTuning]
     encoding: Encoding
     budget_flops: float
-    batch_queries: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    by_size: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    stable: Mapping[str, Any] = field(default_factory=dict)
     epochs: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def tuning(self, backbone: Backbone, head: Head, objective: Objective) -> FineTuning:
@@ -130,9 +135,8 @@ class Recipe:
         known = [(h, o) for h in heads for o in objectives if (h, o) in self.fine_tuning]
         if not known:
             raise ConfigError(f"the recipe has no fine_tuning for {heads} and {objectives}")
-        tuning = self.fine_tuning[known[0]]
-        batch = self.batch_queries.get((backbone.name, known[0][1]))
-        return tuning if batch is None else dataclasses.replace(tuning, batch_queries=batch)
+        changes = self.by_size.get((backbone.name, known[0][1]), {})
+        return dataclasses.replace(self.fine_tuning[known[0]], **changes)
 
 
 @dataclass(frozen=True)
@@ -228,6 +232,15 @@ class Grid:
         """What the grid says of every backbone."""
         return {} if self.compute_dtype is None else {"compute_dtype": self.compute_dtype}
 
+    def _tuning(self, variant: Variant, plain: FineTuning) -> FineTuning:
+        """The recipe's hyper-parameters of a cell, as the variant changes them."""
+        if not variant.stable:
+            return dataclasses.replace(plain, **variant.fine_tuning)
+        budgets = [v.budget_flops for v in self.variants if v.stable and v.budget_flops is not None]
+        changes = {**self.ladder.recipe.stable, **variant.fine_tuning}
+        tuning = dataclasses.replace(plain, schedule="wsd", **changes)
+        return tuning if tuning.extends else dataclasses.replace(tuning, pace_flops=min(budgets))
+
     def _cell(
         self,
         variant: Variant,
@@ -252,9 +265,7 @@ class Grid:
             backbone=dataclasses.replace(backbone, **{**self._computed, **variant.backbone}),
             head=head,
             objective=objective,
-            fine_tuning=dataclasses.replace(
-                recipe.tuning(backbone, head, objective), **variant.fine_tuning
-            ),
+            fine_tuning=self._tuning(variant, recipe.tuning(backbone, head, objective)),
             budget_flops=0.0 if epochs is not None else flops,
             seed=seed,
             epochs=epochs,

@@ -1,7 +1,7 @@
 """Ladders in TOML files:
 
 name = "mine"
-recipe = "paper"                 # or "pico", "smollm2"
+recipe = "paper"                 # or "paper-as-run", "pico", "smollm2"
 budget_flops = 1e15
 
 [[size]]
@@ -24,7 +24,7 @@ from typing import Any
 from raylab.experiment.changes import RECIPE_PARTS, changed, changed_recipe, check_known, typed
 from raylab.experiment.config import Backbone, ConfigError
 from raylab.experiment.grid import Ladder
-from raylab.experiment.recipes import RECIPES
+from raylab.experiment.recipes import find_recipe
 
 _KEYS = ("name", "recipe", "budget_flops", "size", "default", *RECIPE_PARTS)
 
@@ -49,9 +49,7 @@ def _ladder(path: Path, table: dict[str, Any]) -> Ladder:
     for key in table:
         check_known("the file", key, _KEYS)
     recipe_name = typed("recipe", table.get("recipe", "paper"), str)
-    if recipe_name not in RECIPES:
-        raise ConfigError(f"recipe = {recipe_name!r}: it must be one of {', '.join(RECIPES)}")
-    recipe = changed_recipe(RECIPES[recipe_name](), table)
+    recipe = changed_recipe(find_recipe(recipe_name), table)
     sizes = table.get("size")
     if not isinstance(sizes, list) or not sizes or not all(isinstance(s, dict) for s in sizes):
         raise ConfigError("no [[size]]; a ladder has at least one")

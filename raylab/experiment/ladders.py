@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raylab.experiment.config import Backbone, ConfigError
+from raylab.experiment.config import Backbone, ConfigError, Tokenization
 from raylab.experiment.grid import Ladder
 from raylab.experiment.ladder_file import read_ladder
 from raylab.experiment.recipes import paper_recipe, pico_recipe, smollm2_recipe
@@ -33,12 +33,20 @@ SMOLLM2 = Ladder(
     tuple(Backbone(f"smollm2-{n}l", _SMOLLM2, layers=n) for n in (6, 15, 30)),
     smollm2_recipe(),
 )
+
+
+def _llama3_size(name: str, source: str) -> Backbone:
+    # As 2502.15526 ran: BOS before every text, in MNTP, fine-tuning and evaluation.
+    tokenization = Tokenization(special_tokens=True)
+    return Backbone(name, source, tokenization=tokenization, compute_dtype="bfloat16")
+
+
 LLAMA3 = Ladder(
     "llama3",
     (
-        Backbone("1b", "meta-llama/Llama-3.2-1B", compute_dtype="bfloat16"),
-        Backbone("3b", "meta-llama/Llama-3.2-3B", compute_dtype="bfloat16"),
-        Backbone("8b", "meta-llama/Meta-Llama-3-8B", compute_dtype="bfloat16"),
+        _llama3_size("1b", "meta-llama/Llama-3.2-1B"),
+        _llama3_size("3b", "meta-llama/Llama-3.2-3B"),
+        _llama3_size("8b", "meta-llama/Meta-Llama-3-8B"),
     ),
     paper_recipe(),
 )

@@ -4,39 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from raylab.experiment.config import Adaptation, Encoding, FineTuning, Lora
+from raylab.experiment.config import Adaptation, ConfigError, Encoding, FineTuning, Lora
 from raylab.experiment.grid import Recipe
 from raylab.experiment.heads import HEADS
 from raylab.experiment.objectives import OBJECTIVES
-
-
-def paper_recipe() -> Recipe:
-    """The hyper-parameters that ran for 2502.15526; one 8B epoch of CL is the budget."""
-
-    def tuning(head: str, objective: str) -> FineTuning:
-        return FineTuning(
-            batch_queries=512 if objective == "kd" else 128,
-            negatives=16,
-            temperature=0.01 if head == "dense" else 1.0,
-        )
-
-    return Recipe(
-        adaptation=Adaptation(),
-        fine_tuning={(h, o): tuning(h, o) for h in HEADS for o in OBJECTIVES},
-        encoding=Encoding(passage_length=512),
-        budget_flops=5.5e19,
-        batch_queries={("1b", "cl"): 112, ("1b", "cl+kd"): 112, ("1b", "kd"): 1024},
-        epochs=_paper_epochs(),
-    )
-
-
-def _paper_epochs() -> dict[tuple[str, str], float]:
-    """The fixed budget as it was spent: (size, objective) -> epochs."""
-    epochs: dict[tuple[str, str], float] = {}
-    for size, contrastive, distilled in (("1b", 7, 56), ("3b", 3, 24), ("8b", 1, 8)):
-        epochs[size, "cl"] = epochs[size, "cl+kd"] = contrastive
-        epochs[size, "kd"] = distilled
-    return epochs
+from raylab.experiment.paper import paper_as_run_recipe, paper_recipe
 
 
 def pico_recipe() -> Recipe:
@@ -76,8 +48,10 @@ def pico_recipe() -> Recipe:
             checkpointing=False,
         ),
         fine_tuning={(h, o): tuning(h, o) for h in HEADS for o in OBJECTIVES},
-        encoding=Encoding(query_length=64, passage_length=128, top_k_query=40, top_k_passage=400),
+        encoding=Encoding(passage_length=128),
         budget_flops=1.0e12,
+        # Small batches, so that whole steps of the largest size come near the smallest budget.
+        stable={"batch_queries": 8, "learning_rate": 1e-3, "warmup_steps": 4, "ramp_steps": 20},
     )
 
 
@@ -94,8 +68,24 @@ def smollm2_recipe() -> Recipe:
         },
         encoding=Encoding(passage_length=256),
         budget_flops=3e13,
-        batch_queries={},
+        by_size={},
     )
 
 
-RECIPES = {"paper": paper_recipe, "pico": pico_recipe, "smollm2": smollm2_recipe}
+RECIPES = {
+    "paper": paper_recipe,
+    "paper-as-run": paper_as_run_recipe,
+    "pico": pico_recipe,
+    "smollm2": smollm2_recipe,
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by its name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"recipe = {name!r}: it must be one of {', '.join(RECIPES)}")
+    return RECIPES[name]()

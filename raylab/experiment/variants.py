@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,24 +11,16 @@ from raylab.experiment.grid import Variant
 from raylab.experiment.heads import SPARSE
 from raylab.experiment.objectives import CL_KD, KD
 
-# The shared stable phase of WSD: what else depends on a run's length is said in steps (2405.18392). Small
-# batches, so that whole steps of the largest size come near the smallest budget.
-STABLE: dict[str, Any] = {
-    "batch_queries": 8,
-    "learning_rate": 1e-3,
-    "schedule": "wsd",
-    "decay_fraction": 0.2,
-    "warmup_steps": 4,
-    "ramp_steps": 20,
-}
-
 
 def budget_variants(
-    budgets_flops: Sequence[float], stable: dict[str, Any] = STABLE
+    budgets_flops: Sequence[float], changes: Mapping[str, Any] | None = None
 ) -> tuple[Variant, ...]:
-    """One variant a budget; all of a cell's are decays from one stable phase."""
+    """One variant a budget; all of a cell's are decays from one stable phase (WSD, 2405.18392).
+
+    ``changes``: fields of `fine_tuning` that all of them change.
+    """
     return tuple(
-        Variant(f"{flops:g}", fine_tuning=stable, budget_flops=flops)
+        Variant(f"{flops:g}", fine_tuning=changes or {}, budget_flops=flops, stable=True)
         for flops in sorted(budgets_flops)
     )
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from raylab.data.supervision.batches import MaskedBlocks, TrainingBatches
 from raylab.data.supervision.groups import open_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
-from raylab.experiment.config import Execution, identity
+from raylab.experiment.config import Adaptation, Execution, identity
 from raylab.experiment.grid import Cell
 from raylab.jobs.progress import RunProgress
 from raylab.models.backbone import add_lora, set_lora_dropout
@@ -78,6 +78,7 @@ def adapt(job: AdaptationJob) -> None:
         job.adaptation.schedule,
         job.adaptation.decay_fraction,
         job.adaptation.warmup_steps,
+        _schedule_steps(job.adaptation, blocks),
     )
     reporter = RayReporter(job, {job.adaptation.steps: job.run_name})
     _, done, history = run(task, optimization, reporter, job.execution.checkpoints)
@@ -92,6 +93,13 @@ def adapt(job: AdaptationJob) -> None:
     }
     write = functools.partial(_save_adapted, model)
     _commit(job, job.address, model, write, meta)
+
+
+def _schedule_steps(adaptation: Adaptation, blocks: MaskedBlocks) -> int | None:
+    """The steps that the learning rate's course is laid out for; None: those of the run."""
+    if adaptation.schedule_epochs is None:
+        return None
+    return math.ceil(adaptation.schedule_epochs * blocks.steps_an_epoch)
 
 
 def _save_adapted(model: Any, folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -119,6 +127,10 @@ def fine_tune(job: FineTuningJob) -> None:
     task = FineTuningTask(module, cell, shape, batches, 1, job.execution.micro_batch_texts)
     steps = {member: planned_steps(member, task) for _, member in cells}
     task.steps = max(steps.values())
+    if tuning.pace_flops is not None:
+        smallest = replace(cell, budget_flops=tuning.pace_flops)
+        tuning = tuning.paced(planned_steps(smallest, task))
+        task.cell = replace(cell, fine_tuning=tuning)
     optimization = Optimization(
         learning_rate(tuning, shape.hidden),
         tuning.weight_decay,
@@ -157,7 +169,11 @@ def _retriever_facts(job: FineTuningJob, cell: Cell, task: FineTuningTask) -> di
     """What a retriever's manifest says of how it was made, beside what it took."""
     shape, batches, tuning = task.shape, task.batches, cell.fine_tuning
     seen = negatives_seen(
-        cell.objective, tuning.batch_queries, batches.passages, job.execution.workers
+        cell.objective,
+        tuning.batch_queries,
+        batches.passages,
+        job.execution.workers,
+        tuning.in_batch_queries,
     )
     return {
         "parameters": shape.parameters,

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData, metadata_load
 
+from raylab.experiment.config import LONGEST_TEXT
 from raylab.experiment.heads import DENSE, SPARSE
 
 _USE = {
@@ -64,8 +65,8 @@ def write_card(
         ("trained on", contract.get("collection", "not told")),
         ("objective", contract.get("objective", "not told")),
         ("seed", contract.get("seed", "not told")),
-        ("query tokens", f"{encoding['query_length']} at most"),
-        ("passage tokens", f"{encoding['passage_length']} at most"),
+        ("query tokens", _at_most(encoding["query_length"])),
+        ("passage tokens", _at_most(encoding["passage_length"])),
         ("special tokens", "the tokenizer's own" if tokenizer["special_tokens"] else "none"),
         ("licence of the base", contract.get("license") or "see the base model"),
     ]
@@ -86,6 +87,12 @@ def write_card(
         recipe = json.dumps(contract["recipe"], indent=1, sort_keys=True)
         parts += ["## Recipe", f"```json\n{recipe}\n```"]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _at_most(length: int | None) -> str:
+    if length is None:
+        return f"{LONGEST_TEXT} at most, or as many as is usual for the collection"
+    return f"{length} at most"
 
 
 def _usage(sparse: bool, library: str | None, encoding: Mapping[str, Any]) -> str:

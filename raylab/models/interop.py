@@ -47,9 +47,9 @@ def describe_modules(
     transformer: dict[str, Any] = {
         "model_kwargs": {"dtype": "float32"},
         "processing_kwargs": {"text": {"add_special_tokens": tokenization.special_tokens}},
-        "query_length": encoding.query_length,
-        "document_length": encoding.passage_length,
-        "max_seq_length": encoding.passage_length,
+        "query_length": encoding.query_limit,
+        "document_length": encoding.passage_limit,
+        "max_seq_length": encoding.passage_limit,
         "module_output_name": "token_embeddings",
     }
     if is_adapter:

@@ -21,9 +21,9 @@ from raylab.experiment.heads import DENSE, SPARSE, Head
 from raylab.models.backbone import load_backbone, resolve_source
 
 _SPARSE, _DENSE = "BiForMNTP", "BiModel"
-# Their tokenizers' own special tokens, lengths as in their scripts, no pruning.
+# Their tokenizers' own special tokens, lengths by collection as in their scripts, no pruning.
 _TOKENIZATION = Tokenization(special_tokens=True)
-_ENCODING = Encoding(query_length=64, passage_length=512, top_k_query=0, top_k_passage=0)
+_ENCODING = Encoding(top_k_query=0, top_k_passage=0)
 
 
 def _base_class(folder: Path) -> str:

@@ -86,12 +86,12 @@ class Retriever:
 
     def encode_queries(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of query texts, in input order."""
-        tokens = self.tokenizer.encode_framed(texts, "query", self.encoding.query_length)
+        tokens = self.tokenizer.encode_framed(texts, "query", self.encoding.query_limit)
         return self.encode_tokens(tokens, self.encoding.top_k_query, batch_tokens)
 
     def encode_passages(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of passage texts, in input order."""
-        tokens = self.tokenizer.encode_framed(texts, "passage", self.encoding.passage_length)
+        tokens = self.tokenizer.encode_framed(texts, "passage", self.encoding.passage_limit)
         return self.encode_tokens(tokens, self.encoding.top_k_passage, batch_tokens)
 
     def terms(self, ids: Sequence[int]) -> list[str]:

@@ -80,8 +80,8 @@ class SentenceRetriever:
             raise ConfigError(f"{folder}: similarity {similarity!r}; it must be dot or cosine")
         self._unit = similarity == "cosine"
         first = self.model[0]
-        self.model.max_seq_length = max(encoding.query_length, encoding.passage_length)
-        first.query_length, first.document_length = encoding.query_length, encoding.passage_length
+        self.model.max_seq_length = max(encoding.query_limit, encoding.passage_limit)
+        first.query_length, first.document_length = encoding.query_limit, encoding.passage_limit
 
     def encode_queries(self, texts: Sequence[str], batch_tokens: int | None = None) -> Matrix:
         """Representations of query texts, in input order."""
@@ -89,7 +89,7 @@ class SentenceRetriever:
         return self._encode(
             texts,
             self.model.encode_query,
-            encoding.query_length,
+            encoding.query_limit,
             encoding.top_k_query,
             batch_tokens,
         )
@@ -100,7 +100,7 @@ class SentenceRetriever:
         return self._encode(
             texts,
             self.model.encode_document,
-            encoding.passage_length,
+            encoding.passage_limit,
             encoding.top_k_passage,
             batch_tokens,
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from raylab import report
-from raylab.data.ingest import collection_address
+from raylab.data.ingest import collection_address, gaps
 from raylab.data.ingested import training_part
 from raylab.data.sources import EMBEDDED, Source, open_collection
 from raylab.experiment.config import ConfigError, Execution
@@ -161,6 +161,8 @@ class GridPipeline:
 
         address = collection_address(self.source, self.grid.on_fault)
         (collection,) = find_or_make(self.store, [Stage("ingest", address, (), None)], make)
+        for gap in gaps(collection.meta):
+            self.monitor.say(gap)
         return collection
 
     def _stages(self, collection: Artifact) -> GridStages:

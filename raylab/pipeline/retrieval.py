@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from raylab.data.ingest import PASSAGES, collection_address
+from raylab.data.ingest import PASSAGES, collection_address, first_faults, gaps
+from raylab.data.registry import encoding_for
 from raylab.data.sources import Source
 from raylab.data.texts import Texts, passage_ids
 from raylab.data.tokens import find_ids
@@ -78,7 +79,8 @@ class Retrieval:
         connect: Callable[[], None],
         say: Say,
     ):
-        self.store, self.execution, self.encoding = store, execution, encoding
+        self.store, self.execution = store, execution
+        self.encoding = encoding_for(encoding, source.name)
         self.checkpoint = checkpoint
         self.connect, self.say = connect, say
         self.source, self.on_fault = source, on_fault
@@ -93,12 +95,16 @@ class Retrieval:
         """The ingested collection."""
 
         def make(_: list[Stage]) -> None:
+            first_faults(self.source, self.on_fault)
             self.connect()
             collection = ingest(self.store, self.source, self.on_fault)
             self.say(f"{collection.meta['passages']:,} passages ingested")
 
         address = collection_address(self.source, self.on_fault)
-        return find_or_make(self.store, [Stage("ingest", address, (), None)], make)[0]
+        (collection,) = find_or_make(self.store, [Stage("ingest", address, (), None)], make)
+        for gap in gaps(collection.meta):
+            self.say(gap)
+        return collection
 
     @functools.cached_property
     def texts(self) -> Artifact:

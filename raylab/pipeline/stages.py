@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from raylab.data.collections import TRAIN
 from raylab.data.ingest import PASSAGES
 from raylab.data.ingested import training_part
+from raylab.data.registry import encoding_for
 from raylab.data.tokenizer import Tokenizer
 from raylab.experiment.config import Backbone, Encoding
 from raylab.experiment.families import Start, start_of
@@ -56,7 +57,8 @@ class GridStages:
 
     @property
     def encoding(self) -> Encoding:
-        return self.grid.ladder.recipe.encoding
+        """The recipe's, with the collection's lengths where it has none."""
+        return encoding_for(self.grid.ladder.recipe.encoding, self.collection.meta["name"])
 
     @functools.cached_property
     def splits(self) -> list[str]:

@@ -124,7 +124,7 @@ class Training:
                 yield FineTuningJob(
                     family_key([stages.retrievers[cell] for cell in family]),
                     tuple((stages.retrievers[cell], cell) for cell in family if cell in chosen),
-                    stages.encoding,
+                    stages.grid.ladder.recipe.encoding,
                     stages.starts[start_of(family[0])],
                     stages.tokens[family[0].backbone.name],
                     stages.groups,

@@ -146,7 +146,7 @@ def encode_rows(
     retriever: Retriever, store: PassageStore, rows: range, batch_tokens: int | None
 ) -> Matrix:
     """Representations of the store's passages `rows`, in row order."""
-    limit, tokenizer = retriever.encoding.passage_length, retriever.tokenizer
+    limit, tokenizer = retriever.encoding.passage_limit, retriever.tokenizer
     texts = [tokenizer.framed(store.tokens(row, limit), "passage", limit) for row in rows]
     return retriever.encode_tokens(texts, retriever.encoding.top_k_passage, batch_tokens)
 
@@ -177,7 +177,7 @@ class ShardEncoder:
             ids, texts = list(topics.queries), list(topics.queries.values())
             if not isinstance(retriever, Retriever):
                 return ids, retriever.encode_queries(texts, limit), None
-            tokens = retriever.tokenizer.encode_framed(texts, "query", task.encoding.query_length)
+            tokens = retriever.tokenizer.encode_framed(texts, "query", task.encoding.query_limit)
             matrix = retriever.encode_tokens(tokens, task.encoding.top_k_query, limit)
             return ids, matrix, np.array([len(ids_of_text) for ids_of_text in tokens])
         if not isinstance(retriever, Retriever):
@@ -185,7 +185,7 @@ class ShardEncoder:
             return passages.ids, retriever.encode_passages(passages.texts, limit), None
         store = PassageStore(folder / task.part)
         ids = store.passage_ids(slice(task.rows.start, task.rows.stop))
-        lengths = store.lengths(np.asarray(task.rows), task.encoding.passage_length)
+        lengths = store.lengths(np.asarray(task.rows), task.encoding.passage_limit)
         matrix = encode_rows(retriever, store, task.rows, limit)
         return ids, matrix, lengths
 

@@ -32,7 +32,7 @@ from raylab.data.supervision.teacher import (
 )
 from raylab.data.texts import TextHashes, passage_ids
 from raylab.data.tokens import find_ids
-from raylab.experiment.config import fault_identity
+from raylab.experiment.faults import fault_identity
 from raylab.models.teachers import teacher_fingerprint
 from raylab.stages.mining_index import BM25, Indexer, Searcher, index_tasks, open_searcher
 from raylab.stages.shards import Pool, local_pool, make_shards, remove_shards
@@ -52,7 +52,7 @@ class Mining:
 
     Positives and their copies are never among them. `source`: "bm25", a retriever checkpoint (folder
     or hub id), or a TREC run file. `on_fault`: which faulty records of a run, or of a teacher's file, are
-    left out (`raylab.experiment.config.quarantined_kinds`).
+    left out (`raylab.experiment.faults.quarantined_kinds`).
     """
 
     depth: int = 20

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raylab.experiment.config import ComputeDtype, ConfigError, fault_identity
+from raylab.experiment.config import ComputeDtype, ConfigError
+from raylab.experiment.faults import fault_identity
 from raylab.models.teachers import MAX_TOKENS, teacher_fingerprint
 from raylab.stages.mine import (
     Mining,

@@ -74,12 +74,13 @@ class Optimization:
     schedule: ScheduleName = "linear"
     decay_fraction: float = 0.2
     warmup_steps: int | None = None
+    schedule_steps: int | None = None  # what the schedule is laid out for; None: the run's steps
 
     def factor(self, step: int, steps: int) -> float:
         """On the peak learning rate, at a step of a run of `steps`."""
         return schedule(
             step,
-            steps,
+            max(steps, self.schedule_steps or 0),
             self.warmup_fraction,
             self.schedule,
             self.decay_fraction,

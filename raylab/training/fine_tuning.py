@@ -22,11 +22,7 @@ from raylab.models.heads import prune_top_k, represent
 from raylab.planning.flops import Rows, Shape, fine_tuning_flops
 from raylab.training.distributed import gather_with_gradient, rank_and_world
 from raylab.training.engine import random_state, restore_random_state
-from raylab.training.losses import (
-    StepScores,
-    flops_regularizer,
-    flops_weight,
-)
+from raylab.training.losses import StepScores, ramp, regularisers
 
 # (ids_BL, mask_BL, Top-K) of texts of one kind; Top-K prunes the sparse head, and 0 keeps all terms.
 Texts = tuple[torch.Tensor, torch.Tensor, int]
@@ -157,13 +153,11 @@ class FineTuningTask:
             torch.from_numpy(batch.excluded_QP).to(self._device),
         )
         if self.cell.head.is_sparse:
-            tuning = self.cell.fine_tuning
-            for reps, weight in (
-                (queries_QD, tuning.lambda_query),
-                (passages_PD, tuning.lambda_passage),
-            ):
-                weight = flops_weight(step, self.steps, weight, tuning.ramp_steps)
-                loss = loss + weight * flops_regularizer(reps)
+            tuning, in_batch = self.cell.fine_tuning, self.cell.objective.in_batch
+            risen = ramp(step, self.steps, tuning)
+            listed = self.batches.passages
+            for term in regularisers(queries_QD, passages_PD, listed, tuning, in_batch, risen):
+                loss = loss + term
         return loss
 
     @property

@@ -28,7 +28,9 @@ class Negatives:
         return self.listed + self.in_batch + self.across_devices
 
 
-def negatives_seen(objective: Objective, queries: int, passages: int, workers: int) -> Negatives:
+def negatives_seen(
+    objective: Objective, queries: int, passages: int, workers: int, pool: int | None = None
+) -> Negatives:
     """The one place that says how many negatives each query really sees in a step.
 
     An objective that is not `in_batch` compares a query with its listed passages alone. Any other takes
@@ -38,6 +40,7 @@ def negatives_seen(objective: Objective, queries: int, passages: int, workers: i
     Args:
         queries: of the whole batch, over all workers.
         passages: listed a query, the positive included.
+        pool: the queries whose passages are each other's negatives; None: all of the batch.
 
     Raises:
         ConfigError: no passage beside the positive, or queries that the workers cannot share.
@@ -47,8 +50,9 @@ def negatives_seen(objective: Objective, queries: int, passages: int, workers: i
     check(queries % workers == 0, "queries", queries, f"divisible by {workers} workers")
     if not objective.in_batch:
         return Negatives(passages - 1, 0, 0)
-    share = queries // workers
-    return Negatives(passages - 1, (share - 1) * passages, (queries - share) * passages)
+    pool = pool or queries
+    share = min(queries // workers, pool)
+    return Negatives(passages - 1, (share - 1) * passages, (pool - share) * passages)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,21 @@ class StepScores:
 
 
 def contrastive(step: StepScores, tuning: FineTuning) -> torch.Tensor:
-    """CL: InfoNCE over the passages of the whole step."""
-    return info_nce(step.scores_QP, step.positive_Q, tuning.temperature, step.excluded_QP)
+    """CL: InfoNCE over the passages of the whole step, or of each pool of its queries."""
+    pool = tuning.in_batch_queries or len(step.scores_QP)
+    losses = []
+    for start in range(0, len(step.scores_QP), pool):
+        queries = slice(start, start + pool)
+        passages = slice(start * step.listed, (start + pool) * step.listed)
+        losses.append(
+            info_nce(
+                step.scores_QP[queries, passages],
+                step.positive_Q[:pool],
+                tuning.temperature,
+                step.excluded_QP[queries, passages],
+            )
+        )
+    return with_gradient_share(torch.stack(losses).mean(), tuning.gathered_gradient)
 
 
 def distillation(step: StepScores, tuning: FineTuning) -> torch.Tensor:
@@ -101,6 +118,11 @@ def contrastive_and_distillation(step: StepScores, tuning: FineTuning) -> torch.
     """CL+KD: the mean of InfoNCE over the step and KL over the listed passages."""
     distilled = kl_distillation(step.own_QK / tuning.temperature, step.taught_QK)
     return hybrid(contrastive(step, tuning), distilled)
+
+
+def with_gradient_share(loss: torch.Tensor, share: float) -> torch.Tensor:
+    """The loss as it is, whose gradient is `share` of its own."""
+    return loss if share == 1 else share * loss + (1 - share) * loss.detach()
 
 
 def info_nce(
@@ -149,16 +171,43 @@ def flops_regularizer(reps_BV: torch.Tensor) -> torch.Tensor:
     return reps_BV.abs().mean(0).square().sum()
 
 
-def flops_weight(step: int, steps: int, weight: float, ramp_steps: int | None = None) -> float:
-    """The regulariser's weight at an optimizer step: quadratic from 0 over the first third of the steps.
+def regularisers(
+    queries_QV: torch.Tensor,
+    passages_PV: torch.Tensor,
+    listed: int,
+    tuning: FineTuning,
+    in_batch: bool,
+    risen: float,
+) -> list[torch.Tensor]:
+    """The weighted FLOPS regularisers of a step's queries, and of their `listed` passages each.
 
-    `ramp_steps`, when given, is how long it rises instead.
-
-    The paper's code counts micro-batches, so that with gradient accumulation its weights rise that
-    many times as fast as its steps; counted in optimizer steps the ramp depends on the steps alone.
+    `tuning.regulariser_queries` and `regulariser_apart` say over which texts a mean is. `risen` is the ramp's
+    factor on both weights (`ramp`).
     """
-    ramp = max(steps / 3 if ramp_steps is None else ramp_steps, 1.0)
-    return weight * min(step / ramp, 1.0) ** 2
+    part = tuning.regulariser_queries or len(queries_QV)
+    of_queries = [flops_regularizer(texts) for texts in queries_QV.split(part)]
+    of_passages = []
+    for texts in passages_PV.split(part * listed):
+        positive = torch.arange(len(texts), device=texts.device) % listed == 0
+        kinds = (texts[positive], texts[~positive]) if tuning.regulariser_apart else (texts,)
+        of_passages += [flops_regularizer(kind) for kind in kinds]
+    share = tuning.gathered_gradient if in_batch else 1.0
+    return [
+        with_gradient_share(weight * risen * torch.stack(losses).mean(), share)
+        for weight, losses in (
+            (tuning.lambda_query, of_queries),
+            (tuning.lambda_passage, of_passages),
+        )
+    ]
+
+
+def ramp(step: int, steps: int, tuning: FineTuning) -> float:
+    """The factor on the regulariser's weights at an optimizer step: it rises quadratically from 0 to 1.
+
+    Over `tuning.ramp_steps`, or its `ramp_fraction` of the steps (2502.15526: a third).
+    """
+    rise = steps * tuning.ramp_fraction if tuning.ramp_steps is None else tuning.ramp_steps
+    return min(step / max(rise, 1.0), 1.0) ** 2
 
 
 def listed_scores(scores_QP: torch.Tensor, passages: int) -> torch.Tensor:

@@ -348,6 +348,27 @@ def test_training_texts_stand_in_the_contracts_frame(model_folder, groups, store
         assert ids[: len(before_q)].tolist() == before_q
 
 
+@pytest.mark.parametrize(("before", "after"), [([7], []), ([], [8]), ([7, 9], [8])])
+def test_special_tokens_stand_around_the_passages_of_a_block(store, before, after):
+    """As BOS does between the passages of MNTP (2502.15526)."""
+    around = np.array(before, np.uint16), np.array(after, np.uint16)
+    whole = [token for text in store.truth for token in (*before, *text.tolist(), *after)]
+    for length in (1, 4, 10, 64):
+        count = store.blocks(length, *around)
+        assert count == len(whole) // length
+        blocks = [store.block(i, length, *around) for i in range(count)]
+        assert np.concatenate(blocks).tolist() == whole[: count * length]
+
+
+def test_other_positives_may_stay_among_the_negatives(groups, store, tokenizer):
+    left_out = batches(groups, store, tokenizer, batch_queries=20)
+    kept = batches(groups, store, tokenizer, batch_queries=20, keep_false_negatives=True)
+    excluded, all_kept = (made.collate(made.draw(0)).excluded_QP for made in (left_out, kept))
+    assert excluded.any()
+    assert not all_kept.any()
+    assert excluded.shape == all_kept.shape
+
+
 def test_special_tokens_are_counted_too(model_folder):
     tokenizer = Tokenizer(str(model_folder), tokenization=Tokenization(special_tokens=True))
     assert tokenizer.overhead("query") == 0  # this tokenizer has none of its own

@@ -111,7 +111,7 @@ def test_a_given_budget_replaces_the_recipes_own():
 
 
 def test_batches_chosen_by_size_and_objective_change_only_their_cells():
-    grid = Grid(ladder("1b", "3b", batch_queries={("1b", "kd"): 1024}), "c")
+    grid = Grid(ladder("1b", "3b", by_size={("1b", "kd"): {"batch_queries": 1024}}), "c")
     by_name = {cell.name: cell.fine_tuning for cell in grid.cells()}
     assert by_name["sparse-1b-kd"].batch_queries == by_name["dense-1b-kd"].batch_queries == 1024
     others = {n: t for n, t in by_name.items() if n not in ("sparse-1b-kd", "dense-1b-kd")}
@@ -157,7 +157,10 @@ def test_batches_chosen_by_size_and_objective_change_only_their_cells():
             lambda: FineTuning(learning_rate=0.0),
             "fine_tuning.learning_rate = 0.0: it must be positive",
         ),
-        (lambda: Encoding(passage_length=0), "encoding.passage_length = 0: it must be at least 1"),
+        (
+            lambda: Encoding(passage_length=0),
+            "encoding.passage_length = 0: it must be at least 1, or none for the collection's own",
+        ),
         (lambda: find_head("both"), "head 'both': it must be one of sparse, dense"),
         (lambda: find_objective("mse"), "objective 'mse': it must be one of cl, kd, cl+kd"),
         (

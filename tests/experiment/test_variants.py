@@ -1,12 +1,14 @@
 """What experiments vary, as the cells that come of it; and which of them one run makes."""
 
+import dataclasses
+
 import pytest
 
-from raylab.experiment.config import ConfigError
+from raylab.experiment.config import ConfigError, FineTuning
 from raylab.experiment.families import families, start_of
 from raylab.experiment.grid import Grid, Variant
 from raylab.experiment.heads import DENSE, SPARSE
-from raylab.experiment.ladders import LLAMA3, PICO
+from raylab.experiment.ladders import LLAMA3, PICO, SMOLLM2
 from raylab.experiment.objectives import CL
 from raylab.experiment.variants import ablation_variants, budget_variants, corruption_variants
 
@@ -34,8 +36,33 @@ def test_what_has_no_stable_phase_is_run_alone():
     assert {len(f) for f in families(grid(tuple(plain)).cells())} == {1}
     for missing in ("warmup_steps", "ramp_steps"):
         settings = {"schedule": "wsd", "warmup_steps": 4, "ramp_steps": 20, missing: None}
-        cells = grid(budget_variants((1e12, 2e12), settings), heads=(SPARSE,)).cells()
+        variants = [Variant(f"{b:g}", budget_flops=b, fine_tuning=settings) for b in (1e12, 2e12)]
+        cells = grid(tuple(variants), heads=(SPARSE,)).cells()
         assert {len(f) for f in families(cells)} == {1}, missing
+
+
+@pytest.mark.parametrize("ladder", [PICO, SMOLLM2, LLAMA3])
+def test_several_budgets_keep_the_recipe_of_their_ladder(ladder):
+    """But for the schedule; the smallest budget paces warm-up and ramp, where the recipe does not."""
+    plain = Grid(ladder, "c", objectives=(CL,))
+    several = dataclasses.replace(plain, variants=budget_variants((4e18, 1e18)))
+    recipes = {(c.head, c.backbone): c.fine_tuning for c in plain.cells()}
+    for cell in several.cells():
+        recipe = recipes[cell.head, cell.backbone]
+        tuning = cell.fine_tuning
+        pace = {"schedule": "wsd", "pace_flops": None if ladder is PICO else 1e18}
+        assert tuning == dataclasses.replace(recipe, **pace, **ladder.recipe.stable)
+        assert tuning.extends
+    assert len(families(several.cells())) == len(plain.cells())
+    if ladder is LLAMA3:
+        assert {c.fine_tuning.batch_queries for c in several.cells()} == {112, 128}
+        assert {c.fine_tuning.learning_rate for c in several.cells()} == {1e-4}
+
+
+def test_warm_up_and_ramp_are_those_of_the_smallest_budget():
+    tuning = FineTuning(schedule="wsd", pace_flops=1e18).paced(250)
+    assert (tuning.warmup_steps, tuning.ramp_steps, tuning.pace_flops) == (10, 83, None)
+    assert FineTuning(warmup_steps=3, pace_flops=1e18).paced(250).warmup_steps == 3
 
 
 def test_corruption_touches_nothing_but_supervision():

@@ -14,7 +14,7 @@ from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_tokenizer, state_to_save
 from raylab.models.retriever import Retriever
 from raylab.training.distributed import ensure_process_group, rank_and_world
-from raylab.training.engine import gathered, schedule
+from raylab.training.engine import Optimization, gathered, schedule
 from raylab.training.loop import TrainingError
 from tests.workers import STEPS, FolderReporter, in_workers, make_task, train
 
@@ -336,6 +336,14 @@ def test_a_schedule_that_cannot_be_is_refused(kind, changes, field):
 @pytest.mark.parametrize("warmup", [0.0, 0.04, 0.5])
 def test_short_runs_have_a_learning_rate_at_every_step(steps, name, warmup):
     assert all(0 < schedule(s, steps, warmup, name, 0.5) <= 1 for s in range(steps))
+
+
+def test_a_schedule_that_is_laid_out_for_more_steps_is_cut():
+    longer = Optimization(1.0, 0.0, 0.1, 1.0, 0, schedule_steps=200)
+    whole = Optimization(1.0, 0.0, 0.1, 1.0, 0)
+    assert [longer.factor(s, 50) for s in range(50)] == [whole.factor(s, 200) for s in range(50)]
+    assert longer.factor(49, 50) > 0.8
+    assert longer.factor(100, 400) == whole.factor(100, 400), "a run may be longer"
 
 
 def test_a_run_follows_its_schedule(model_folder, tmp_path):

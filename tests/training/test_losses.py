@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.experiment.config import ConfigError
+from raylab.experiment.config import ConfigError, FineTuning
 from raylab.experiment.objectives import CL, OBJECTIVES
 from raylab.training.losses import (
     Negatives,
     flops_regularizer,
-    flops_weight,
     hybrid,
     info_nce,
     kl_distillation,
     listed_scores,
     margin_mse,
     negatives_seen,
+    ramp,
 )
 
 RNG = np.random.default_rng(0)
@@ -167,14 +167,17 @@ def test_flops_regularizer_squares_mean_activations():
 @pytest.mark.parametrize(
     ("step", "expected"), [(0, 0.0), (1, 0.01), (5, 0.25), (10, 1.0), (29, 1.0)]
 )
-def test_flops_weight_rises_quadratically_over_the_first_third(step, expected):
-    assert flops_weight(step, 30, 2.0) == pytest.approx(2.0 * expected)
+def test_the_ramp_rises_quadratically_over_the_first_third(step, expected):
+    assert ramp(step, 30, FineTuning()) == pytest.approx(expected)
 
 
-def test_flops_weight_counts_optimizer_steps():
-    """In the code of 2502.15526 the ramp counts micro-batches; here it depends on step and steps alone."""
-    assert [flops_weight(s, 6, 1.0) for s in range(4)] == [0.0, 0.25, 1.0, 1.0]
-    assert flops_weight(0, 1, 1.0) == 0.0
+def test_the_ramp_is_as_long_as_the_recipe_says():
+    assert [ramp(s, 6, FineTuning()) for s in range(4)] == [0.0, 0.25, 1.0, 1.0]
+    assert ramp(0, 1, FineTuning()) == 0.0
+    shorter = FineTuning(ramp_fraction=1 / 12)
+    assert [ramp(s, 48, shorter) for s in (0, 2, 4, 48)] == [0.0, 0.25, 1.0, 1.0]
+    in_steps = FineTuning(ramp_steps=10, ramp_fraction=1 / 12)
+    assert ramp(5, 48, in_steps) == 0.25
 
 
 # ----------------------------------------------------------------------------------- negatives
@@ -205,6 +208,9 @@ def test_negatives_are_counted_in_one_place(objective, workers):
 def test_the_papers_contrastive_batch():
     """2502.15526, Fine-tuning: 112 queries of 1B with 17 passages each over 4 devices."""
     assert negatives_seen(CL, 112, 17, 4) == Negatives(16, 27 * 17, 84 * 17)
+    # As it ran at 8B: micro-batches of 8 queries a device.
+    assert negatives_seen(CL, 128, 17, 4, pool=32).total == 32 * 17 - 1
+    assert negatives_seen(CL, 128, 17, 16, pool=32) == Negatives(16, 7 * 17, 24 * 17)
 
 
 @pytest.mark.parametrize(("queries", "passages", "workers"), [(8, 1, 1), (8, 2, 3), (8, 2, 0)])

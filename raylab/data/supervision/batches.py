@@ -214,6 +214,8 @@ class TrainingBatches:
         )
 
     def _excluded(self, draw: Draw) -> np.ndarray:
+        if self.tuning.keep_false_negatives:
+            return np.zeros((len(draw.groups_Q), draw.rows_QK.size), bool)
         positives = [self.positives_of[int(q)] for q in self.query_of[draw.groups_Q]]
         starts = np.cumsum([0, *map(len, positives[:-1])])
         listed = np.concatenate(positives)[:, None] == draw.rows_QK.ravel()
@@ -288,6 +290,8 @@ def mask_tokens(
 class MaskedBlocks:
     """MNTP batches: masked token blocks and the positions whose tokens are to be predicted.
 
+    Special tokens stand around passages where the tokenisation has them; prompts do not.
+
     Raises:
         ConfigError: fewer tokens than one block, or a batch that the workers cannot share.
     """
@@ -298,10 +302,15 @@ class MaskedBlocks:
     seed: int
 
     @property
+    def steps_an_epoch(self) -> int:
+        """Steps that see every training block once."""
+        return -(-len(self.split[0]) // self.adaptation.batch_blocks)
+
+    @property
     def split(self) -> tuple[np.ndarray, np.ndarray]:
         """(training, held-out) blocks; at most a tenth of all, and never the only one, is held out."""
         length = self.adaptation.block_length
-        blocks = self.store.blocks(length)
+        blocks = self.store.blocks(length, *self.tokenizer.special)
         if blocks < 1:
             raise ConfigError(f"adaptation.block_length = {length}: the collection is shorter")
         held_out = min(self.adaptation.held_out_blocks, blocks // 10)
@@ -358,7 +367,8 @@ class MaskedBlocks:
         self, block: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         config = self.adaptation
-        ids = self.store.block(block, config.block_length).astype(np.int64)
+        around = self.tokenizer.special
+        ids = self.store.block(block, config.block_length, *around).astype(np.int64)
         selected = rng.random(len(ids)) < config.selected_fraction
         selected[0] = False
         vocabulary = self.tokenizer.vocabulary
