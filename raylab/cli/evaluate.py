@@ -21,6 +21,7 @@ from raylab.data.registry import BENCHMARKS, Protocol, find_benchmark
 from raylab.experiment.config import ConfigError
 
 if TYPE_CHECKING:
+    from raylab.evaluation.measures import Coverage
     from raylab.evaluation.runs import Run
     from raylab.evaluation.significance import Comparison, PerQuery
 
@@ -107,11 +108,11 @@ def compare(
     if storage is None:
         if split is not None:
             raise ConfigError("--split: it needs --storage")
-        values = _values_of_runs(files, measures, protocol)
+        values, notes = _values_of_runs(files, measures, protocol)
     else:
         if protocol is not None:
             raise ConfigError("--protocol: not with --storage, whose splits have their own")
-        values = _values_of_storage(storage, files, measures, split)
+        values, notes = _values_of_storage(storage, files, measures, split), {}
     systems = list(next(iter(values.values())))
     pairs = [(systems[0], other) for other in systems[1:]] if baseline else None
     comparisons = compare_systems(values, pairs, confidence, draws, seed)
@@ -119,6 +120,8 @@ def compare(
         with output_stream("--out", out) as stream:
             stream.write(_csv(comparisons).encode())
     _show(comparisons, values, systems, confidence, draws)
+    for system, note in notes.items():
+        print(f"{system}: {note}")
 
 
 def beir(
@@ -193,8 +196,10 @@ def _read(path: str | Path, rules: Protocol | None) -> Run:
 
 def _values_of_runs(
     files: Sequence[str], measures: str | None, protocol: str | None
-) -> dict[tuple[str, str], PerQuery]:
+) -> tuple[dict[tuple[str, str], PerQuery], dict[str, Coverage]]:
+    """Per-query values of runs, and of those that lack queries, or have others, which."""
     from raylab.data.collections import read_qrels
+    from raylab.evaluation.measures import coverage
     from raylab.evaluation.measures import evaluate as measure_run
 
     if len(files) < 3:
@@ -205,10 +210,15 @@ def _values_of_runs(
     judged = read_qrels(qrels)
     where = protocol or Path(qrels).name
     values: dict[tuple[str, str], dict[str, Mapping[str, float]]] = {(where, n): {} for n in names}
+    notes: dict[str, Coverage] = {}
     for system, path in _systems(runs).items():
-        for name, by_query in measure_run(_read(path, rules), judged, names).items():
+        ranked = _read(path, rules)
+        for name, by_query in measure_run(ranked, judged, names).items():
             values[where, name][system] = by_query
-    return dict(values)
+        note = coverage(ranked, judged)
+        if note.missing or note.unjudged:
+            notes[system] = note
+    return dict(values), notes
 
 
 def _systems(paths: Sequence[str]) -> dict[str, str]:
@@ -240,6 +250,7 @@ def _values_of_storage(
                 by_query.setdefault(row["query_id"], []).append(row["value"])
     values: dict[tuple[str, str], PerQuery] = {}
     for (collection, part, measure), by_system in seen.items():
+        _check_seeds(f"{collection} {part} {measure}", by_system)
         wanted = _names(measures, None) if measures else [protocol(collection, part).primary]
         if measure in wanted:
             values[f"{collection} {part}", measure] = {
@@ -255,6 +266,18 @@ def _values_of_storage(
                 f"{where}: no {measures or 'values'} of {name!r} there; it has {', '.join(known)}"
             )
     return values
+
+
+def _check_seeds(where: str, by_system: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """A mean over seeds is of the same seeds for every query."""
+    for name, by_query in by_system.items():
+        most = max(map(len, by_query.values()))
+        fewer = [query_id for query_id, of_seeds in by_query.items() if len(of_seeds) < most]
+        if fewer:
+            raise ConfigError(
+                f"{where}: query {fewer[0]!r} of {name!r} has values of {len(by_query[fewer[0]])} of {most} "
+                "seeds; a mean over seeds is over the same queries"
+            )
 
 
 def _seeded(system: str, seed: float | None) -> str:

@@ -24,6 +24,9 @@ DRAWS = 100_000
 _CELLS_TOGETHER = 2**22
 # Sums of the same numbers in another order differ by rounding: below this share they are equal.
 _EQUAL = 1e-12
+# A measure is a sum of up to 1,000 terms and a mean over seeds, in float64: below this share of the values
+# a difference between differences is rounding. trec_eval prints 1e-4.
+_ROUNDING = 1e-9
 _FAR = (
     1e3  # a t from which the limit of the noncentral t distribution is as good as its series: 3e-4
 )
@@ -99,7 +102,7 @@ def compare(
         if not compared:
             continue
         table = _table(f"{where} {measure}", systems, compared)
-        differences_NF = np.stack([table[b] - table[a] for a, b in compared], axis=1)
+        differences_NF = np.stack([differences(table[a], table[b]) for a, b in compared], axis=1)
         p_random, exact = randomisation(differences_NF, draws, seed)
         for place, (a, b) in enumerate(compared):
             p_t, interval, effect = paired_t(differences_NF[:, place], confidence)
@@ -136,6 +139,20 @@ def _table(
             query_id = queries[int(np.argmin(np.isfinite(column)))]
             raise CollectionError(f"{where}: query {query_id!r} of {name!r} has no finite value")
     return table
+
+
+def differences(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
+    """b - a, float64 [N], without what rounding puts there.
+
+    Values that only rounding tells apart have no difference, and differences that only rounding tells
+    apart are all their median: 1/3 - 1/2 and 1/6 - 1/3 are one number, whose variance is 0.
+    """
+    differences_N = b_N - a_N
+    rounding = _ROUNDING * max(float(np.abs(a_N).max()), float(np.abs(b_N).max()))
+    differences_N[np.abs(differences_N) <= rounding] = 0.0
+    if np.ptp(differences_N) <= rounding:
+        differences_N[:] = np.median(differences_N)
+    return differences_N
 
 
 def paired_t(

@@ -13,8 +13,9 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from raylab.cli.main import app
+from raylab.data.collections import read_qrels
 from raylab.data.registry import BEIR_SETS
-from raylab.evaluation.measures import evaluate
+from raylab.evaluation.measures import coverage, evaluate
 from raylab.evaluation.runs import Run, read_run, write_qrels, write_run
 from raylab.storage.store import Store
 from raylab.storage.tables import PER_QUERY, RESULTS, QueryValue, Result, write_table
@@ -145,6 +146,43 @@ def test_compare_prints_and_writes_tests_of_every_pair_and_states_the_family(fol
     assert "C - B" not in first
 
 
+def test_compare_of_a_constant_difference_prints_no_number_made_of_rounding(tmp_path):
+    """Reciprocal ranks 1/2 against 1/3 and 1/3 against 1/6: every query differs by 1/6."""
+    ranks = {"a": (2, 3, 2, 3), "b": (3, 6, 3, 6)}
+    for name, of_queries in ranks.items():
+        lines = [
+            f"q{q} Q0 {'rel' if rank == own else f'x{rank}'} {rank} {9 - rank} t\n"
+            for q, own in enumerate(of_queries)
+            for rank in range(1, 8)
+        ]
+        (tmp_path / f"{name}.trec").write_text("".join(lines))
+    (tmp_path / "qrels.txt").write_text("".join(f"q{q} 0 rel 1\n" for q in range(4)))
+    files = [tmp_path / name for name in ("a.trec", "b.trec", "qrels.txt")]
+    printed, _ = raylab("compare", *files, "--measures", "RR@10", "--out", tmp_path / "tests.csv")
+    assert "-0.1667 [-0.1667, -0.1667]" in printed
+    assert "-inf [-inf, -inf]" in printed
+    (row,) = csv.DictReader((tmp_path / "tests.csv").open())
+    assert (float(row["p_t"]), float(row["p_random"])) == (0, 2 / 2**4)
+
+
+def test_compare_names_the_queries_that_a_run_lacks_as_evaluate_does(folder, tmp_path):
+    whole = read_run(folder / "good.trec.gz")
+    lacking = sorted(whole)[3:5]
+    pairs = {
+        query: [(str(p), float(s)) for p, s in zip(hits.passage_ids, hits.scores, strict=True)]
+        for query, hits in whole.items()
+        if query not in lacking
+    }
+    write_run(Run.from_pairs(pairs), tmp_path / "fewer.trec")
+    expected = str(coverage(Run.from_pairs(pairs), read_qrels(folder / "qrels.tsv")))
+    files = (folder / "fair.trec.gz", tmp_path / "fewer.trec", folder / "qrels.tsv")
+    printed, _ = raylab("compare", *files, "--draws", 10)
+    assert f"fewer: {expected}" in printed.splitlines()
+    assert all(query in expected for query in lacking)
+    evaluated, _ = raylab("evaluate", *files[1:])
+    assert expected in evaluated
+
+
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
     """A storage as a grid leaves it: two seeds of a cell and BM25 on two splits of SciFact."""
@@ -186,6 +224,16 @@ def test_compare_of_a_storage_is_per_split_by_its_primary_measure_over_the_mean_
     assert "Family: 1 comparison(s)" in one_seed
     seed = own[own["seed"] == 1]["value"].mean()
     assert f"dense-x-cl-seed1   {seed:.4f}" in re.sub(" +", "   ", one_seed)
+
+
+def test_a_mean_over_seeds_of_which_one_lacks_a_query_is_refused(storage, tmp_path):
+    _, table = storage
+    fewer = table[~((table["seed"] == 1) & (table["query_id"] == "q7"))]
+    rows = fewer.astype(object).where(fewer.notna(), None).to_dict("records")
+    store = Store(str(tmp_path / "lab"))
+    write_table(store, PER_QUERY, [query_value(**row) for row in rows], QueryValue)
+    _, err = raylab("compare", "BM25", "dense-x-cl", "--storage", store.uri, expect=2)
+    assert "query 'q7' of 'dense-x-cl' has values of 1 of 2 seeds" in err
 
 
 def test_a_beir_mean_names_the_sets_it_lacks(storage):
@@ -246,7 +294,10 @@ def test_bad_options_leave_nothing_behind(folder, tmp_path, storage):
     run, qrels, out = folder / "good.trec.gz", folder / "qrels.tsv", tmp_path / "out"
     store, _ = storage
     for arguments, words in (
-        (("evaluate", run, qrels, "--measures", "MRR@10"), "unknown measure 'MRR@10'; did you mean RR@10? known are"),
+        (
+            ("evaluate", run, qrels, "--measures", "MRR@10"),
+            "unknown measure 'MRR@10'; did you mean RR@10? known are",
+        ),
         (("evaluate", run, qrels, "--measures", " "), "--measures: none is named"),
         (("evaluate", run, qrels, "--confidence", "2"), "confidence is 2.0"),
         (

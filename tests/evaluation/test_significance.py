@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -210,6 +211,42 @@ def test_equal_differences_have_no_width(shift):
     assert found.p_t == (0 if shift else 1)
     assert found.p_random == (2 / 2**8 if shift else 1)
     assert found.exact
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [((1, 2), (1, 3)), ((1, 3), (1, 6))] * 3,  # reciprocal ranks: 1/6 each
+        [((n, 7), (n + 3, 7)) for n in range(5)],
+        [((1, 1000), (1001, 1000)), ((1, 3), (4, 3)), ((2, 7), (9, 7))],
+    ],
+)
+def test_differences_that_are_equal_in_fractions_have_no_variance(pairs):
+    """In float64 they differ in the last bit, which made an effect of 1e15 and a p of 1e-48."""
+    exact = [Fraction(*b) - Fraction(*a) for a, b in pairs]
+    assert len(set(exact)) == 1
+    a, b = (np.array([n / d for n, d in column]) for column in zip(*pairs, strict=True))
+    assert np.ptp(b - a) > 0
+    (found,) = compare(values_of(a, b))
+    assert found.low == found.difference == found.high == pytest.approx(float(exact[0]))
+    assert found.effect == found.effect_low == found.effect_high
+    assert found.effect == math.copysign(math.inf, exact[0])
+    assert found.p_t == 0
+    assert found.p_random == 2 / 2 ** len(pairs)
+
+
+def test_values_that_only_rounding_tells_apart_have_no_difference():
+    thirds = np.array([1 / 3, 2 / 3, 0.1 + 0.2, 0.6, 0.25, 0.75])
+    other = np.array([1 - 2 / 3, 1 - 1 / 3, 0.3, 0.1 * 6, 0.25, 0.75])
+    assert (thirds != other).any()
+    (found,) = compare(values_of(thirds, other))
+    assert (found.difference, found.effect, found.p_t, found.p_random) == (0, 0, 1, 1)
+    # One true difference, a step of trec_eval's printed precision: only it counts.
+    other[-1] += 1e-4
+    (found,) = compare(values_of(thirds, other))
+    assert found.difference == pytest.approx(1e-4 / 6)
+    assert found.p_t == pytest.approx(stats.ttest_1samp([0] * 5 + [1e-4], 0).pvalue)
+    assert found.p_random == 1
 
 
 @pytest.mark.parametrize("n", [3, 100])
