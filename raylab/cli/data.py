@@ -20,14 +20,8 @@ from raylab.cli.files import absolute, open_store, output_path, take_over
 from raylab.cli.shared import Gpu, Models, OnFault, Storage
 from raylab.data.faults import QUARANTINE
 from raylab.data.registry import BENCHMARKS
-from raylab.experiment.config import (
-    FAULTS,
-    Backbone,
-    ComputeDtype,
-    ConfigError,
-    Execution,
-    quarantined_kinds,
-)
+from raylab.experiment.config import Backbone, ComputeDtype, ConfigError, Execution
+from raylab.experiment.faults import FAULTS, quarantined_kinds
 from raylab.experiment.ladders import LADDERS, find_ladder
 
 if TYPE_CHECKING:
@@ -104,7 +98,7 @@ def ingest_collection(
 
     What is finished is kept: killed, the same command goes on.
     """
-    from raylab.data.ingest import collection_address
+    from raylab.data.ingest import collection_address, first_faults
     from raylab.data.sources import open_collection
 
     quarantined_kinds(on_fault)
@@ -114,6 +108,7 @@ def ingest_collection(
     with ExitStack() as stack:
         ingested = store.find(collection_address(source, on_fault))
         if ingested is None:
+            first_faults(source, on_fault)
             from raylab.jobs.ingest import ingest
 
             take_over(stack, store)
@@ -153,12 +148,16 @@ def _tokenised(
 
 
 def _show_collection(store: Store, collection: Artifact) -> None:
+    from raylab.data.ingest import gaps
+
     meta = collection.meta
     kept_apart = f", {meta['train_passages']:,} for training" if meta["train_passages"] else ""
     print(f"{meta['passages']:,} passages{kept_apart}")
     for split, queries in meta["splits"].items():
         print(f"{split:>14}  {queries:,} judged queries")
     print(f"{'verified':>14}  {', '.join(meta.get('verified', [])) or 'no published checksum'}")
+    for gap in gaps(meta | {"quarantined": {}}):
+        print(f"{'gap':>14}  {gap}")
     _show_quarantined(store, collection)
     print(f"{'collection':>14}  {_folder(store, collection)}")
 
@@ -290,11 +289,12 @@ def _teaching(
     on_fault: str,
 ) -> Iterator[Any]:
     """On Ray, with the collection ingested: a function (teacher, margin) -> `Teaching`."""
-    from raylab.data.ingest import collection_address
+    from raylab.data.ingest import collection_address, first_faults
     from raylab.data.sources import open_collection
 
     source_files = open_collection(collection)
     store = open_store(storage)
+    first_faults(source_files, on_fault)
     from raylab.jobs.ingest import ingest
     from raylab.jobs.pools import ray_pool
     from raylab.stages.mine import Mining

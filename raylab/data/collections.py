@@ -303,14 +303,17 @@ def topics_of(judged: dict[str, Judged], on_fault: OnFault = refuse) -> dict[str
     return topics
 
 
-def check_beginning(source: Source, on_fault: OnFault = refuse) -> None:
-    """Read the first record of every file, before anything is started for the rest.
+def check_beginning(source: Source, on_fault: OnFault, of_passages: OnFault) -> None:
+    """Read the first record of every file.
+
+    Args:
+        of_passages: the policy for passages.
 
     Raises:
         CollectionError: a file that cannot be read, or whose first record is faulty.
     """
     for address in (*source.passages, *source.train_passages):
-        next(read_passages(address, on_fault), None)
+        next(read_passages(address, of_passages), None)
     for address in dict.fromkeys(source.queries.values()):
         next(_queries(address, on_fault), None)
     for address in source.qrels.values():

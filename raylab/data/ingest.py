@@ -17,12 +17,13 @@ from raylab.data.collections import (
     TRAIN,
     Judged,
     Topics,
+    check_beginning,
     count_misses,
     read_judged,
     topics_of,
     without_unknown_passages,
 )
-from raylab.data.faults import Fault, Kind, OnFault, Quarantine
+from raylab.data.faults import Fault, Kind, LeavingOut, OnFault, Quarantine
 from raylab.data.registry import BENCHMARKS
 from raylab.data.shards import PARSED, SORT_KEY, parsed, write_shards
 from raylab.data.sources import Source
@@ -102,6 +103,16 @@ def write_collection(
         "misses": misses,
         "verified": verified,
     }
+
+
+def first_faults(source: Source, on_fault: str) -> None:
+    """Read the first record of every file, before anything is started for the rest.
+
+    Raises:
+        CollectionError: a file that cannot be read, or whose first record is faulty.
+    """
+    policy = LeavingOut(on_fault)
+    check_beginning(source, policy, KnownGaps(source, policy))
 
 
 class KnownGaps:

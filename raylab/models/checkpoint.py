@@ -32,7 +32,7 @@ from raylab.experiment.config import (
     Tokenization,
     identity,
 )
-from raylab.experiment.heads import Head
+from raylab.experiment.heads import Head, find_head
 from raylab.models.backbone import (
     final_norm,
     load_backbone,
@@ -169,6 +169,16 @@ def load_contract(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def contract_head(contract: Mapping[str, Any]) -> Head:
+    """The head that a contract describes, or names where it is one of the table's.
+
+    Raises:
+        ConfigError: a name that is not in the table.
+    """
+    head = contract["head"]
+    return find_head(head) if isinstance(head, str) else Head(**head)
+
+
 def find_checkpoint(path_or_id: str | Path) -> Path:
     """A local folder, or a hub repository fetched (or found in the hub's local cache).
 
@@ -231,4 +241,4 @@ def load_checkpoint(
     else:
         merged = dataclasses.replace(backbone, source=str(folder), layers=None, start="pretrained")
         model = load_backbone(merged, str(folder), dtype, device)
-    return model, tokenizer, Head(**contract["head"]), Encoding(**contract["encoding"]), 1.0
+    return model, tokenizer, contract_head(contract), Encoding(**contract["encoding"]), 1.0

@@ -18,7 +18,13 @@ from raylab.data.tokenizer import Tokenizer
 from raylab.experiment.config import Backbone, ComputeDtype, ConfigError, Encoding
 from raylab.experiment.heads import Head
 from raylab.models.backbone import torch_dtype
-from raylab.models.checkpoint import CONTRACT, contract_tokenizer, find_checkpoint, load_contract
+from raylab.models.checkpoint import (
+    CONTRACT,
+    contract_head,
+    contract_tokenizer,
+    find_checkpoint,
+    load_contract,
+)
 from raylab.models.identity import weights_fingerprint
 from raylab.models.published import is_published, published_description
 from raylab.models.retriever import Retriever
@@ -79,8 +85,8 @@ def _found(source: str, folder: Path, models_dir: str | None) -> Checkpoint:
     facts = source, folder
     if (folder / CONTRACT).exists():
         contract = load_contract(folder)
-        head = Head(**contract["head"])
-        dtype = contract["backbone"]["compute_dtype"]
+        head = contract_head(contract)
+        dtype = contract["backbone"].get("compute_dtype", "float32")
         encoding, tokenizer = Encoding(**contract["encoding"]), contract_tokenizer(folder, contract)
         fingerprint = _fingerprint(folder, models_dir)
         return Checkpoint(*facts, "raylab", head, encoding, fingerprint, tokenizer, dtype)

@@ -18,6 +18,7 @@ from raylab import report
 from raylab.data.ingest import collection_address, gaps
 from raylab.data.ingested import training_part
 from raylab.data.sources import EMBEDDED, Source, open_collection
+from raylab.data.supervision.held_out import group_notes
 from raylab.experiment.config import ConfigError, Execution
 from raylab.experiment.grid import Grid
 from raylab.jobs.cluster import connect
@@ -40,8 +41,9 @@ from raylab.stages.teach import make_groups
 from raylab.stages.teaching import SHIPPED, Teaching
 from raylab.stages.tokenise import tokenise
 from raylab.storage.artifacts import Artifact, DamagedArtifact
+from raylab.storage.merging import read_current
 from raylab.storage.store import Store
-from raylab.storage.tables import PER_QUERY, read_table
+from raylab.storage.tables import PER_QUERY
 
 log = logging.getLogger("raylab")
 _DAMAGE_ROUNDS = 3
@@ -91,7 +93,7 @@ def run_grid(
                     store.discard(damage.path)
                     continue
             left_out = tuple(c.run_name for c in grid.cells() if c not in measured.trained)
-            per_query = read_table(store, PER_QUERY)
+            per_query = read_current(store, PER_QUERY)
             pages = report.write(store, results, ledger, per_query, command)
             return Outcome(results, pages, not pipeline.connected, left_out)
         raise RuntimeError(
@@ -203,6 +205,8 @@ class GridPipeline:
                     meta = make_groups(stage.task).meta
                     pseudo = f"{meta['pseudo']} of them pseudo-queries"
                     self.monitor.advance(f"{meta['groups']} groups, {pseudo}")
+                    for note in group_notes(meta):
+                        self.monitor.say(f"{kind}: {note}")
                 else:
                     groups, tokens = (self.store.committed(place) for place in stage.inputs)
                     part = training_part(collection)

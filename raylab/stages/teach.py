@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raylab.data.collections import TRAIN
-from raylab.data.faults import CollectionError, OnFault, Quarantine
+from raylab.data.faults import CollectionError, OnFault, Quarantine, left_out
 from raylab.data.ingest import PASSAGES
 from raylab.data.ingested import load_topics, training_part
 from raylab.data.supervision.groups import write_shards
-from raylab.data.supervision.published import GroupCounts, form_of, read_groups_of
+from raylab.data.supervision.held_out import GroupCounts, HeldOut
+from raylab.data.supervision.published import form_of, read_groups_of
 from raylab.data.supervision.scores import LeftOut, Scores, is_run, scores_by_query
 from raylab.data.supervision.teacher import Candidates, TrainingQuery, group_rows
 from raylab.data.texts import passage_ids
@@ -59,7 +59,11 @@ def make_groups(teaching: Teaching) -> Artifact:
             batches = _groups_of(candidates_found, teaching.margin, draft)
         groups, pseudo = write_shards(batches, draft.path)
         if not groups:
-            raise CollectionError(f"{teaching.teacher}: no training group is left of it")
+            kept_apart = draft.meta.get("held_out_for_evaluation")
+            why = f"; {kept_apart} were of queries for evaluation" if kept_apart else ""
+            raise CollectionError(
+                f"{teaching.teacher}: no training group is left of it{why}{left_out(quarantine)}"
+            )
         draft.meta.update(
             groups=groups,
             pseudo=pseudo,
@@ -73,17 +77,9 @@ def _read_groups(
     file: Path, folder: Path, part: str, draft: Draft, on_fault: OnFault
 ) -> Iterator[list[dict[str, Any]]]:
     """Groups of a file, of training queries and of such that the collection does not have."""
-    topics = load_topics(folder)
-    query_ids: dict[str, str] = {}
-    if TRAIN in topics:
-        for query_id, text in sorted(topics[TRAIN].queries.items(), reverse=True):
-            query_ids[text] = query_id
-    held_out = {text for t in topics.values() if t.split != TRAIN for text in t.queries.values()}
-    tally = GroupCounts()
-    yield from read_groups_of(
-        file, query_ids, passage_ids(folder, part), held_out - set(query_ids), tally, on_fault
-    )
-    draft.meta.update(own_queries=tally.own_queries, held_out_for_evaluation=tally.held_out)
+    tally, held_out = GroupCounts(), HeldOut(load_topics(folder).values())
+    yield from read_groups_of(file, held_out, passage_ids(folder, part), tally, on_fault)
+    draft.meta.update(tally.facts())
 
 
 def _scores(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raylab.data.supervision.held_out import HELD_OUT_RULE
+from raylab.data.supervision.published import form_of
 from raylab.experiment.config import ComputeDtype, ConfigError
 from raylab.experiment.faults import fault_identity
 from raylab.models.teachers import MAX_TOKENS, teacher_fingerprint
@@ -76,6 +78,8 @@ class Teaching:
         identity = self.mining.identity(self.models_dir)
         if scores is not None:
             identity |= fault_identity(self.mining.on_fault)
+            if self.teacher != SHIPPED and form_of(scores) == "groups":
+                identity["held_out"] = HELD_OUT_RULE
         if self.margin is not None:
             identity["margin"] = self.margin
         return Address("groups", self.collection.manifest["name"], identity, inputs)

@@ -12,11 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from raylab.data.collections import Topics
 from raylab.data.faults import CollectionError
 from raylab.data.supervision.groups import write_shards
-from raylab.data.supervision.published import GroupCounts, form_of, read_groups_of, read_published
+from raylab.data.supervision.held_out import GroupCounts, HeldOut
+from raylab.data.supervision.published import form_of, read_groups_of, read_published
 from raylab.data.supervision.scores import read_scores
 
+OWN = HeldOut([Topics("train", {"q12": "why"}, {})])
 KNOWN = np.array([b"p0", b"p1", b"p2", b"p3"])
 RECORDS = [
     {"question": "why", "pos_pid": "p0", "neg_pids": ["p1", "p2"], "pos_score": 9.5, "neg_scores": [1, -2.5]},
@@ -66,7 +69,7 @@ def file(tmp_path):
 def read_all(path) -> list:
     """Every record of a file, whatever it holds."""
     if form_of(path) == "groups":
-        return list(read_published(path, {}))
+        return list(read_published(path))
     return [row for table in read_scores(path) for row in table.to_pylist()]
 
 
@@ -85,7 +88,7 @@ def test_a_file_is_what_it_holds_whatever_its_name(file, kind, name):
 
 @pytest.mark.parametrize("kind", ["CL+KD", "KD", "KD columns", "CL+KD columns"])
 def test_every_format_gives_the_same_groups(file, kind):
-    first, second = read_published(file(FILES[kind][1]), {"why": "q12"})
+    first, second = read_published(file(FILES[kind][1]), OWN)
     assert first == {
         "query_id": "q12", "query": "why", "body_only": False, "positive": "p0",
         "negatives": ["p1", "p2"], "mined": 2, "positive_score": 9.5, "negative_scores": [1.0, -2.5],
@@ -98,12 +101,12 @@ def test_every_format_gives_the_same_groups(file, kind):
 
 
 def test_groups_that_raylab_wrote_come_back_as_they_were(tmp_path, file):
-    rows = [*read_published(file(FILES["KD"][1]), {"why": "q12"})]
+    rows = [*read_published(file(FILES["KD"][1]), OWN)]
     rows[0] |= {"mined": 1, "body_only": True}
     write_shards([rows], tmp_path)
     path = tmp_path / "groups-00000.parquet"
     assert form_of(path) == "groups"
-    assert list(read_published(path, {})) == rows
+    assert list(read_published(path)) == rows
 
 
 @pytest.mark.parametrize(
@@ -157,15 +160,17 @@ def test_an_unknown_passage_names_its_line(file, line, place):
     records[line - 1][place] = "p9" if place == "pos_pid" else ["p0\0"]
     path = file(jsonl(records))
     with pytest.raises(CollectionError) as fault:
-        list(read_groups_of(path, {}, KNOWN))
+        list(read_groups_of(path, HeldOut(()), KNOWN))
     assert str(fault.value).startswith(f"{path}:{line}: unknown passage 'p")
 
 
 def test_queries_kept_for_evaluation_are_left_out_and_counted(file):
     tally = GroupCounts()
     path = file(jsonl(many(600)))
-    query_ids = {"q0": "id0", "q9": "id9"}
-    rows = list(itertools.chain(*read_groups_of(path, query_ids, KNOWN, {"q7", "q599"}, tally)))
+    training = Topics("train", {"id0": "q0", "id9": "q9"}, {})
+    test = Topics("test", {"a": "q7", "b": "q599"}, {})
+    held_out = HeldOut([training, test])
+    rows = list(itertools.chain(*read_groups_of(path, held_out, KNOWN, tally)))
     assert tally == GroupCounts(groups=598, own_queries=596, held_out=2)
     names = [row["query_id"] for row in rows]
     assert names[0] == "id0"
@@ -178,13 +183,13 @@ def test_a_file_is_read_as_it_is_used_in_flat_memory(file):
     def peak(count: int) -> int:
         path = file(jsonl(many(count)))
         tracemalloc.start()
-        for _ in read_groups_of(path, {}, KNOWN):
+        for _ in read_groups_of(path, HeldOut(()), KNOWN):
             pass
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest
 
-    next(read_groups_of(file(jsonl(many(600)) + b"{"), {}, KNOWN))
+    next(read_groups_of(file(jsonl(many(600)) + b"{"), HeldOut(()), KNOWN))
     assert peak(8_000) < 1.3 * peak(2_000)
 
 

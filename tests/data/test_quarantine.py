@@ -8,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylab.data.faults import CollectionError, Kind, Quarantine
+from raylab.data.supervision.held_out import HeldOut
 from raylab.data.supervision.published import read_groups_of
 from raylab.data.supervision.scores import scores_by_query
-from raylab.experiment.config import FAULTS, ConfigError, quarantined_kinds
+from raylab.experiment.config import ConfigError
+from raylab.experiment.faults import FAULTS, quarantined_kinds
 
 KNOWN = np.array([f"p{i}".encode() for i in range(9)])
 SOUND = [{"question": f"q{i}", "pos_pid": f"p{i}", "neg_pids": [f"p{i + 1}"]} for i in range(5)]
@@ -46,7 +48,7 @@ def groups(tmp_path):
 def test_groups_go_on_without_their_faulty_records(groups, tmp_path):
     path, places = groups
     with Quarantine(tmp_path, "quarantine") as quarantine:
-        batches = list(read_groups_of(path, {}, KNOWN, on_fault=quarantine))
+        batches = list(read_groups_of(path, HeldOut(()), KNOWN, on_fault=quarantine))
     assert [r["query"] for b in batches for r in b] == [f"q{i % 5}" for i in range(8)]
     assert dict(told(tmp_path)) == places
     assert quarantine.facts() == {str(Kind[kind.upper()]): 1 for kind in places}
@@ -60,7 +62,7 @@ def test_a_policy_is_for_the_kinds_it_names(groups, tmp_path, kind):
         Quarantine(tmp_path, f"quarantine:{others}") as quarantine,
         pytest.raises(CollectionError) as fault,
     ):
-        list(read_groups_of(path, {}, KNOWN, on_fault=quarantine))
+        list(read_groups_of(path, HeldOut(()), KNOWN, on_fault=quarantine))
     assert str(fault.value).startswith(f"{path}:{places[kind]}: ")
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raylab.data.collections import Topics
 from raylab.data.faults import CollectionError
 from raylab.data.supervision.groups import open_groups, write_arrays
+from raylab.data.supervision.held_out import HeldOut
 from raylab.data.supervision.published import read_published
 from raylab.data.supervision.teacher import (
     GROUP_SCHEMA,
@@ -181,7 +182,7 @@ def test_the_three_published_formats_give_the_same_groups(tmp_path):
         {"question": "why", "pos_pid": "7", "neg_pids": ["1", "2"]},
         {"query": "why", "docids": [7, 1, 2], "scores": [9.5, 1, -2.5]},
     )  # fmt: skip
-    rows = list(read_published(path, {"why": "q12"}))
+    rows = list(read_published(path, HeldOut([Topics("train", {"q12": "why"}, {})])))
     for row in rows:
         assert (row["query_id"], row["query"]) == ("q12", "why")
         assert (row["positive"], row["negatives"], row["mined"]) == ("7", ["1", "2"], 2)
@@ -193,7 +194,7 @@ def test_the_three_published_formats_give_the_same_groups(tmp_path):
 
 def test_an_unknown_query_text_is_its_own_id(tmp_path):
     (row,) = read_published(
-        published(tmp_path, {"question": "new", "pos_pid": "1", "neg_pids": ["2"]}), {"why": "q12"}
+        published(tmp_path, {"question": "new", "pos_pid": "1", "neg_pids": ["2"]})
     )
     assert row["query_id"] == "new"
 
@@ -231,7 +232,7 @@ def test_a_faulty_record_is_named_by_file_and_line(tmp_path, record):
     good = {"question": "q", "pos_pid": 1, "neg_pids": [2]}
     path = published(tmp_path, good, good, record)
     with pytest.raises(CollectionError) as fault:
-        list(read_published(path, {}))
+        list(read_published(path))
     message = str(fault.value)
     assert message.startswith(f"{path}:3: ")
     assert '"docids"' in message  # what would be right
@@ -343,7 +344,10 @@ def test_published_groups_survive_parquet(tmp_path):
         {"query": "how", "docids": ["p3", "p4"], "scores": [0.5, -0.5]},
     )
     (tmp_path / "groups").mkdir()
-    groups = write(tmp_path / "groups", list(read_published(path, {"why": "q1"})))
+    groups = write(
+        tmp_path / "groups",
+        list(read_published(path, HeldOut([Topics("train", {"q1": "why"}, {})]))),
+    )
     assert list(groups.query_ids) == ["q1", "how"]
     assert [n.tolist() for n in groups.negatives] == [[11, 12], [14]]
     assert [s.tolist() for s in groups.negative_scores] == [[1.0, 2.0], [-0.5]]

@@ -14,8 +14,7 @@ row; it ends the reading, or `on_fault` is called with it and the record is left
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from raylab.data.faults import CollectionError, Kind, OnFault, RecordError, refuse, tell
 from raylab.data.files import lines, opened
 from raylab.data.grammar import FLOAT32_MAX, fields, seems
+from raylab.data.supervision.held_out import GroupCounts, HeldOut, normalised
 from raylab.data.supervision.teacher import GROUP_SCHEMA
 from raylab.data.tokens import find_ids
 
@@ -93,38 +93,29 @@ def text_lines(path: Path, on_fault: OnFault = refuse) -> Iterator[tuple[int, st
 _Numbered = tuple[int, Any, dict[str, Any]]  # number of a record, the record, its group
 
 
-@dataclass
-class GroupCounts:
-    """What became of a file's groups."""
-
-    groups: int = 0
-    own_queries: int = 0  # of them: groups of queries that the collection does not have
-    held_out: int = 0  # groups left out, since their queries are for evaluation
-
-
-def read_published(path: Path, query_ids: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def read_published(path: Path, held_out: HeldOut | None = None) -> Iterator[dict[str, Any]]:
     """The groups (rows of `GROUP_SCHEMA`) of a file of groups, as `read_groups_of` checks them.
 
     Passages are not looked up.
     """
-    for batch in read_groups_of(path, query_ids):
+    for batch in read_groups_of(path, held_out or HeldOut(())):
         yield from batch
 
 
 def read_groups_of(
     path: Path,
-    query_ids: Mapping[str, str],
+    held_out: HeldOut,
     passage_ids: np.ndarray | None = None,
-    held_out: Container[str] = (),
     tally: GroupCounts | None = None,
     on_fault: OnFault = refuse,
 ) -> Iterator[list[dict[str, Any]]]:
     """The groups of a file of groups in file order, some hundreds at a time, as rows of `GROUP_SCHEMA`.
 
+    Most formats carry texts only: a training query of the collection gives its id, any other text is its
+    own id. Groups of queries that are held out are left out, and counted.
+
     Args:
-        query_ids: query text -> id (most formats carry texts only); an unknown text is its own id.
         passage_ids: bytes [N], ascending: the passages that may be trained on; None for any.
-        held_out: query texts whose groups are left out, and counted.
 
     Raises:
         CollectionError: FILE:LINE of a record that is in none of the formats, misaligned, or not
@@ -137,12 +128,15 @@ def read_groups_of(
             batch = list(_known(path, batch, passage_ids, on_fault))
         rows = []
         for _, _, row in batch:
-            if row["query"] in held_out:
+            text = normalised(row["query"])
+            if text in held_out.texts:
                 tally.held_out += 1
                 continue
             if "query_id" not in row:
-                row["query_id"] = query_ids.get(row["query"], row["query"])
-            tally.own_queries += row["query"] not in query_ids
+                row["query_id"] = held_out.training.get(text, row["query"])
+            tally.own_queries += text not in held_out.training
+            if not row["body_only"] and held_out.near(text) is not None:
+                tally.note_near(row["query"])
             rows.append({name: row[name] for name in GROUP_SCHEMA.names})
         tally.groups += len(rows)
         if rows:
