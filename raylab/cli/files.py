@@ -123,18 +123,18 @@ def take_over(stack: ExitStack, store: Store, execution: Execution | None = None
 
 
 def stored_table(storage: str, name: str) -> pd.DataFrame:
-    """A table that a grid left in a storage.
+    """A table that grids left in a storage; of a cell that was run again, the last run.
 
     Raises:
         ConfigError: none there, or not a whole one.
     """
     import pyarrow as pa
 
-    from raylab.storage.tables import read_table
+    from raylab.storage.merging import read_current
 
     store = open_store(storage)
     try:
-        return read_table(store, name)
+        return read_current(store, name)
     except FileNotFoundError:
         raise ConfigError(
             f"{storage}: no {name} there; run experiments/grid.py --storage {storage}"

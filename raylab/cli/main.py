@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from raylab import __version__
@@ -18,12 +17,13 @@ from raylab.cli.files import open_store, stored_table, writing
 from raylab.cli.fit import fit
 from raylab.cli.search import encode, index, search
 from raylab.cli.shared import Storage
+from raylab.cli.shared import console as wide_console
 from raylab.experiment.config import ConfigError
 
 app = typer.Typer(
     cls=LaboratoryGroup, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
 )
-console = Console()
+console = wide_console()
 
 
 def _print_version(asked: bool) -> None:
@@ -72,14 +72,22 @@ def status(storage: Storage = "lab") -> None:
 
 
 @app.command()
-def report(storage: Storage = "lab") -> None:
+def report(
+    storage: Storage = "lab",
+    cells: Annotated[
+        str,
+        typer.Option(
+            help="trained systems to show: a filter such as 'sparse-*-cl'; several by commas"
+        ),
+    ] = "*",
+) -> None:
     """Make tables, figures and the page again, from the results table alone."""
     from raylab.report import rebuild
     from raylab.storage.tables import LEDGER, RESULTS
 
     for name in (RESULTS, LEDGER):
         stored_table(storage, name)
-    written = rebuild(storage)
+    written = rebuild(storage, cells=cells)
     written.show(console)
     for label, path in written.paths.items():
         print(f"{label:>14}  {path}")

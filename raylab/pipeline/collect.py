@@ -1,4 +1,4 @@
-"""Gather a grid's measures into the results table, the per-query values and the ledger."""
+"""Gather a grid's measures, and add them to the tables of the storage."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from raylab.planning.flops import Shape
 from raylab.stages.encode import System
 from raylab.stages.profile import ENTROPY
 from raylab.storage.artifacts import Artifact
+from raylab.storage.merging import add_rows, current
 from raylab.storage.store import Store
 from raylab.storage.tables import (
     LEDGER,
@@ -27,7 +28,6 @@ from raylab.storage.tables import (
     LedgerRow,
     QueryValue,
     Result,
-    write_table,
 )
 
 # Of a retriever's manifest, under the same names.
@@ -64,7 +64,7 @@ class Measured:
 def collect(
     store: Store, collection: str, measured: Measured, execution: Execution
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write results, per-query values and ledger; returns (results, ledger)."""
+    """Add to results, per-query values and ledger; returns the storage's current results, and its ledger."""
     by_name = {system.name: (system, cell) for system, cell in measured.systems}
     results: list[Result] = []
     per_query: list[QueryValue] = []
@@ -86,7 +86,7 @@ def collect(
                 }
                 counted = {"measure": measure, "without_relevant": zeros.get(measure)}
                 row: Any = _EMPTY | facts | where | counted | interval
-                results.append(Result(**row))
+                results.append(Result(**row | {"run": source.fingerprint}))
             key = {"system": facts["system"], "seed": facts.get("seed"), **where}
             per_query += [
                 QueryValue(source.fingerprint, **key, **record)
@@ -94,10 +94,9 @@ def collect(
             ]
     used = [*measured.used, *(a for pair in measured.evaluations.values() for a in pair)]
     unique = {artifact.path: artifact for artifact in [*used, *measured.profiles.values()]}
-    table = write_table(store, RESULTS, results, Result)
-    write_table(store, PER_QUERY, per_query, QueryValue)
-    ledger = write_table(store, LEDGER, map(LedgerRow.of, unique.values()), LedgerRow)
-    return table, ledger
+    add_rows(store, PER_QUERY, per_query, QueryValue)
+    ledger = add_rows(store, LEDGER, map(LedgerRow.of, unique.values()), LedgerRow)
+    return current(add_rows(store, RESULTS, results, Result)), ledger
 
 
 _EMPTY: dict[str, Any] = dict.fromkeys(Result.__dataclass_fields__) | {"variant": "", "varied": ""}

@@ -12,6 +12,7 @@ import pandas as pd
 
 from raylab.experiment.config import ComputeDtype, ConfigError, Execution
 from raylab.experiment.grid import Grid
+from raylab.storage.merging import read_current
 from raylab.storage.store import Store
 from raylab.storage.tables import LEDGER, PER_QUERY, RESULTS, read_table
 
@@ -100,21 +101,28 @@ class Lab:
     def __repr__(self) -> str:
         return f"Lab({self.store.uri!r})"
 
-    def results(self) -> pd.DataFrame:
+    def results(self, superseded: bool = False) -> pd.DataFrame:
         """Every measure of every system: columns as `raylab.storage.tables.Result` says.
 
+        Args:
+            superseded: also those of runs that a later one of the same system and seed took the place of,
+                with another budget, recipe or encoding.
+
         Raises:
             ConfigError: no experiment has ended there.
         """
-        return self._table(RESULTS)
+        return self._table(RESULTS, superseded)
 
-    def per_query(self) -> pd.DataFrame:
+    def per_query(self, superseded: bool = False) -> pd.DataFrame:
         """The values behind the means: columns as `raylab.storage.tables.QueryValue` says.
 
+        Args:
+            superseded: as in `results`.
+
         Raises:
             ConfigError: no experiment has ended there.
         """
-        return self._table(PER_QUERY)
+        return self._table(PER_QUERY, superseded)
 
     def ledger(self) -> pd.DataFrame:
         """What making each artifact took: columns as `raylab.storage.tables.LedgerRow` says.
@@ -161,35 +169,30 @@ class Lab:
         """
         from raylab.models.backbone import torch_dtype
         from raylab.models.retriever import Retriever
+        from raylab.pipeline.export import rows_of_run
 
-        artifact = self.store.known("retriever", run, self._fingerprint(run))
+        fingerprint = rows_of_run(self.store.uri, self.results(), run)[0]["fingerprint"]
+        artifact = self.store.known("retriever", run, fingerprint)
         dtype = None if compute_dtype is None else torch_dtype(compute_dtype)
         return Retriever.load(self.store.local(artifact), device=device, dtype=dtype)
 
-    def _fingerprint(self, run: str) -> str:
-        results = self.results()
-        trained = results[results["kind"] == "trained"]
-        names = trained["system"] + "-seed" + trained["seed"].astype(int).astype(str)
-        known = dict(zip(names, trained["fingerprint"], strict=True))
-        if run not in known:
-            there = ", ".join(sorted(known)) or "none"
-            raise ConfigError(f"{self.store.uri}: no trained run {run!r}; there are: {there}")
-        return known[run]
-
-    def report(self) -> Report:
+    def report(self, cells: str = "*") -> Report:
         """Write tables, charts and the page again, from the tables alone; returns where they are.
 
+        Args:
+            cells: the trained systems to show, as a grid's filter names them.
+
         Raises:
-            ConfigError: no experiment has ended there.
+            ConfigError: no experiment has ended there, or no trained system matches.
         """
         from raylab.report import rebuild
 
         self.results()
-        return rebuild(self.store.uri)
+        return rebuild(self.store.uri, cells=cells)
 
-    def _table(self, name: str) -> pd.DataFrame:
+    def _table(self, name: str, superseded: bool = False) -> pd.DataFrame:
         try:
-            return read_table(self.store, name)
+            return (read_table if superseded else read_current)(self.store, name)
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.store.uri}: no {name} there; no experiment has ended"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 from rich.console import Console
 
+from raylab.experiment.config import check
 from raylab.report.charts.chart import shown_tables
 from raylab.report.formats import to_csv, to_markdown, to_rich
 from raylab.report.heads import compare_heads, mark
@@ -23,8 +24,9 @@ from raylab.report.page.law_blocks import to_csv as laws_to_csv
 from raylab.report.page.page import Contents, render
 from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import GridTable, grid_table
+from raylab.storage.merging import of_cells, read_current
 from raylab.storage.store import Store
-from raylab.storage.tables import COMMAND, LEDGER, PER_QUERY, RESULTS, read_table
+from raylab.storage.tables import COMMAND, LEDGER, PER_QUERY, RESULTS
 
 FOLDER = "report"
 _OURS = re.compile(
@@ -120,18 +122,29 @@ def _forget(store: Store, written: set[str]) -> None:
             store.fs.rm_file(f"{folder}/{name}")
 
 
-def rebuild(storage_uri: str, draws: int = DRAWS) -> Report:
+def rebuild(storage_uri: str, draws: int = DRAWS, cells: str = "*") -> Report:
     """Write the report again from the tables in a storage.
+
+    Args:
+        cells: the trained systems to show, as a grid's filter names them.
 
     Raises:
         FileNotFoundError: no grid has ended there yet.
+        ConfigError: no trained system matches.
     """
     store = Store(storage_uri)
-    results, ledger = read_table(store, RESULTS), read_table(store, LEDGER)
+    results, ledger = read_current(store, RESULTS), read_current(store, LEDGER)
+    if cells != "*":
+        results = of_cells(results, cells)
+        check(
+            bool((results["kind"] == "trained").any()), "cells", cells, "a filter that some match"
+        )
     try:
-        per_query = read_table(store, PER_QUERY)
+        per_query = read_current(store, PER_QUERY)
     except FileNotFoundError:  # the results alone were copied here
         per_query = None
+    else:
+        per_query = per_query[per_query["system"].isin(set(results["system"]))]
     return write(store, results, ledger, per_query, _command(store), draws)
 
 

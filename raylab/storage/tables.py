@@ -4,7 +4,8 @@
     per_query.parquet   `QueryValue`, a row a query of each of them
     ledger.parquet      `LedgerRow`, a row an artifact: what making it took
 
-They are the only source of every figure and table. Nulls stand where a figure means nothing.
+They are the only source of every figure and table. Nulls stand where a figure means nothing. They hold what
+all commands on the storage made (`raylab.storage.merging`), one after the other.
 """
 
 from __future__ import annotations
@@ -93,6 +94,9 @@ class Result:
         "share of the training queries whose positive was made wrong", default=None
     )
     corrupted_scores: float | None = _doc("share of them whose teacher scores were", default=None)
+    run: str | None = _doc(
+        "fingerprint of the run, or of the profile, as in the values per query", default=None
+    )
 
 
 @dataclass(frozen=True)
@@ -189,17 +193,32 @@ def schema_of(row: type) -> pa.Schema:
     )
 
 
-def write_table(store: Store, path: str, rows: Iterable[Any], row: type) -> pd.DataFrame:
-    """Write rows (of dataclass `row`) at the root of the storage, atomically, and return them."""
+def table_of(rows: Iterable[Any], row: type) -> pa.Table:
+    """Rows of dataclass `row` as an Arrow table."""
     columns: dict[str, list] = {f.name: [] for f in dataclasses.fields(row)}
     for one in rows:
         for name, values in columns.items():
             values.append(getattr(one, name))
-    table = pa.table(columns, schema=schema_of(row))
+    return pa.table(columns, schema=schema_of(row))
+
+
+def write_table(store: Store, path: str, rows: Iterable[Any], row: type) -> pd.DataFrame:
+    """Write rows (of dataclass `row`) at the root of the storage, atomically, and return them."""
+    table = table_of(rows, row)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     store.put_bytes(path, buffer.getvalue())
     return table.to_pandas()
+
+
+class DamagedTable(ValueError):
+    """A table that cannot be read; the message names it and what to do."""
+
+    def __init__(self, store: Store, path: str, reason: str):
+        super().__init__(
+            f"{store.uri}/{path}: not a whole table ({reason}); delete it and run the experiment again: what is "
+            "finished is not done anew"
+        )
 
 
 def read_table(store: Store, path: str) -> pd.DataFrame:
@@ -207,6 +226,18 @@ def read_table(store: Store, path: str) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: nothing was written there yet.
+        DamagedTable: it is cut short or damaged, or lacks columns.
     """
     with store.fs.open(f"{store.root}/{path}", "rb") as file:
-        return pq.read_table(file).to_pandas()
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DamagedTable(store, path, reason) from None
+    for field_ in dataclasses.fields(_ROWS[path]) if path in _ROWS else ():
+        if field_.default is dataclasses.MISSING and field_.name not in table.column_names:
+            raise DamagedTable(store, path, f"it has no column {field_.name!r}")
+    return table.to_pandas()
+
+
+_ROWS: dict[str, type] = {RESULTS: Result, PER_QUERY: QueryValue, LEDGER: LedgerRow}

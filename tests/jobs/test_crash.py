@@ -105,15 +105,10 @@ def small(
     return lab, command(collection_folder, ladder_file, teacher_folder, lab, *cells)
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param("ingest", marks=pytest.mark.slow),
-        "train",
-        pytest.param("encode", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["ingest", "train", "encode"])
 def test_kill_the_driver(small, undisturbed_lab, undisturbed, moment):
+    """In `make test`, tests/jobs/test_data_commands.py kills that of `raylab data teach`."""
     lab, arguments = small
     if moment != "ingest":
         begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone"))

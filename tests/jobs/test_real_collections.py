@@ -30,7 +30,11 @@ MINING = Mining(depth=6, random=2, pseudo_queries=False)
 
 @pytest.mark.parametrize(
     ("name", "teacher"),
-    [("scifact", "cross"), ("beir/nfcorpus", "dense"), ("msmarco-slice", "cross")],
+    [
+        ("scifact", "cross"),
+        pytest.param("beir/nfcorpus", "dense", marks=pytest.mark.slow),
+        pytest.param("msmarco-slice", "cross", marks=pytest.mark.slow),
+    ],
 )
 def test_a_real_collection_becomes_batches(
     name,

@@ -1,0 +1,125 @@
+"""The tables of a storage as several commands, and several drivers at once, add to them.
+
+    tables/RESULTS/TIME-HASH.parquet    a part: the rows of one command; never changed
+    results.parquet                     all parts as one table: a row that is there again stands where it was last
+
+A driver writes its part first, then the whole table, and looks for parts again: whoever writes the table last
+has seen every part, so that none is lost, whatever the order in which drivers come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raylab.storage.store import Store
+from raylab.storage.tables import LEDGER, PER_QUERY, RESULTS, read_table, table_of
+
+_FOLDER = "tables"
+# What makes two rows of a table the same row.
+_KEYS = {
+    RESULTS: ("system", "seed", "collection", "split", "measure", "fingerprint", "run"),
+    PER_QUERY: ("fingerprint", "system", "seed", "collection", "split", "measure", "query_id"),
+    LEDGER: ("stage", "name", "fingerprint"),
+}
+# What a row of the results, or the values per query, is about; a later one takes an earlier one's place.
+_SUBJECT = ("system", "seed", "collection", "split", "measure")
+
+
+def add_rows(store: Store, name: str, rows: Iterable[Any], row: type) -> pd.DataFrame:
+    """Add rows (of dataclass `row`) to a table of the storage, and return the whole table."""
+    buffer = io.BytesIO()
+    pq.write_table(table_of(rows, row), buffer)
+    data = buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    before = _parts(store, name)
+    store.put_bytes(f"{_folder(name)}/{time.time_ns():020d}-{digest}.parquet", data)
+    for part in before:
+        if part.endswith(f"-{digest}.parquet"):  # the same rows stand in the new part
+            store.fs.rm_file(f"{store.root}/{part}")
+    while True:
+        parts = _parts(store, name)
+        try:
+            whole = _merged(store, name, parts)
+        except FileNotFoundError:  # another driver has put its rows into a new part
+            continue
+        buffer = io.BytesIO()
+        pq.write_table(whole, buffer)
+        store.put_bytes(name, buffer.getvalue())
+        if _parts(store, name) == parts:
+            return whole.to_pandas()
+
+
+def _folder(name: str) -> str:
+    return f"{_FOLDER}/{name.partition('.')[0]}"
+
+
+def _parts(store: Store, name: str) -> list[str]:
+    """The parts of a table, oldest first, by their paths below the root."""
+    folder = f"{store.root}/{_folder(name)}"
+    try:
+        store.fs.invalidate_cache(folder)
+        paths = store.fs.ls(folder, detail=False)
+    except FileNotFoundError:
+        return []
+    names = sorted(path.rpartition("/")[2] for path in paths if path.endswith(".parquet"))
+    return [f"{_folder(name)}/{part}" for part in names]
+
+
+def _merged(store: Store, name: str, parts: list[str]) -> pa.Table:
+    """All parts as one table; of rows that are the same, the last."""
+    tables = []
+    for part in parts:
+        with store.fs.open(f"{store.root}/{part}", "rb") as file:
+            tables.append(pq.read_table(file))
+    whole = pa.concat_tables(tables)
+    keys = whole.select(list(_KEYS[name])).to_pandas()
+    last = ~keys.duplicated(keep="last")
+    return whole.filter(pa.array(last.to_numpy()))
+
+
+def current(table: pd.DataFrame) -> pd.DataFrame:
+    """Of results or values per query, those of the last run of every system and seed.
+
+    A storage may hold a cell several times: with another budget, recipe or encoding under the same name.
+    """
+    run = "run" if "run" in table.columns else "fingerprint"
+    last = table.drop_duplicates([*_SUBJECT], keep="last")[[*_SUBJECT, run]]
+    merged = table.merge(last, on=[*_SUBJECT, run], how="left", indicator=True)
+    return table[(merged["_merge"] == "both").to_numpy()].reset_index(drop=True)
+
+
+def read_current(store: Store, name: str) -> pd.DataFrame:
+    """A table of the storage; of results and values per query those of `current`.
+
+    Raises:
+        FileNotFoundError: nothing was written there yet.
+    """
+    table = read_table(store, name)
+    return table if name == LEDGER else current(table)
+
+
+def of_cells(results: pd.DataFrame, cells: str) -> pd.DataFrame:
+    """Results of the trained systems that a filter names, of the untrained ones beside them, and of baselines.
+
+    ``cells``: patterns by commas, such as `sparse-*-cl`, as they choose the cells of a grid.
+    """
+    patterns = [pattern.strip() for pattern in cells.split(",")]
+    trained = results["kind"] == "trained"
+    named = [any(fnmatchcase(system, p) for p in patterns) for system in results["system"]]
+    chosen = trained & np.array(named, bool)
+    beside = set(zip(results["size"][chosen], results["head"][chosen], strict=True))
+    pairs = zip(results["size"], results["head"], strict=True)
+    untrained = (results["kind"] == "untrained") & np.array(
+        [pair in beside for pair in pairs], bool
+    )
+    return results[chosen | untrained | (results["kind"] == "baseline")].reset_index(drop=True)
