@@ -25,6 +25,7 @@ test-fast: $(VENV)/.installed
 
 # Kills, lost nodes, full disks, coverage of intervals, whole paths over real collections.
 test-slow: $(VENV)/.installed
+	$(BIN)/pip install -q -e ".[slow]"
 	$(BIN)/python -m pytest -m "slow" $(ARGS)
 
 bench: $(VENV)/.installed

@@ -18,12 +18,15 @@ import typer
 from rich.console import Console
 
 from raylab.cli.errors import LaboratoryCommand
-from raylab.cli.files import absolute, check_writable, open_store
+from raylab.cli.files import check_writable, open_store
 from raylab.cli.options import EXECUTION_FIELDS, GRID_FIELDS, Options, shown_defaults, with_options
+from raylab.cli.shared import console as wide_console
+from raylab.data.beir_sets import BEIR, named_collections
 from raylab.experiment.changes import changed_recipe, parse_setting
 from raylab.experiment.config import ConfigError, Execution
 from raylab.experiment.grid import Grid, Ladder, Recipe, Variant
 from raylab.experiment.ladders import PICO, find_ladder
+from raylab.experiment.paths import with_absolute_paths
 from raylab.experiment.recipes import find_recipe
 from raylab.experiment.variants import with_budgets
 
@@ -47,6 +50,10 @@ def chosen(
     changes = options.given(GRID_FIELDS)
     changes["ladder"] = _ladder(options, grid)
     changes["sizes"] = _sizes(options, grid, changes["ladder"])
+    if options.evaluate is not None:
+        changes["evaluation"] = _evaluation(options.evaluate, options)
+    elif options.beir_root is not None or options.partial:
+        raise ConfigError("--beir-root and --partial: they need --evaluate beir")
     if options.seeds is not None:
         changes["seeds"] = parse_seeds(options.seeds)
     if options.budgets is not None:
@@ -64,22 +71,17 @@ def chosen(
             )
         changes |= {"budget_flops": budget.flops, "epochs": budget.epochs}
     execution = replace(execution or Execution(), **options.given(EXECUTION_FIELDS))
-    return _with_absolute_paths(replace(grid, **changes), execution)
+    return with_absolute_paths(replace(grid, **changes), execution)
 
 
-def _with_absolute_paths(grid: Grid, execution: Execution) -> tuple[Grid, Execution]:
-    """Models and teachers in folders by their absolute paths, as workers need them."""
-    backbones = tuple(
-        replace(backbone, source=absolute(backbone.source)) for backbone in grid.ladder.backbones
-    )
-    teacher, models_dir = grid.teacher, execution.models_dir
-    grid = replace(
-        grid,
-        ladder=replace(grid.ladder, backbones=backbones),
-        teacher=None if teacher is None else absolute(teacher),
-    )
-    models_dir = None if models_dir is None else absolute(models_dir)
-    return grid, replace(execution, models_dir=models_dir)
+def _evaluation(text: str, options: Options) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if options.beir_root is None and BEIR in names:
+        raise ConfigError("--evaluate beir: it needs --beir-root, the folder that holds its sets")
+    try:
+        return named_collections(names, options.beir_root, bool(options.partial))
+    except ConfigError as error:
+        raise ConfigError(f"--beir-root {error}") from None
 
 
 def _ladder(options: Options, grid: Grid) -> Ladder:
@@ -161,7 +163,7 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
         from raylab.models.teachers import check_teacher
 
         check_teacher(grid.teacher, execution.models_dir)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = wide_console()
     if options.dry_run:
         from raylab.cli.plan_view import show_plan
 

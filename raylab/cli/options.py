@@ -83,6 +83,20 @@ class Options:
     collection: Annotated[
         str | None, _computed("scifact, or a folder in BEIR or MS MARCO layout")
     ] = None
+    evaluate: Annotated[
+        str | None,
+        _computed(
+            "further collections to measure every system on, by commas: folders, irds:NAME, or beir for the 13 "
+            "sets in --beir-root"
+        ),
+    ] = None
+    beir_root: Annotated[
+        str | None, _computed("folder of BEIR's sets, as folders or .zip archives of their names")
+    ] = None
+    partial: Annotated[
+        bool | None,
+        _computed("fewer than BEIR's 13 sets are wanted; the mean says over which", "--partial"),
+    ] = None
     cells: Annotated[str | None, _computed("filter, such as 'sparse-*-cl'; several by commas")] = (
         None
     )

@@ -9,7 +9,7 @@ sha256 of the files in this package.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from raylab.experiment.config import LONGEST_TEXT, Encoding
@@ -190,6 +190,16 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 BEIR_SETS = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.in_beir_mean)
 """The 13 sets whose mean nDCG@10 on the split test is called BEIR (2502.15526, Evaluation)."""
+
+
+def held_out_splits(collection: str, splits: Iterable[str]) -> tuple[str, ...]:
+    """Of a collection's splits those that a model trained elsewhere is measured on.
+
+    The split test where there is one; else all that are not for training. Of MS MARCO dev, which is its
+    published measure, and the tracks.
+    """
+    splits = [split for split in splits if split != "train"]
+    return ("test",) if "test" in splits else tuple(splits)
 
 
 def find_benchmark(collection: str) -> Benchmark | None:

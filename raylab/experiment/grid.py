@@ -177,7 +177,8 @@ class Grid:
 
     The budget of a cell is `budget_flops`, or `epochs` over the training queries (`"recipe"`: as many
     as the recipe lists for its size and objective), or the recipe's FLOPs where neither is given; a variant's
-    own comes before all. `adaptation_charge`: MNTP's FLOPs are shared by the cells of a size, beside
+    own comes before all. `evaluation` are addresses of further collections that every system is measured on,
+    beside the one that trains. `adaptation_charge`: MNTP's FLOPs are shared by the cells of a size, beside
     their budgets, or charged to each.
     """
 
@@ -197,6 +198,7 @@ class Grid:
     on_fault: str = "error"  # see `quarantined_kinds`
     compute_dtype: ComputeDtype | None = None  # None: as the ladder's sizes say
     teacher_dtype: ComputeDtype = "float32"  # of a teacher that is a model
+    evaluation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         quarantined_kinds(self.on_fault)

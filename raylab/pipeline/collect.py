@@ -14,7 +14,7 @@ from raylab.evaluation.intervals import mean_interval
 from raylab.experiment.config import Backbone, Execution
 from raylab.experiment.grid import Cell
 from raylab.models.backbone import load_config, resolve_source
-from raylab.pipeline.stages import BM25
+from raylab.pipeline.measured import BM25
 from raylab.planning.flops import Shape
 from raylab.stages.encode import System
 from raylab.stages.profile import ENTROPY
@@ -47,31 +47,33 @@ class Measured:
     """What a grid ended with.
 
     Args:
+        trained_on: the collection whose queries trained the cells.
         systems: with the cells that made them, None for untrained ones.
         trained: retrievers by cell.
-        evaluations: (run, measures) by system and split.
-        profiles: by system; BM25 has none.
+        evaluations: (run, measures) by collection, system and split.
+        profiles: by collection and system; BM25 has none.
         used: every other artifact that stands behind them.
     """
 
+    trained_on: str
     systems: Sequence[tuple[System, Cell | None]]
     trained: Mapping[Cell, Artifact]
-    evaluations: Mapping[tuple[str, str], tuple[Artifact, Artifact]]
-    profiles: Mapping[str, Artifact]
+    evaluations: Mapping[tuple[str, str, str], tuple[Artifact, Artifact]]
+    profiles: Mapping[tuple[str, str], Artifact]
     used: Sequence[Artifact]
 
 
 def collect(
-    store: Store, collection: str, measured: Measured, execution: Execution
+    store: Store, measured: Measured, execution: Execution
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Add to results, per-query values and ledger; returns the storage's current results, and its ledger."""
     by_name = {system.name: (system, cell) for system, cell in measured.systems}
     results: list[Result] = []
     per_query: list[QueryValue] = []
-    for (name, split), (run, measures) in measured.evaluations.items():
+    for (collection, name, split), (run, measures) in measured.evaluations.items():
         system, cell = by_name.get(name, (None, None))
-        profile = measured.profiles.get(name)
-        facts = _facts(system, cell, measured.trained, run, execution)
+        profile = measured.profiles.get((collection, name))
+        facts = _facts(system, cell, measured, run, execution)
         facts |= _efficiency(run, profile, split)
         where = {"collection": collection, "split": split}
         zeros = measures.meta.get("without_relevant", {})
@@ -130,7 +132,7 @@ def _efficiency(run: Artifact, profile: Artifact | None, split: str) -> dict[str
 def _facts(
     system: System | None,
     cell: Cell | None,
-    trained: Mapping[Cell, Artifact],
+    measured: Measured,
     run: Artifact,
     execution: Execution,
 ) -> dict[str, Any]:
@@ -148,7 +150,7 @@ def _facts(
             "system": system.name,
             "fingerprint": run.fingerprint,
         }
-    noted = trained[cell].meta
+    noted = measured.trained[cell].meta
     return facts | {
         "kind": "trained",
         "system": cell.name,
@@ -156,7 +158,8 @@ def _facts(
         "seed": cell.seed,
         "budget_flops": cell.budget_flops,
         "seconds": noted["train_seconds"],
-        "fingerprint": trained[cell].fingerprint,
+        "fingerprint": measured.trained[cell].fingerprint,
+        "trained_on": measured.trained_on,
         "variant": cell.variant,
         "varied": cell.varied,
         "corrupted_positives": cell.fine_tuning.corrupted_positives,

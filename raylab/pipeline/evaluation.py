@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from raylab.experiment.config import Execution
 from raylab.experiment.grid import Cell
@@ -18,7 +19,8 @@ from raylab.jobs.pool import encoders
 from raylab.jobs.progress import Monitor
 from raylab.jobs.scan import scan_all
 from raylab.jobs.tasks import build_index, evaluate_all, profile_system, run_all, scanned_profile
-from raylab.pipeline.stages import BM25, GridStages
+from raylab.pipeline.measured import BM25, MeasuredCollection
+from raylab.pipeline.stages import GridStages
 from raylab.stages.encode import EncodeTask, System
 from raylab.stages.profile import Profile
 from raylab.stages.scan import Scan
@@ -31,26 +33,31 @@ from raylab.storage.store import Store
 def missing_tasks(
     store: Store, execution: Execution, stages: GridStages, system: System
 ) -> list[EncodeTask]:
-    """What is to be encoded of a system and not yet there, passages first."""
-    embeddings = stages.embeddings(system)
-    tasks = [] if execution.no_index else embeddings.parts(execution.shard_passages)
-    if not execution.no_index and embeddings.made_parts(store) is not None:
-        tasks = []
-    tasks += stages.queries(system).values()
+    """What is to be encoded of a system and not yet there: collection by collection, passages first."""
+    tasks: list[EncodeTask] = []
+    for measured in stages.measured:
+        embeddings = measured.embeddings(system)
+        if not execution.no_index and embeddings.made_parts(store) is None:
+            tasks += embeddings.parts(execution.shard_passages)
+        tasks += measured.queries(system).values()
     return [task for task in tasks if store.find(task.address) is None]
+
+
+Pair = tuple[str, str]
+"""Names of a collection and of a system."""
 
 
 @dataclass
 class Evaluated:
-    """What was measured: (run, measures) by system and split, profiles by system, and what stands behind."""
+    """What was measured: (run, measures) by collection, system and split; profiles; and what stands behind."""
 
-    evaluations: dict[tuple[str, str], tuple[Artifact, Artifact]]
-    profiles: dict[str, Artifact]
+    evaluations: dict[tuple[str, str, str], tuple[Artifact, Artifact]]
+    profiles: dict[Pair, Artifact]
     used: list[Artifact] = field(default_factory=list)
 
 
 class SystemsEvaluation:
-    """Measures systems of a grid.
+    """Measures systems of a grid on all its collections.
 
     Args:
         systems: with the cells that made them, None for untrained ones.
@@ -66,9 +73,17 @@ class SystemsEvaluation:
         monitor: Monitor,
         connect: Callable[[], None],
     ):
-        self.stages, self.systems, self.execution = stages, systems, execution
+        self.stages, self.execution = stages, execution
         self.store, self.monitor, self.connect = store, monitor, connect
-        self.embeddings = {system.name: stages.embeddings(system) for system, _ in systems}
+        # A system's collections stand together, so that its model is loaded once.
+        self.pairs: dict[Pair, tuple[MeasuredCollection, System, Cell | None]] = {
+            (measured.name, system.name): (measured, system, cell)
+            for system, cell in systems
+            for measured in stages.measured
+        }
+        self.embeddings = {
+            pair: measured.embeddings(system) for pair, (measured, system, _) in self.pairs.items()
+        }
 
     def run(self) -> Evaluated:
         """Every stage in turn.
@@ -88,27 +103,29 @@ class SystemsEvaluation:
 
     # ----------------------------------------------------------------- representations
 
-    def _encode(self) -> tuple[list[Artifact], dict[str, tuple[Artifact, ...]]]:
-        """Query representations, and the parts of the passages' by system (none with `no_index`)."""
+    def _encode(self) -> tuple[list[Artifact], dict[Pair, tuple[Artifact, ...]]]:
+        """Query representations, and the parts of the passages' by pair (none with `no_index`)."""
         asked = [
-            task for system, _ in self.systems for task in self.stages.queries(system).values()
+            task
+            for measured, system, _ in self.pairs.values()
+            for task in measured.queries(system).values()
         ]
-        parts: dict[str, list[Artifact]] = {}
-        tasks: dict[str, list[EncodeTask]] = {}
+        parts: dict[Pair, list[Artifact]] = {}
+        tasks: dict[Pair, list[EncodeTask]] = {}
         if not self.execution.no_index:
-            for name, embeddings in self.embeddings.items():
+            for pair, embeddings in self.embeddings.items():
                 known_parts = embeddings.made_parts(self.store)
                 if known_parts is None:
-                    tasks[name] = embeddings.parts(self.execution.shard_passages)
+                    tasks[pair] = embeddings.parts(self.execution.shard_passages)
                 else:
-                    parts[name] = known_parts
+                    parts[pair] = known_parts
         every = [*(task for members in tasks.values() for task in members), *asked]
         artifacts = find_or_make(self.store, every, lambda missing: self._encoders(every, missing))
-        for name, members in tasks.items():
-            self.embeddings[name].commit(self.store, members)
-            parts[name] = [self.store.committed(task.address) for task in members]
+        for pair, members in tasks.items():
+            self.embeddings[pair].commit(self.store, members)
+            parts[pair] = [self.store.committed(task.address) for task in members]
         queries = artifacts[len(every) - len(asked) :]
-        return queries, {name: tuple(members) for name, members in parts.items()}
+        return queries, {pair: tuple(members) for pair, members in parts.items()}
 
     def _encoders(self, every: list[EncodeTask], missing: list[EncodeTask]) -> None:
         self._enter("encode", len(every), len(missing))
@@ -120,9 +137,11 @@ class SystemsEvaluation:
 
         encode_all(self.store, self.execution, missing, finished)
 
-    def _index(self, parts: Mapping[str, tuple[Artifact, ...]]) -> dict[str, tuple[Artifact, ...]]:
-        """An index for every part, by system."""
-        tasks = {name: [IndexTask(part) for part in members] for name, members in parts.items()}
+    def _index(
+        self, parts: Mapping[Pair, tuple[Artifact, ...]]
+    ) -> dict[Pair, tuple[Artifact, ...]]:
+        """An index for every part, by pair."""
+        tasks = {pair: [IndexTask(part) for part in members] for pair, members in parts.items()}
         every = [task for members in tasks.values() for task in members]
 
         def make(missing: list[IndexTask]) -> None:
@@ -131,29 +150,31 @@ class SystemsEvaluation:
             run_all(calls, self._tasks_at_once(), self.monitor.advance)
 
         indexes = iter(find_or_make(self.store, every, make))
-        return {name: tuple(next(indexes) for _ in members) for name, members in tasks.items()}
+        return {pair: tuple(next(indexes) for _ in members) for pair, members in tasks.items()}
 
     # -------------------------------------------------------------------------- one pass
 
     @cached_property
-    def _scans(self) -> dict[str, Scan]:
+    def _scans(self) -> dict[Pair, Scan]:
         scans = {}
-        for system, cell in self.systems:
-            embeddings = self.embeddings[system.name]
+        for pair, (measured, system, _) in self.pairs.items():
+            embeddings = self.embeddings[pair]
             rows = tuple(shards(embeddings.count, self.execution.shard_passages))
-            queries = {s: task.address for s, task in self.stages.queries(system).items()}
-            profile = self.stages.profile(system, cell)
-            scans[system.name] = Scan(embeddings, self.stages.collection, rows, queries, profile)
+            queries = {s: task.address for s, task in measured.queries(system).items()}
+            profile = self._profile_of(pair)
+            scans[pair] = Scan(embeddings, measured.collection, rows, queries, profile)
         return scans
 
-    def _scan(self) -> dict[str, Artifact]:
-        """Hits by system, of all that have no run or no profile yet, or whose hits are there."""
+    def _profile_of(self, pair: Pair) -> Profile:
+        measured, system, cell = self.pairs[pair]
+        return measured.profile(system, self.stages.temperature(system, cell))
+
+    def _scan(self) -> dict[Pair, Artifact]:
+        """Hits by pair, of all that have no run or no profile yet, or whose hits are there."""
         scans = self._scans
-        artifacts = {name: self.store.find(scan.address) for name, scan in scans.items()}
+        artifacts = {pair: self.store.find(scan.address) for pair, scan in scans.items()}
         missing = [
-            scans[system.name]
-            for system, cell in self.systems
-            if artifacts[system.name] is None and not self._is_measured(system, cell)
+            pair for pair in self.pairs if artifacts[pair] is None and not self._is_measured(pair)
         ]
         if missing:
             self._enter("scan", len(scans), len(missing))
@@ -162,32 +183,32 @@ class SystemsEvaluation:
                 size, name = hits.meta["unstored_bytes"], hits.manifest["name"]
                 self.monitor.advance(f"{name}: {size:,} bytes of embeddings not stored")
 
-            scan_all(self.store, self.execution, missing, finished)
-            for scan in missing:
-                artifacts[scan.system.name] = self.store.committed(scan.address)
-        return {name: hits for name, hits in artifacts.items() if hits is not None}
+            scan_all(self.store, self.execution, [scans[pair] for pair in missing], finished)
+            for pair in missing:
+                artifacts[pair] = self.store.committed(scans[pair].address)
+        return {pair: hits for pair, hits in artifacts.items() if hits is not None}
 
-    def _is_measured(self, system: System, cell: Cell | None) -> bool:
-        wanted = [self.stages.profile(system, cell).address]
-        for evaluation in self.stages.evaluations(system).values():
+    def _is_measured(self, pair: Pair) -> bool:
+        measured, system, _ = self.pairs[pair]
+        wanted = [self._profile_of(pair).address]
+        for evaluation in measured.evaluations(system).values():
             wanted += [evaluation.run_address, evaluation.address]
         return all(self.store.find(address) is not None for address in wanted)
 
     # ------------------------------------------------------------------------- measures
 
     def _evaluate(
-        self, indexes: Mapping[str, tuple[Artifact, ...]], hits: Mapping[str, Artifact]
-    ) -> dict[tuple[str, str], tuple[Artifact, Artifact]]:
-        """(run, measures) by (system, split)."""
+        self, indexes: Mapping[Pair, tuple[Artifact, ...]], hits: Mapping[Pair, Artifact]
+    ) -> dict[tuple[str, str, str], tuple[Artifact, Artifact]]:
+        """(run, measures) by (collection, system, split)."""
         evaluations = {
-            (system.name, split): replace(
-                evaluation, indexes=indexes.get(system.name, ()), hits=hits.get(system.name)
-            )
-            for system, _ in self.systems
-            for split, evaluation in self.stages.evaluations(system).items()
+            (*pair, split): replace(evaluation, indexes=indexes.get(pair, ()), hits=hits.get(pair))
+            for pair, (measured, system, _) in self.pairs.items()
+            for split, evaluation in measured.evaluations(system).items()
         }
-        for split, evaluation in self.stages.bm25_evaluations().items():
-            evaluations[BM25, split] = evaluation
+        for measured in self.stages.measured:
+            for split, evaluation in measured.bm25_evaluations().items():
+                evaluations[measured.name, BM25, split] = evaluation
 
         def make(missing: list[Evaluation]) -> None:
             self._enter("evaluate", len(evaluations), len(missing))
@@ -201,25 +222,23 @@ class SystemsEvaluation:
         }
 
     def _profile(
-        self, parts: Mapping[str, tuple[Artifact, ...]], hits: Mapping[str, Artifact]
-    ) -> dict[str, Artifact]:
-        """By system."""
+        self, parts: Mapping[Pair, tuple[Artifact, ...]], hits: Mapping[Pair, Artifact]
+    ) -> dict[Pair, Artifact]:
+        """By pair."""
         profiles = {
-            system.name: replace(
-                self.stages.profile(system, cell), parts=parts.get(system.name, ())
-            )
-            for system, cell in self.systems
+            pair: replace(self._profile_of(pair), parts=parts.get(pair, ())) for pair in self.pairs
         }
+        pair_of = {profile.address.path: pair for pair, profile in profiles.items()}
+
+        def call(profile: Profile) -> tuple[Any, tuple[Any, ...]]:
+            pair = pair_of[profile.address.path]
+            if pair in hits:
+                return scanned_profile, (self.store, self._scans[pair], hits[pair])
+            return profile_system, (self.store, profile)
 
         def make(missing: list[Profile]) -> None:
             self._enter("profile", len(profiles), len(missing))
-            calls = [
-                (scanned_profile, (self.store, self._scans[profile.name], hits[profile.name]))
-                if profile.name in hits
-                else (profile_system, (self.store, profile))
-                for profile in missing
-            ]
-            run_all(calls, self._tasks_at_once(), self.monitor.advance)
+            run_all(list(map(call, missing)), self._tasks_at_once(), self.monitor.advance)
 
         artifacts = find_or_make(self.store, list(profiles.values()), make)
         return dict(zip(profiles, artifacts, strict=True))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -17,28 +18,27 @@ import pandas as pd
 from raylab import report
 from raylab.data.ingest import collection_address, gaps
 from raylab.data.ingested import training_part
-from raylab.data.sources import EMBEDDED, Source, open_collection
+from raylab.data.sources import Source, open_collection
 from raylab.data.supervision.held_out import group_notes
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import Execution
 from raylab.experiment.grid import Grid
+from raylab.experiment.paths import with_absolute_paths
 from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest
 from raylab.jobs.pools import data_pool, ray_pool
 from raylab.jobs.progress import Display, Monitor
-from raylab.models.hub import load_tokenizer
-from raylab.models.identity import weights_fingerprint
 from raylab.pipeline.collect import Measured, collect
 from raylab.pipeline.driver import sole_driver
 from raylab.pipeline.evaluation import SystemsEvaluation
+from raylab.pipeline.real_plan import choose_teacher, grid_stages
 from raylab.pipeline.stages import GridStages
 from raylab.pipeline.training import Training
+from raylab.planning.collections import further_sources
 from raylab.planning.devices import DEVICES
 from raylab.planning.plan import GridPlan, check_plan, plan_grid
 from raylab.stages.arrays import make_arrays
-from raylab.stages.mine import Mining
 from raylab.stages.stage import Stage, StageKind, find_or_make, write_list
 from raylab.stages.teach import make_groups
-from raylab.stages.teaching import SHIPPED, Teaching
 from raylab.stages.tokenise import tokenise
 from raylab.storage.artifacts import Artifact, DamagedArtifact
 from raylab.storage.merging import read_current
@@ -73,8 +73,10 @@ def run_grid(
         TrainingError: a cell's loss is not finite.
         StorageError: the storage cannot be written to.
     """
+    grid, execution = with_absolute_paths(grid, execution)
     source = open_collection(grid.collection)
     teacher = choose_teacher(grid, source)
+    further = further_sources(grid, source)
     plan = plan_grid(grid, source, execution, evaluation=False)  # refuses what cannot run
     if execution.device is not None:  # else the cluster is asked, once it is there
         check_plan(plan, DEVICES[execution.device].memory_bytes)
@@ -83,11 +85,11 @@ def run_grid(
         for _ in range(_DAMAGE_ROUNDS):
             with contextlib.ExitStack() as stack:
                 pipeline = GridPipeline(
-                    grid, execution, source, teacher, plan, store, Monitor(display), stack
+                    grid, execution, source, further, teacher, plan, store, Monitor(display), stack
                 )
                 try:
                     measured = pipeline.run()
-                    results, ledger = collect(store, source.name, measured, execution)
+                    results, ledger = collect(store, measured, execution)
                 except DamagedArtifact as damage:
                     log.warning("%s; it will be made again", damage)
                     store.discard(damage.path)
@@ -112,13 +114,15 @@ class GridPipeline:
         grid: Grid,
         execution: Execution,
         source: Source,
+        further: Sequence[Source],
         teacher: str | None,
         plan: GridPlan,
         store: Store,
         monitor: Monitor,
         stack: contextlib.ExitStack,
     ):
-        self.grid, self.execution, self.source, self.teacher = grid, execution, source, teacher
+        self.grid, self.execution, self.teacher = grid, execution, teacher
+        self.sources = (source, *further)
         self.plan, self.store, self.monitor, self.stack = plan, store, monitor, stack
         self.connected = False
 
@@ -139,56 +143,48 @@ class GridPipeline:
         every = stages.all()
         write_list(self.store, every)
         self.monitor.cells_total = len(stages.cells)
-        used = [stages.collection]
+        used = [one.collection for one in stages.measured]
         for kind in ("tokenise", "teach", "arrange"):
             used += self._data(kind, [stage for stage in every if stage.kind == kind], stages)
         running = self.execution, self.store, self.monitor, self.connect
         training = Training(stages, self.plan, *running)
-        self.monitor.budget_flops = sum(map(training.durations.flops, stages.cells))
+        self.monitor.planned = {c.run_name: training.durations.flops(c) for c in stages.cells}
         trained = training.run()
         systems = stages.systems(list(trained))
         evaluated = SystemsEvaluation(stages, systems, *running).run()
         adapted = (self.store.find(address) for address in stages.starts.values())
         used += [artifact for artifact in adapted if artifact is not None]
         used += [*trained.values(), *evaluated.used]
-        return Measured(systems, trained, evaluated.evaluations, evaluated.profiles, used)
+        trained_on = stages.collection.meta["name"]
+        measured = evaluated.evaluations, evaluated.profiles
+        return Measured(trained_on, systems, trained, *measured, used)
 
-    def _ingest(self) -> Artifact:
+    def _ingest(self) -> list[Artifact]:
+        """The collection that trains, and the further ones."""
+
         def make(missing: list[Stage]) -> None:
             self.connect()
-            self.monitor.enter("ingest", 1)
-            collection = ingest(self.store, self.source, self.grid.on_fault)
-            counts = f"{collection.meta['passages']} passages, splits {collection.meta['splits']}"
-            self.monitor.advance(counts)
+            self.monitor.enter("ingest", len(missing))
+            for stage in missing:
+                collection = ingest(self.store, stage.task, self.grid.on_fault)
+                name, splits = collection.meta["name"], collection.meta["splits"]
+                counts = f"{collection.meta['passages']} passages, splits {splits}"
+                self.monitor.advance(counts if len(missing) == 1 else f"{name}: {counts}")
 
-        address = collection_address(self.source, self.grid.on_fault)
-        (collection,) = find_or_make(self.store, [Stage("ingest", address, (), None)], make)
-        for gap in gaps(collection.meta):
+        on_fault = self.grid.on_fault
+        stages = [
+            Stage("ingest", collection_address(source, on_fault), (), source)
+            for source in self.sources
+        ]
+        collections = find_or_make(self.store, stages, make)
+        for gap in (gap for collection in collections for gap in gaps(collection.meta)):
             self.monitor.say(gap)
-        return collection
+        return collections
 
-    def _stages(self, collection: Artifact) -> GridStages:
-        """The list, once it is known what the collection holds."""
-        cells, models_dir = self.grid.cells(), self.execution.models_dir
-        backbones = list(dict.fromkeys(cell.backbone for cell in cells))
-        mining = Mining(
-            pseudo_queries=any(cell.fine_tuning.pseudo_fraction > 0 for cell in cells),
-            on_fault=self.grid.on_fault,
-        )
-        teaching = Teaching(
-            self.store,
-            collection,
-            mining,
-            self.teacher,
-            models_dir,
-            self.execution.encoding_actors or None,
-            EMBEDDED.get(self.grid.collection),
-            compute_dtype=self.grid.teacher_dtype,
-            pool=functools.partial(ray_pool, gpu=self.execution.use_gpu),
-        )
-        weights = {backbone: weights_fingerprint(backbone, models_dir) for backbone in backbones}
-        tokenizers = {b.name: load_tokenizer(b, models_dir) for b in backbones}
-        return GridStages(self.grid, collection, teaching, weights, tokenizers)
+    def _stages(self, collections: Sequence[Artifact]) -> GridStages:
+        """The list, once it is known what the collections hold."""
+        pool = functools.partial(ray_pool, gpu=self.execution.use_gpu)
+        return grid_stages(self.grid, self.execution, self.store, collections, self.teacher, pool)
 
     def _data(self, kind: StageKind, stages: list[Stage], grid: GridStages) -> list[Artifact]:
         """Stages that this process makes, with work that it hands out to Ray: one after the other."""
@@ -199,7 +195,8 @@ class GridPipeline:
             self.monitor.enter(kind, len(missing))
             for stage in missing:
                 if kind == "tokenise":
-                    tokenise(self.store, collection, stage.task, data_pool)
+                    texts = self.store.committed(stage.inputs[0])
+                    tokenise(self.store, texts, stage.task, data_pool)
                     self.monitor.advance()
                 elif kind == "teach":
                     meta = make_groups(stage.task).meta
@@ -214,22 +211,3 @@ class GridPipeline:
                     self.monitor.advance()
 
         return find_or_make(self.store, stages, make)
-
-
-def choose_teacher(grid: Grid, source: Source) -> str | None:
-    """The teacher to use: none when no cell distils, the shipped scores where there are some.
-
-    Raises:
-        ConfigError: a cell distils and no teacher is at hand.
-    """
-    if not any(cell.objective.needs_teacher for cell in grid.cells()) and not source.embedded:
-        return grid.teacher
-    if grid.teacher is not None:
-        return grid.teacher
-    if source.embedded:
-        return SHIPPED
-    raise ConfigError(
-        f"cells with KD need teacher scores, and collection {source.name!r} ships none: "
-        "name a teacher (a model folder, a hub id or a Parquet file of scores), or leave out the objectives "
-        "that need one"
-    )

@@ -16,24 +16,20 @@ from dataclasses import dataclass
 from raylab.data.collections import TRAIN
 from raylab.data.ingest import PASSAGES
 from raylab.data.ingested import training_part
-from raylab.data.registry import encoding_for
+from raylab.data.registry import held_out_splits
 from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Backbone, Encoding
+from raylab.experiment.config import Backbone
 from raylab.experiment.families import Start, start_of
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.heads import Head
 from raylab.experiment.objectives import CL
+from raylab.pipeline.measured import MeasuredCollection
 from raylab.stages.arrays import arrays_address
-from raylab.stages.encode import Embeddings, EncodeTask, System, query_task
-from raylab.stages.profile import Profile
-from raylab.stages.search import Evaluation, bm25_address
+from raylab.stages.encode import System
 from raylab.stages.stage import Stage
 from raylab.stages.teaching import Teaching
-from raylab.stages.tokenise import tokens_address
 from raylab.stages.train import adaptation_address, cell_address
 from raylab.storage.artifacts import Address, Artifact
-
-BM25 = "BM25"
 
 
 @dataclass(frozen=True)
@@ -41,8 +37,10 @@ class GridStages:
     """The stages of a grid whose collection is ingested.
 
     Args:
+        collection: that trains, and is measured on all its other splits.
         weights: fingerprints of what the sizes start from.
         tokenizers: by size.
+        further: collections to measure on as well.
     """
 
     grid: Grid
@@ -50,30 +48,18 @@ class GridStages:
     teaching: Teaching
     weights: dict[Backbone, str]
     tokenizers: dict[str, Tokenizer]
+    further: tuple[Artifact, ...] = ()
 
     @functools.cached_property
     def cells(self) -> tuple[Cell, ...]:
         return self.grid.cells()
 
-    @property
-    def encoding(self) -> Encoding:
-        """The recipe's, with the collection's lengths where it has none."""
-        return encoding_for(self.grid.ladder.recipe.encoding, self.collection.meta["name"])
-
-    @functools.cached_property
-    def splits(self) -> list[str]:
-        """Those that are measured."""
-        return [split for split in self.collection.meta["splits"] if split != TRAIN]
-
     # ------------------------------------------------------------------------- addresses
 
-    @functools.cached_property
+    @property
     def tokens(self) -> dict[str, Address]:
-        """By size; sizes of one tokenizer share a passage store."""
-        return {
-            size: tokens_address(self.collection, tokenizer)
-            for size, tokenizer in self.tokenizers.items()
-        }
+        """Of the collection that trains, by size; sizes of one tokenizer share a passage store."""
+        return self.measured[0].tokens
 
     @functools.cached_property
     def groups(self) -> Address:
@@ -125,79 +111,46 @@ class GridStages:
         untrained: list[tuple[System, Cell | None]] = [(s, None) for s in self.untrained]
         return untrained + [(self.system(cell), cell) for cell in cells]
 
-    def embeddings(self, system: System) -> Embeddings:
-        tokens = self.tokens[system.backbone.name]
-        return Embeddings(system, self.encoding, tokens, self.collection.meta[PASSAGES])
+    # -------------------------------------------------------------------------- measured
 
-    def queries(self, system: System) -> dict[str, EncodeTask]:
-        """By split."""
-        return {
-            split: query_task(system, self.encoding, self.collection, split)
-            for split in self.splits
-        }
-
-    def evaluations(self, system: System) -> dict[str, Evaluation]:
-        """By split."""
-        passages, queries = self.embeddings(system).address, self.queries(system)
-        return {
-            split: Evaluation(system.name, self.collection, split, queries[split].address, passages)
-            for split in self.splits
-        }
-
-    def bm25_evaluations(self) -> dict[str, Evaluation]:
-        """By split."""
-        index = bm25_address(self.collection, PASSAGES)
-        return {
-            split: Evaluation(BM25, self.collection, split, None, index) for split in self.splits
-        }
-
-    def profile(self, system: System, cell: Cell | None) -> Profile:
-        """An untrained system has the temperature of its head's contrast."""
-        tuning = (
-            cell.fine_tuning
-            if cell is not None
-            else self.grid.ladder.recipe.tuning(system.backbone, system.head, CL)
+    @functools.cached_property
+    def measured(self) -> tuple[MeasuredCollection, ...]:
+        """The collections that systems are measured on, the one that trains first, then smallest first."""
+        own = tuple(split for split in self.collection.meta["splits"] if split != TRAIN)
+        further = sorted(self.further, key=lambda one: one.meta[PASSAGES])
+        chosen = [(self.collection, own)]
+        chosen += [(one, held_out_splits(one.meta["name"], one.meta["splits"])) for one in further]
+        encoding = self.grid.ladder.recipe.encoding
+        return tuple(
+            MeasuredCollection(collection, splits, encoding, self.tokenizers)
+            for collection, splits in chosen
         )
-        queries = {split: task.address for split, task in self.queries(system).items()}
-        passages = self.embeddings(system).address
-        return Profile(system.name, self.collection, passages, queries, tuning.temperature)
+
+    def temperature(self, system: System, cell: Cell | None) -> float:
+        """Of a system's training loss; an untrained one has that of its head's contrast."""
+        if cell is not None:
+            return cell.fine_tuning.temperature
+        return self.grid.ladder.recipe.tuning(system.backbone, system.head, CL).temperature
 
     # ------------------------------------------------------------------------ the list
 
     def all(self) -> list[Stage]:
         """Every stage, in an order in which each comes after those it reads."""
-        collection = self.collection.address
         first_tokens = next(iter(self.tokens.values()))
-        stages = [Stage("ingest", collection, (), None)]
-        for size, tokens in self.tokens.items():
-            stages.append(Stage("tokenise", tokens, (collection,), self.tokenizers[size]))
-        stages.append(Stage("teach", self.groups, (collection,), self.teaching))
+        collections = [one.collection.address for one in self.measured]
+        stages = [Stage("ingest", address, (), None) for address in collections]
+        for measured in self.measured:
+            stages += measured.tokenise_stages()
+        stages.append(Stage("teach", self.groups, (collections[0],), self.teaching))
         stages.append(Stage("arrange", self.arrays, (self.groups, first_tokens), None))
         for start, address in self.starts.items():
             stages.append(Stage("adapt", address, (self.tokens[start[0].name],), start))
         for cell, address in self.retrievers.items():
             inputs = (self.starts[start_of(cell)], self.tokens[cell.backbone.name], self.groups)
             stages.append(Stage("fine-tune", address, inputs, cell))
-        for evaluation in self.bm25_evaluations().values():
-            stages += _searched(evaluation, (collection,))
+        for measured in self.measured:
+            stages += measured.bm25_stages()
         for system, cell in self.systems(self.cells):
-            checkpoint = (system.checkpoint,) if system.checkpoint is not None else ()
-            embeddings, queries = self.embeddings(system), self.queries(system)
-            tokens = self.tokens[system.backbone.name]
-            stages.append(Stage("encode", embeddings.address, (*checkpoint, tokens), embeddings))
-            for task in queries.values():
-                stages.append(Stage("encode", task.address, (*checkpoint, collection), task))
-            for split, evaluation in self.evaluations(system).items():
-                read = (embeddings.address, queries[split].address)
-                stages += _searched(evaluation, read)
-            profile = self.profile(system, cell)
-            read = (embeddings.address, *(task.address for task in queries.values()))
-            stages.append(Stage("profile", profile.address, read, profile))
+            for measured in self.measured:
+                stages += measured.system_stages(system, self.temperature(system, cell))
         return list({stage.address.path: stage for stage in stages}.values())
-
-
-def _searched(evaluation: Evaluation, read: tuple[Address, ...]) -> list[Stage]:
-    return [
-        Stage("search", evaluation.run_address, read, evaluation),
-        Stage("evaluate", evaluation.address, (evaluation.run_address,), evaluation),
-    ]

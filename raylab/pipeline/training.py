@@ -95,6 +95,9 @@ class Training:
             durations.adaptation_flops if shared else lambda _: 0.0,
             {start_of(cell) for cell, artifact in trained.items() if artifact is not None},
         )
+        for cell in missing:
+            if cell not in chosen:
+                monitor.planned.pop(cell.run_name, None)
         if left_out := len(missing) - len(chosen):
             total = f"total budget {grid.total_budget_flops:.3g} FLOPs"
             monitor.say(f"{total}: {left_out} cell(s) are not started")

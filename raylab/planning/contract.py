@@ -22,7 +22,7 @@ from raylab.planning.flops import ALIKE, planned_steps
 from raylab.planning.plan import GridPlan, named_device
 
 # Steps whose real batches are costed before a run; longer runs go on at their mean.
-_LOOKED_AT = 256
+LOOKED_AT = 256
 _HOURS = re.compile(r"(?P<hours>[0-9.eE+-]+)h@(?P<device>[\w-]+)")
 
 
@@ -102,12 +102,12 @@ def steps_of(
         return steps
     budget = cell.budget_flops - (adaptation_flops if cell.charged_adaptation else 0.0)
     spent = 0.0
-    for step in range(_LOOKED_AT):
+    for step in range(LOOKED_AT):
         flops = cost(step)
         if spent + flops / 2 > budget:
             return step
         spent += flops
-    return _LOOKED_AT + round((budget - spent) * _LOOKED_AT / spent)
+    return LOOKED_AT + round((budget - spent) * LOOKED_AT / spent)
 
 
 def within_total(

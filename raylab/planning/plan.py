@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from raylab.data.collections import TRAIN, read_passages, read_queries, read_topics
-from raylab.data.faults import LeavingOut, OnFault
-from raylab.data.ingest import KnownGaps
-from raylab.data.registry import encoding_for
+from raylab.data.faults import LeavingOut
 from raylab.data.sources import Source
 from raylab.experiment.config import Adaptation, Backbone, ConfigError, Execution
 from raylab.experiment.families import Start
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.references import load_reference
 from raylab.models.backbone import load_config, resolve_source
-from raylab.models.hub import load_tokenizer
+from raylab.models.hub import check_vocabulary, load_tokenizer
+from raylab.planning.collections import (
+    CollectionSizes,
+    EvaluationPlan,
+    Sample,
+    further_sources,
+    plan_evaluation,
+)
 from raylab.planning.devices import DEVICES, Device
 from raylab.planning.flops import (
-    Rows,
     Shape,
     adaptation_flops,
-    dense_search_flops,
     encode_flops,
     fine_tuning_flops,
     fine_tuning_rows,
     passages_per_query,
     planned_steps,
-    sparse_search_flops,
 )
 from raylab.planning.memory import Load, adaptation_load, cell_load
 from raylab.planning.memory_fit import check_memory, fit
 
-_SAMPLE_TEXTS = 1_000
 _DRAWS = 32
 
 
@@ -67,6 +65,7 @@ class CellPlan:
     executed_flops: float
     parameters: int
     load: Load
+    estimated: bool = False  # an epoch's length is not known before the training groups are there
 
     @property
     def memory_bytes(self) -> float:
@@ -87,18 +86,6 @@ class AdaptationPlan:
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
-    """What encoding the collection and searching it will take, for all cells of a size and head."""
-
-    name: str
-    cells: int
-    passages: int
-    tokens: float
-    encode_flops: float
-    search_flops: float
-
-
-@dataclass(frozen=True)
 class GridPlan:
     """What a grid will take."""
 
@@ -114,41 +101,6 @@ class GridPlan:
         return training + sum(part.flops for part in self.adaptations) + evaluation
 
 
-@dataclass
-class _Sample:
-    """Token counts of the first training queries and passages under one tokenizer."""
-
-    queries: list[int]
-    passages: list[int]
-
-
-@dataclass
-class _Sizes:
-    """How much there is of a collection, counted when first needed."""
-
-    source: Source
-    on_fault: OnFault
-    _topics: dict[str, int] = field(default_factory=dict)
-    _passages: int | None = None
-
-    @property
-    def queries(self) -> dict[str, int]:
-        """Judged queries by split."""
-        if not self._topics:
-            topics = read_topics(self.source, self.on_fault)
-            self._topics = {
-                split: len(split_topics.queries) for split, split_topics in topics.items()
-            }
-        return self._topics
-
-    @property
-    def passages(self) -> int:
-        if self._passages is None:
-            on_fault = KnownGaps(self.source, self.on_fault)
-            self._passages = sum(1 for _ in read_passages(self.source.passages, on_fault))
-        return self._passages
-
-
 def plan_grid(
     grid: Grid, source: Source, execution: Execution, evaluation: bool = True
 ) -> GridPlan:
@@ -157,7 +109,7 @@ def plan_grid(
     The run itself solves steps from the lengths of its real batches; the two differ by sampling.
 
     Args:
-        evaluation: plan encoding and search as well, for which the whole collection is read once.
+        evaluation: plan encoding and search as well, for which the whole collections are read once.
 
     Raises:
         ConfigError: an unknown model, a head or an objective that cannot be loaded, a budget too small for
@@ -167,9 +119,9 @@ def plan_grid(
     """
     plans: list[CellPlan] = []
     adaptations: dict[Start, AdaptationPlan] = {}
-    samples: dict[Any, _Sample] = {}
     on_fault = LeavingOut(grid.on_fault)
-    sizes = _Sizes(source, on_fault)
+    sizes = CollectionSizes(source, on_fault)
+    further = [CollectionSizes(one, on_fault, False) for one in further_sources(grid, source)]
     evaluated: dict[str, EvaluationPlan] = {}
     for cell in grid.cells():
         backbone = cell.backbone
@@ -178,16 +130,15 @@ def plan_grid(
         load_reference(cell.head.pooling)
         load_reference(cell.objective.loss)
         tokenizer = load_tokenizer(backbone, execution.models_dir)
-        key = tokenizer.fingerprint, tokenizer.tokenization
-        if key not in samples:
-            samples[key] = _sample_lengths(tokenizer, source, on_fault)
+        source_of_model = resolve_source(backbone, execution.models_dir)
+        check_vocabulary(backbone, source_of_model, tokenizer, shape.vocabulary)
         plans.append(
             plan_cell(
                 cell,
                 shape,
-                _batch_lengths(cell, samples[key]),
+                _batch_lengths(cell, sizes.sample(tokenizer)),
                 execution,
-                sizes.queries.get(TRAIN, 0) if cell.epochs is not None else 0,
+                sizes.training_groups if cell.epochs is not None else 0,
             )
         )
         adaptation = _adaptation(cell, grid)
@@ -197,9 +148,9 @@ def plan_grid(
             name = f"{backbone.name}-{cell.variant}" if backbone.name in taken else backbone.name
             adaptations[start] = _plan_adaptation(name, start, shape, execution)
         if evaluation:
-            part = _plan_evaluation(cell, grid, shape, samples[key], sizes)
+            part = plan_evaluation(cell, grid, shape, tokenizer, [sizes, *further])
             before = evaluated.get(part.name)
-            evaluated[part.name] = part if before is None else _added(before, part)
+            evaluated[part.name] = part if before is None else before.with_cells_of(part)
     return GridPlan(tuple(plans), tuple(adaptations.values()), tuple(evaluated.values()))
 
 
@@ -251,6 +202,7 @@ def plan_cell(
         executed_flops=steps * (step + repeated),
         parameters=shape.parameters,
         load=load,
+        estimated=cell.epochs is not None,
     )
 
 
@@ -265,45 +217,6 @@ def _plan_adaptation(name: str, start: Start, shape: Shape, execution: Execution
             shape, adaptation, execution.workers, execution.zero_stage, weight_bytes(start[0])
         ),
         start,
-    )
-
-
-def _plan_evaluation(
-    cell: Cell, grid: Grid, shape: Shape, sample: _Sample, sizes: _Sizes
-) -> EvaluationPlan:
-    """One cell's encoding of the collection and of all judged queries but the training ones, and its search.
-
-    Sorted by length, texts are padded by about 1 %, which is left out. A sparse query and
-    passage share at most the query's terms; that bound is planned for.
-    """
-    encoding = encoding_for(grid.ladder.recipe.encoding, sizes.source.name)
-    queries = sum(count for split, count in sizes.queries.items() if split != TRAIN)
-    tokens = flops = 0.0
-    for count, lengths, limit in (
-        (sizes.passages, sample.passages, encoding.passage_limit),
-        (queries, sample.queries, encoding.query_limit),
-    ):
-        cut = np.minimum(lengths, limit).tolist()
-        each = [encode_flops(shape, Rows(1, length), cell.head) for length in cut]
-        flops += count * float(np.mean(each))
-        tokens += count * float(np.mean(cut))
-    if cell.head.is_sparse:
-        shared = min(encoding.top_k_query or shape.vocabulary, shape.vocabulary)
-        search = sparse_search_flops(queries, sizes.passages, shared)
-    else:
-        search = dense_search_flops(queries, sizes.passages, shape.hidden)
-    name = f"{cell.head.name}-{cell.backbone.name}"
-    return EvaluationPlan(name, 1, sizes.passages, tokens, flops, search)
-
-
-def _added(one: EvaluationPlan, other: EvaluationPlan) -> EvaluationPlan:
-    return EvaluationPlan(
-        one.name,
-        one.cells + other.cells,
-        one.passages,
-        one.tokens + other.tokens,
-        one.encode_flops + other.encode_flops,
-        one.search_flops + other.search_flops,
     )
 
 
@@ -328,25 +241,7 @@ def check_workers(cell: Cell, grid: Grid, execution: Execution) -> None:
             )
 
 
-def _sample_lengths(tokenizer, source: Source, on_fault: OnFault) -> _Sample:
-    split = TRAIN if TRAIN in source.queries else next(iter(source.queries))
-    queries = [
-        q.text
-        for q in itertools.islice(
-            read_queries(source.queries[split], on_fault).values(), _SAMPLE_TEXTS
-        )
-    ]
-    path = source.train_passages or source.passages
-    first = itertools.islice(read_passages(path, KnownGaps(source, on_fault)), _SAMPLE_TEXTS)
-    passages = [f"{p.title} {p.text}" for p in first]
-    around_q, around_p = tokenizer.overhead("query"), tokenizer.overhead("passage")
-    return _Sample(
-        [len(t) + around_q for t in tokenizer.encode(queries)],
-        [len(t) + around_p for t in tokenizer.encode(passages)],
-    )
-
-
-def _batch_lengths(cell: Cell, sample: _Sample) -> Lengths:
+def _batch_lengths(cell: Cell, sample: Sample) -> Lengths:
     """A batch is padded to its longest text: the mean of that, and of the texts themselves."""
     tuning = cell.fine_tuning
     rng = np.random.default_rng(0)

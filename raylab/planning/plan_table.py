@@ -40,10 +40,12 @@ def plan_rows(
             "price": f"{hours * price_per_hour:,.2f}",
         }
 
-    def amounts(steps: int, tokens: float, real_tokens: float, load: Load) -> dict[str, str]:
+    def amounts(
+        steps: int, tokens: float, real_tokens: float, load: Load, about: str = ""
+    ) -> dict[str, str]:
         fitting = fit(load, device.memory_bytes)
         return {
-            "steps": f"{steps:,}",
+            "steps": f"{about}{steps:,}",
             "tokens": f"{tokens:.3g}",
             "real tokens": f"{real_tokens:.3g}",
             "memory a worker": f"{fitting.needed_bytes / 2**30:.2f} GiB",
@@ -52,7 +54,8 @@ def plan_rows(
 
     rows = []
     for part in plan.cells:
-        texts = amounts(part.steps, part.tokens, part.real_tokens, part.load)
+        about = "~" if part.estimated else ""
+        texts = amounts(part.steps, part.tokens, part.real_tokens, part.load, about)
         rows.append(row(part.cell, part.flops, workers, texts, part.executed_flops))
     for mntp in plan.adaptations:
         texts = amounts(mntp.steps, mntp.tokens, mntp.tokens, mntp.load)

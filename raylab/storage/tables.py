@@ -94,6 +94,7 @@ class Result:
         "share of the training queries whose positive was made wrong", default=None
     )
     corrupted_scores: float | None = _doc("share of them whose teacher scores were", default=None)
+    trained_on: str | None = _doc("collection whose queries fine-tuned it", default=None)
     run: str | None = _doc(
         "fingerprint of the run, or of the profile, as in the values per query", default=None
     )

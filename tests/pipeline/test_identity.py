@@ -26,6 +26,7 @@ from raylab.experiment.objectives import CL, KD
 from raylab.jobs.progress import Monitor
 from raylab.models.identity import model_checksums, weights_fingerprint
 from raylab.pipeline.grid import GridPipeline
+from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
 from tests.stages.collections import committed
 
@@ -44,20 +45,43 @@ def grid(model_folder, collection_folder) -> Grid:
     return Grid(ladder, str(collection_folder), heads=(DENSE,), objectives=(CL,))
 
 
-def addresses(lab, grid: Grid, execution: Execution | None = None) -> dict[tuple[str, str], str]:
-    """Path of every stage by kind and name."""
+def addresses(
+    lab, grid: Grid, execution: Execution | None = None, further: tuple[Artifact, ...] = ()
+) -> dict[tuple[str, str], str]:
+    """Path of every stage by kind and name, and by what it makes where a name stands several times."""
     store, collection = lab
     pipeline = GridPipeline(
         grid,
         execution or Execution(storage=store.uri),
         open_collection(grid.collection),
+        (),
         None,
         None,  # type: ignore[arg-type]  # no plan is needed to list the stages
         store,
         Monitor("off"),
         contextlib.ExitStack(),
     )
-    return {(s.kind, s.name): s.address.path for s in pipeline._stages(collection).all()}
+    stages = pipeline._stages([collection, *further]).all()
+    if further:
+        return {(s.kind, s.address.path): s.address.path for s in stages}
+    return {(s.kind, s.name): s.address.path for s in stages}
+
+
+def test_further_collections_change_no_address(lab, grid, tmp_path, collection_folder):
+    """They are encoded, searched and measured, and nothing else; the untrained systems and BM25 too."""
+    shutil.copytree(collection_folder, tmp_path / "other")
+    (tmp_path / "other" / "queries.jsonl").write_text(
+        (collection_folder / "queries.jsonl").read_text().replace("cell", "cells")
+    )
+    other = committed(lab[0], tmp_path / "other")
+    before = set(addresses(lab, grid).values())
+    more = addresses(lab, grid, further=(other,))
+    assert before < set(more.values())
+    added = [kind for (kind, path) in more if path not in before]
+    # An untrained and a trained system on the split test, and BM25.
+    assert {kind: added.count(kind) for kind in added} == {
+        "ingest": 1, "tokenise": 1, "encode": 4, "search": 3, "evaluate": 3, "profile": 2,
+    }  # fmt: skip
 
 
 def another(value: Any, hint: Any) -> Any:

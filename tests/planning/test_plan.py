@@ -129,13 +129,13 @@ def test_encoding_and_search_are_those_of_the_whole_collection(
     for own, (head, depth) in zip(plan.evaluations, depths.items(), strict=True):
         one_by_one = sum(
             encode_flops(shape, Rows(1, length), HEADS[head])
-            for length in lengths(passages, encoding.passage_length)
+            for length in lengths(passages, encoding.passage_limit)
         )
         # Queries are a sample of the training ones here: of passages alone the sum is exact.
         ours = own.encode_flops / 3 - one_by_one
         asked = sum(
             encode_flops(shape, Rows(1, n), HEADS[head])
-            for n in lengths(queries, encoding.query_length)
+            for n in lengths(queries, encoding.query_limit)
         )
         assert ours == pytest.approx(asked, rel=0.25)
         assert own.search_flops == 3 * 2 * len(queries) * len(passages) * depth

@@ -212,7 +212,7 @@ def results(store, collection, model_folder):
     for head in ("sparse", "dense"):
         profile = system_profile(store, collection, head, 100)
         make_profile(store, profile)
-        profiles[head] = store.committed(profile.address)
+        profiles["own", head] = store.committed(profile.address)
         backbone = Backbone("tiny", str(model_folder))
         systems.append((System(head, HEADS[head], backbone, "w", None), None))
         indexes = []
@@ -228,12 +228,12 @@ def results(store, collection, model_folder):
                 profile.embeddings,
                 tuple(indexes),
             )
-            evaluations[head, split] = evaluated(store, own)
+            evaluations["own", head, split] = evaluated(store, own)
     for split in SPLITS:
         own = Evaluation("BM25", collection, split, None, bm25_address(collection, "passages"))
-        evaluations["BM25", split] = evaluated(store, own)
-    measured = Measured(systems, {}, evaluations, profiles, [])
-    results, _ = collect(store, "own", measured, Execution(storage=store.uri))
+        evaluations["own", "BM25", split] = evaluated(store, own)
+    measured = Measured("own", systems, {}, evaluations, profiles, [])
+    results, _ = collect(store, measured, Execution(storage=store.uri))
     return results, pd.read_parquet(Path(store.root, "per_query.parquet")), measured
 
 
@@ -263,7 +263,7 @@ def test_the_results_hold_the_entropy_of_every_system_beside_its_measures(result
 
 def test_the_results_hold_what_a_search_costs(results):
     table, _, measured = results
-    for (system, split), (run, _) in measured.evaluations.items():
+    for (_, system, split), (run, _) in measured.evaluations.items():
         own = table[(table["system"] == system) & (table["split"] == split)]
         assert len(own.drop_duplicates("query_ms")) == 1
         first = own.iloc[0]
@@ -271,7 +271,7 @@ def test_the_results_hold_what_a_search_costs(results):
         assert 0 < first["query_ms"] < 10_000
         assert first["index_bytes"] > PASSAGES
     by_system = table.groupby("system").first()
-    profile = measured.profiles["sparse"].meta["splits"]["test"]
+    profile = measured.profiles["own", "sparse"].meta["splits"]["test"]
     assert by_system.loc["sparse", "passage_postings"] == profile["passage_postings"] > 1
     assert by_system.loc["dense", "retrieval_flops"] == 24
     assert math.isnan(by_system.loc["dense", "passage_postings"])

@@ -81,12 +81,12 @@ def test_the_account_of_encoding_is_of_every_texts_own_tokens(prepared):
     for split in SPLITS:
         texts = list(load_topics(store.local(collection))[split].queries.values())
         told = queries[split].meta["flops"]
-        assert told == pytest.approx(cost(texts, "query", encoding.query_length))
+        assert told == pytest.approx(cost(texts, "query", encoding.query_limit))
     task = Embeddings(system, encoding, tokens, 120).part(ROWS[0])
     rows = pq.read_table(store.local(collection) / "passages").sort_by("passage_id").to_pylist()
     texts = [f"{row['title']} {row['text']}" for row in rows[: len(ROWS[0])]]
     _, _, took = encoder.encode(task)
-    assert took["flops"] == pytest.approx(cost(texts, "passage", encoding.passage_length))
+    assert took["flops"] == pytest.approx(cost(texts, "passage", encoding.passage_limit))
 
 
 @pytest.fixture
