@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from raylab.cli.errors import LaboratoryGroup
-from raylab.cli.files import absolute, open_store, output_path, take_over
+from raylab.cli.files import open_store, output_path, take_over
 from raylab.cli.shared import Gpu, Models, OnFault, Storage
+from raylab.cli.shared import console as wide_console
 from raylab.data.faults import QUARANTINE
 from raylab.data.registry import BENCHMARKS
 from raylab.experiment.config import Backbone, ComputeDtype, ConfigError, Execution
 from raylab.experiment.faults import FAULTS, quarantined_kinds
 from raylab.experiment.ladders import LADDERS, find_ladder
+from raylab.experiment.paths import absolute
 
 if TYPE_CHECKING:
     from raylab.storage.artifacts import Artifact
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=LaboratoryGroup, help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False
 )
-console = Console()
+console = wide_console()
 
 _Collection = Annotated[str, typer.Option(help="scifact, or a folder in BEIR or MS MARCO layout")]
 _Source = Annotated[str, typer.Option(help="bm25, a retriever checkpoint, or a TREC run file")]
@@ -156,7 +157,7 @@ def _show_collection(store: Store, collection: Artifact) -> None:
     for split, queries in meta["splits"].items():
         print(f"{split:>14}  {queries:,} judged queries")
     print(f"{'verified':>14}  {', '.join(meta.get('verified', [])) or 'no published checksum'}")
-    for gap in gaps(meta | {"quarantined": {}}):
+    for gap in gaps({**meta, "quarantined": {}}):
         print(f"{'gap':>14}  {gap}")
     _show_quarantined(store, collection)
     print(f"{'collection':>14}  {_folder(store, collection)}")

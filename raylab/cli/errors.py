@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import Any
@@ -17,6 +18,8 @@ EXIT_CODES = {
     "raylab.storage.artifacts.StorageError": EXIT_FAILED,
     "raylab.storage.artifacts.DamagedArtifact": EXIT_FAILED,
     "raylab.training.loop.TrainingError": EXIT_FAILED,
+    "raylab.storage.tables.DamagedTable": EXIT_BAD_INPUT,
+    "raylab.jobs.cluster.ClusterError": EXIT_FAILED,
 }
 
 
@@ -59,6 +62,8 @@ class _OneLineErrors:
     """Of a command or group: an error of the laboratory becomes one line on stderr and a status."""
 
     def main(self, *args: Any, **options: Any) -> Any:
+        # The hub's client tells of every attempt; what it ends with becomes the one line.
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         try:
             return super().main(*args, **options)  # type: ignore[misc]
         except Exception as error:

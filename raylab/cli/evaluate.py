@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from raylab.cli.files import output_stream, stored_table
+from raylab.cli.shared import console as wide_console
 from raylab.data.registry import BENCHMARKS, Protocol, find_benchmark
 from raylab.experiment.config import ConfigError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raylab.evaluation.runs import Run
     from raylab.evaluation.significance import Comparison, PerQuery
 
-console = Console()
+console = wide_console()
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "R@1000")
 
 _Measures = Annotated[

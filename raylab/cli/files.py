@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from raylab.storage.store import Store
 
 
-def absolute(source: str) -> str:
-    """The absolute path of what is there, since workers have other folders; a hub id and the like as it is."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
-
-
 @contextmanager
 def writing(option: str, path: Path) -> Iterator[None]:
     """A block that writes a file (or folder) of the user's.

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raylab.cli.files import absolute, open_store, output_path, take_over, writing
+from raylab.cli.files import open_store, output_path, take_over, writing
 from raylab.cli.shared import Gpu, Models, OnFault, Storage
-from raylab.experiment.config import ConfigError, Execution, quarantined_kinds
+from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.faults import quarantined_kinds
+from raylab.experiment.paths import absolute
 
 if TYPE_CHECKING:
     from raylab.pipeline.retrieval import Hit, Retrieval

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 Storage = Annotated[str, typer.Option(help="a local folder or any fsspec address")]
 Models = Annotated[str | None, typer.Option(help="folder with local copies of hub models")]
@@ -16,3 +18,10 @@ OnFault = Annotated[
         "aside (raylab data ingest --help names the kinds)"
     ),
 ]
+
+_WIDE = 10_000
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, and in a file or a pipe as wide as they are."""
+    return Console(width=None if sys.stdout.isatty() else _WIDE)

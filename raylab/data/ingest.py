@@ -6,7 +6,7 @@ Whoever calls brings the order: `raylab.jobs.ingest` sorts on Ray, `in_order` be
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class KnownGaps:
         self.count += 1
 
 
-def gaps(meta: dict[str, Any]) -> list[str]:
+def gaps(meta: Mapping[str, Any]) -> list[str]:
     """What a collection artifact tells of what it lacks, a sentence each."""
     benchmark = BENCHMARKS.get(meta["name"])
     told = []

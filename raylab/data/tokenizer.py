@@ -60,7 +60,8 @@ class Tokenizer:
         self.mask_id = int(mask)
         pad = self._hf.pad_token_id if self._hf.pad_token_id is not None else self._hf.eos_token_id
         self.pad_id = int(pad if pad is not None else 0)
-        self.vocabulary = len(self._hf)
+        # Ids may have holes: what counts is the largest.
+        self.vocabulary = max(self._hf.get_vocab().values(), default=-1) + 1
         self._frames: dict[TextKind, tuple[np.ndarray, np.ndarray]] = {
             "query": self._frame("query_prompt", self.tokenization.query_prompt),
             "passage": self._frame("passage_prompt", self.tokenization.passage_prompt),
@@ -161,8 +162,9 @@ class Tokenizer:
         return [self.framed(tokens, kind, limit) for tokens in self.encode(texts)]
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary entries of `ids`."""
-        return self._hf.convert_ids_to_tokens([int(i) for i in ids])
+        """The vocabulary entries of `ids`; `[id]` for those that only fill it up to a round size."""
+        known = self._hf.convert_ids_to_tokens([int(i) for i in ids])
+        return [entry or f"[{i}]" for i, entry in zip(ids, known, strict=True)]
 
     def save(self, folder: str) -> None:
         """Write it as a hub folder that pads as the contract does, wherever it is loaded."""

@@ -34,6 +34,28 @@ _WORKER_ENVIRONMENT = {
 }
 
 
+class ClusterError(RuntimeError):
+    """Ray cannot start here, or the cluster cannot be reached."""
+
+
+def _cannot_start(error: Exception) -> ClusterError:
+    """In one sentence, with what may help."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if "AF_UNIX" in said:
+        remedy = (
+            "its socket path would be longer than 107 bytes; set RAY_TMPDIR to a shorter folder"
+        )
+    elif address := os.environ.get("RAY_ADDRESS"):
+        remedy = f"no cluster answers at RAY_ADDRESS={address}, or it refuses ({said})"
+    elif "timed out" in said:
+        remedy = (
+            f"{said} The machine may be too busy: run it again, or with fewer processes beside it"
+        )
+    else:
+        remedy = f"{type(error).__name__}: {said}"
+    return ClusterError(f"Ray cannot start: {remedy}")
+
+
 @contextmanager
 def connect(execution: Execution) -> Iterator[None]:
     """A connection to `RAY_ADDRESS` (or the cluster this job was submitted to), else an own local cluster."""
@@ -63,7 +85,11 @@ def connect(execution: Execution) -> Iterator[None]:
                 "include_dashboard": False,
             }
         options |= execution.ray_options
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except Exception as error:  # Ray raises what its parts do, bare `Exception` among it
+            ray.shutdown()
+            raise _cannot_start(error) from error
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True

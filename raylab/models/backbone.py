@@ -35,7 +35,7 @@ def resolve_source(backbone: Backbone, models_dir: str | None = None) -> str:
     source = backbone.source
     if source.startswith("package:"):
         name, _, folder = source.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
         locations = spec.submodule_search_locations if spec else None
         if not locations:
             raise ConfigError(
@@ -117,7 +117,7 @@ def load_backbone(
         attention: the library's name of an implementation; default: `attention_for(device)`.
 
     Raises:
-        ConfigError: see `load_config` and `probe`.
+        ConfigError: tensors that the source lacks; see `load_config` and `probe`.
     """
     device = device or torch.device("cpu")
     dtype = dtype or torch_dtype(backbone.compute_dtype)
@@ -131,13 +131,21 @@ def load_backbone(
             )
     else:
         file = gguf_file(source)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
+            output_loading_info=True,
             **({"gguf_file": file} if file else {}),
         )
+        model, told = loaded
+        # The library would begin with random numbers in their place, and say so in a log.
+        if missing := sorted(told["missing_keys"]):
+            raise ConfigError(
+                f"size {backbone.name!r}: {source} lacks {len(missing)} of the model's tensors, such as "
+                f"{missing[0]!r}; fetch or save its weights again"
+            )
     model.eval()
     model.to(device)  # type: ignore[arg-type]
     probe(model, backbone.bidirectional)

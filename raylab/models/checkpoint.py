@@ -42,7 +42,14 @@ from raylab.models.backbone import (
 )
 from raylab.models.card import licence_of, write_card
 from raylab.models.heads import logit_scale
-from raylab.models.hub import is_adapted, load_base, save_adapter, save_weights, state_to_save
+from raylab.models.hub import (
+    is_adapted,
+    load_base,
+    save_adapter,
+    save_weights,
+    state_to_save,
+    with_adapter,
+)
 from raylab.models.interop import describe_modules
 from raylab.models.published import is_published, load_published
 from raylab.storage.artifacts import DamagedArtifact
@@ -234,10 +241,8 @@ def load_checkpoint(
     tokenizer = contract_tokenizer(folder, contract)
     backbone = Backbone(**contract["backbone"], tokenization=tokenizer.tokenization)
     if contract["weights"] == "adapter":
-        from peft import PeftModel
-
         base = load_backbone(backbone, resolve_source(backbone, models_dir), dtype, device)
-        model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+        model = with_adapter(base, folder).merge_and_unload()
     else:
         merged = dataclasses.replace(backbone, source=str(folder), layers=None, start="pretrained")
         model = load_backbone(merged, str(folder), dtype, device)

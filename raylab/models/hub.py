@@ -6,6 +6,7 @@ config.json, model.safetensors                     (full fine-tuning)
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,7 @@ def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
         ConfigError: tensors that are missing or do not belong to this model.
     """
     if (folder / "adapter_config.json").exists():
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        return with_adapter(model, folder, trainable)
     missing, unexpected = model.load_state_dict(
         load_file(folder / "model.safetensors"), strict=False
     )
@@ -78,6 +77,23 @@ def load_weights(model: Any, folder: Path, trainable: bool = False) -> Any:
         )
     model.requires_grad_(trainable)
     return model
+
+
+def with_adapter(model: Any, folder: Path, trainable: bool = False) -> Any:
+    """A model with the adapter of a folder on it.
+
+    Raises:
+        ConfigError: the adapter lacks tensors, which would begin at random.
+    """
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        except UserWarning as missing:
+            reason = str(missing).partition(". ")[0]
+            raise ConfigError(f"{folder}: the adapter is not whole ({reason[:300]})") from None
 
 
 def load_base(
@@ -92,9 +108,27 @@ def load_base(
         load_backbone(backbone, source, dtype, device),
         load_tokenizer(backbone, models_dir),
     )
+    check_vocabulary(backbone, source, tokenizer, model.config.vocab_size)
     # A GGUF file's tokenizer may come with more special tokens than there are embeddings.
     tokenizer.vocabulary = min(tokenizer.vocabulary, model.config.vocab_size)
     return model, tokenizer
+
+
+def check_vocabulary(
+    backbone: Backbone, source: str, tokenizer: Tokenizer, embeddings: int
+) -> None:
+    """Refuse a tokenizer that gives ids for which the model has no embedding.
+
+    Those of a GGUF file are let pass: its reader adds special tokens that no text becomes.
+
+    Raises:
+        ConfigError: names both counts and the remedy.
+    """
+    if gguf_file(source) is None and tokenizer.vocabulary > embeddings:
+        raise ConfigError(
+            f"size {backbone.name!r}: the tokenizer has {tokenizer.vocabulary} tokens, the model "
+            f"{embeddings} embeddings; resize them (model.resize_token_embeddings) and save the model again"
+        )
 
 
 def load_tokenizer(backbone: Backbone, models_dir: str | None) -> Tokenizer:

@@ -82,11 +82,37 @@ def model_checksums(
     return sums
 
 
+def adapter_base(folder: Path) -> str:
+    """The base model that an adapter names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    path = folder / _ADAPTER
+    try:
+        base = json.loads(path.read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: it cannot be read ({error})") from None
+    if not isinstance(base, str) or not base.strip():
+        raise ConfigError(
+            f"{path}: base_model_name_or_path is {base!r}; it must name the adapter's base model"
+        )
+    return base
+
+
 def _weight_files(folder: Path, names: set[str], source: str, owner: str) -> list[str]:
     for name in _WEIGHTS:
         if name in names and name.endswith(".index.json"):
-            index = json.loads((folder / name).read_text())
-            return [name, *sorted(set(index["weight_map"].values()))]
+            try:
+                index = json.loads((folder / name).read_text())
+                shards = sorted(set(index["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"{owner}: {source}/{name}: no index of weights ({error!r})"
+                ) from None
+            if missing := [shard for shard in shards if shard not in names]:
+                raise ConfigError(f"{owner}: {source} lacks {missing[0]}, which {name} names")
+            return [name, *shards]
         if name in names:
             return [name]
     gguf = sorted(name for name in names if name.endswith(".gguf"))
@@ -100,10 +126,9 @@ def _weight_files(folder: Path, names: set[str], source: str, owner: str) -> lis
 def _adapter(folder: Path, names: set[str], owner: str, models_dir: str | None) -> dict[str, str]:
     """An adapter's own files, and those of the base that it names."""
     files = [_ADAPTER, *(name for name in _ADAPTER_WEIGHTS if name in names)]
-    base = json.loads((folder / _ADAPTER).read_text()).get("base_model_name_or_path")
     sums = {name: checksum(folder / name) for name in files}
-    if base and not (names & set(_WEIGHTS)):
-        place = resolve_source(Backbone("base", str(base)), models_dir)
+    if not (names & set(_WEIGHTS)):
+        place = resolve_source(Backbone("base", adapter_base(folder)), models_dir)
         below = model_checksums(place, True, f"{owner}, the base of its adapter", models_dir)
         sums |= {f"base/{name}": value for name, value in below.items()}
     return sums

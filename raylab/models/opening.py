@@ -25,7 +25,7 @@ from raylab.models.checkpoint import (
     find_checkpoint,
     load_contract,
 )
-from raylab.models.identity import weights_fingerprint
+from raylab.models.identity import adapter_base, weights_fingerprint
 from raylab.models.published import is_published, published_description
 from raylab.models.retriever import Retriever
 from raylab.models.sentence import MODULES, SentenceRetriever, sentence_encoding, sentence_head
@@ -66,7 +66,7 @@ def find_retriever(source: str, models_dir: str | None = None) -> Checkpoint:
         raise ConfigError(f"{source}: the folder holds no weights (*.safetensors, *.bin)")
     try:
         return _found(source, folder, models_dir)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{source}: its description cannot be read ({error!r})") from None
 
 
@@ -110,10 +110,8 @@ def _fingerprint(folder: Path, models_dir: str | None) -> str:
         (str(p.relative_to(folder)), p) for p in folder.rglob("*") if p.suffix in _WHAT_COUNTS
     )
     content = "".join(name + checksum(path) for name, path in files)
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
-        content += weights_fingerprint(Backbone("base", base), models_dir)
+    if (folder / "adapter_config.json").is_file():
+        content += weights_fingerprint(Backbone("base", adapter_base(folder)), models_dir)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -19,6 +19,7 @@ from raylab.data.tokenizer import Tokenizer
 from raylab.experiment.config import Backbone, ConfigError, Encoding, Tokenization
 from raylab.experiment.heads import DENSE, SPARSE, Head
 from raylab.models.backbone import load_backbone, resolve_source
+from raylab.models.identity import adapter_base
 
 _SPARSE, _DENSE = "BiForMNTP", "BiModel"
 # Their tokenizers' own special tokens, lengths by collection as in their scripts, no pruning.
@@ -45,10 +46,8 @@ def published_description(folder: Path, models_dir: str | None) -> tuple[Head, E
     Raises:
         ConfigError: a base model's folder that is not on this machine, or no tokenizer.
     """
-    from peft import LoraConfig
-
     head = DENSE if _base_class(folder).endswith(_DENSE) else SPARSE
-    base = str(LoraConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    base = adapter_base(folder)
     source = resolve_source(Backbone(folder.resolve().name, base), models_dir)
     if source.startswith(("/", ".")) and not Path(source).is_dir():
         raise ConfigError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from raylab.storage.artifacts import Address, Artifact
+from raylab.storage.artifacts import Address, Artifact, DamagedArtifact
 from raylab.storage.store import Store
 
 StageKind = Literal[
@@ -89,5 +89,11 @@ def read_list(store: Store) -> list[dict]:
 
     Raises:
         FileNotFoundError: no grid was run there.
+        DamagedArtifact: it is no such list.
     """
-    return json.loads(store.fs.cat_file(f"{store.root}/{STAGES}"))
+    try:
+        rows = json.loads(store.fs.cat_file(f"{store.root}/{STAGES}"))
+        assert all(isinstance(row["path"], str) and isinstance(row["kind"], str) for row in rows)
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise DamagedArtifact(STAGES, "not a list of stages; run the experiment again") from None
+    return rows

@@ -86,7 +86,8 @@ def test_any_blank_of_ascii_parts_a_line(tmp_path, reader, blank):
 
 
 TEXTS = ["1", "-2.5", "+3", ".5", "5.", "1e3", "1E-3", "0x1p4", "0x.8", "007", "1e", "1_0", "nan", "inf",
-         "-Infinity", "NAN(1)", "1,5", "", "+", ".", "e5", "0x", "१", "1f", "1.2.3", "--1", "1e400", "12abc"]  # fmt: skip
+         "-Infinity", "NAN(1)", "1,5", "", "+", ".", "e5", "0x", "१", "1f",
+         "1.2.3", "--1", "1e400", "12abc"]  # fmt: skip
 
 
 def strtod(text: str) -> float | None:
@@ -130,7 +131,10 @@ def test_scores_that_are_none_are_named_alike(tmp_path, read, score):
 BEIR = "query-id<tab>corpus-id<tab>score"
 
 
-@pytest.mark.parametrize("header", ["query-id\tcorpus-id\tscore", "query_id\tpassage_id\tgrade", "query-id corpus-id score"])  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    ["query-id\tcorpus-id\tscore", "query_id\tpassage_id\tgrade", "query-id corpus-id score"],
+)
 @pytest.mark.parametrize("name", ["q.tsv", "q.tsv.gz"])
 def test_headers_of_judgements_that_are_known(tmp_path, header, name):
     data = f"\n{header}\nq\ta\t1\n".encode()
@@ -191,5 +195,7 @@ def test_a_teacher_file_begins_after_its_blank_lines(tmp_path):
     assert form_of(path) == "groups"
     assert [n for n, _ in text_lines(path)] == [3]
     path.write_text("q\ta\t1\n")
-    with pytest.raises(CollectionError, match=":1: no teacher file begins like this.*BEIR's qrels"):
+    with pytest.raises(
+        CollectionError, match=r":1: no teacher file begins like this.*BEIR's qrels"
+    ):
         form_of(path)

@@ -29,7 +29,7 @@ SPELLINGS = {
     "capitals": lambda text: text.replace("ﬁ", "fi").upper(),
     "zero-width space": lambda text: text.replace(" ", " \u200b"),
     "soft hyphen": lambda text: text.replace("cl", "c\u00adl").replace("enz", "en\u00adz"),
-    "full width": lambda text: text.replace("W", "Ｗ").replace("H", "Ｈ"),
+    "full width": lambda text: text.replace("W", "\uff37").replace("H", "\uff28"),
 }
 
 
@@ -67,7 +67,8 @@ QUERY = "which enzymes of yeast fold proteins in the cell"
         ("in the cell, which enzymes of yeast fold proteins", True),
         ("which enzyme of yeast fold proteins in the cell", True),
         ("which enzymes of yeast fold proteins in a cell", True),
-        ("which enzymes fold proteins in the cell of yeast today", False),
+        ("which enzymes fold proteins in the cell of yeast today", True),
+        ("which hormones of yeast move proteins in the cell", False),
         ("which enzymes of bacteria fold proteins in the cell", False),
         ("how do plants make sugar", False),
     ],

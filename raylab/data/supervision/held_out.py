@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from typing import Any
 
 from raylab.data.collections import TRAIN, Topics
 
@@ -119,7 +120,7 @@ class GroupCounts:
         }
 
 
-def group_notes(meta: dict) -> list[str]:
+def group_notes(meta: Mapping[str, Any]) -> list[str]:
     """What a groups artifact tells of its queries, a sentence each; nothing for what was mined here."""
     if "held_out_for_evaluation" not in meta:
         return []
