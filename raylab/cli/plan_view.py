@@ -9,9 +9,10 @@ from raylab.cli.options import Options
 from raylab.data.sources import open_collection
 from raylab.experiment.config import ConfigError, Execution
 from raylab.experiment.grid import Grid
+from raylab.pipeline.real_plan import plan_with_data
 from raylab.planning.contract import rounding
 from raylab.planning.durations import Durations, Pace
-from raylab.planning.plan import named_device, plan_grid
+from raylab.planning.plan import named_device
 from raylab.planning.plan_table import plan_rows
 
 _PRICE = 2.0  # of a device hour
@@ -33,7 +34,7 @@ def show_plan(grid: Grid, execution: Execution, options: Options, console: Conso
     name = execution.device or _usual_device(grid)
     device = named_device(name, options.efficiency)
     price = _PRICE if options.gpu_hour_rate is None else options.gpu_hour_rate
-    plan = plan_grid(grid, open_collection(grid.collection), execution)
+    plan = plan_with_data(grid, open_collection(grid.collection), execution)
     rows = plan_rows(plan, device, price, execution.workers, execution.encoding_actors or None)
     table = Table(
         title=f"{len(plan.cells)} cells on {device.name} at {device.efficiency:.0%} of {device.peak_flops:.3g} FLOP/s"
@@ -47,6 +48,10 @@ def show_plan(grid: Grid, execution: Execution, options: Options, console: Conso
     console.print(
         f"in all {plan.flops:.3g} FLOPs, {hours:.3g} device hours, {hours * price:,.2f} at {price} an hour"
     )
+    if any(cell.estimated for cell in plan.cells):
+        console.print(
+            "~: an estimate; how long an epoch is, is known once the storage holds the training groups"
+        )
     if (coarse := rounding(grid, plan)) is not None:
         console.print(coarse)
     pace = None if name == "cpu-core" and options.efficiency is None else Pace.of(device)

@@ -60,7 +60,7 @@ def write_collection(
     `quarantine.jsonl` (`raylab.experiment.faults.quarantined_kinds`); any other fault refuses the collection.
     Empty passages that a published benchmark is known to have are left out in any case, and relevant
     passages that splits for evaluation judge and the collection lacks stay judged (`count_misses`); both
-    are counted.
+    are counted. Training judgements of those empty passages are left out with them.
 
     Raises:
         CollectionError: a fault, by file and line. Whatever the policy: a damaged compressed stream
@@ -86,6 +86,8 @@ def write_collection(
             if split == TRAIN:
                 # Training judgements may name the passages that are kept apart for training.
                 there = known[PASSAGES] | known[TRAIN_PASSAGES]
+                sound = [j for j in own.judgements if j.passage_id not in passing.empty]
+                own = Judged(own.queries, sound)
                 judged[split] = without_unknown_passages(source, split, own, there, quarantine)
             elif count := count_misses(source, split, own, known[PASSAGES]):
                 misses[split] = count
@@ -99,7 +101,7 @@ def write_collection(
         "train_passages": statistics.get(TRAIN_PASSAGES, {}).get("passages"),
         "splits": {split: len(t.queries) for split, t in topics.items()},
         "quarantined": quarantine.facts(),
-        "empty_passages": passing.count,
+        "empty_passages": len(passing.empty),
         "misses": misses,
         "verified": verified,
     }
@@ -125,13 +127,13 @@ class KnownGaps:
         benchmark = BENCHMARKS.get(source.name)
         self.expected = benchmark.empty_passages if benchmark is not None else 0
         self.policy = policy
-        self.count = 0
+        self.empty: set[str] = set()  # ids
 
     def __call__(self, fault: Fault) -> None:
-        if fault.kind is not Kind.EMPTY or self.count >= self.expected:
+        if fault.kind is not Kind.EMPTY or len(self.empty) >= self.expected:
             self.policy(fault)
             return
-        self.count += 1
+        self.empty.add(json.loads(fault.record)["_id"])
 
 
 def gaps(meta: Mapping[str, Any]) -> list[str]:

@@ -63,7 +63,8 @@ class Monitor:
         self.display = display
         self.board: Any = None
         self.stage, self.done, self.total = "start", 0, 0
-        self.cells_total, self.budget_flops = 0, 0.0
+        self.cells_total = 0
+        self.planned: dict[str, float] = {}  # FLOPs of every cell that is or will be trained
         self.spent: dict[str, float] = {}  # FLOPs of every finished cell, by its run's name
         self.started = time.time()
         self._stop = threading.Event()
@@ -120,16 +121,14 @@ class Monitor:
 
     def summary(self, runs: dict[str, RunProgress]) -> str:
         """One line: stage, cells, budget spent, time left."""
-        spent = self.spent_flops + sum(
-            b.spent_flops for b in runs.values() if b.run not in self.spent and b.spends_budget
-        )
+        share = self.share(runs)
         parts = [
             f"{self.stage} {self.done}/{self.total}",
             f"cells {len(self.spent)}/{self.cells_total}",
         ]
-        if self.budget_flops:
-            parts.append(f"budget {spent / self.budget_flops:.0%} of {self.budget_flops:.2g} FLOPs")
-        left = self._time_left(spent)
+        if self.planned:
+            parts.append(f"budget {share:.0%} of {sum(self.planned.values()):.2g} FLOPs")
+        left = self._time_left(share)
         parts.append(
             f"training left {_clock(left)}"
             if left is not None
@@ -137,13 +136,24 @@ class Monitor:
         )
         return " | ".join(parts)
 
-    def _time_left(self, spent: float) -> float | None:
-        if self.stage != "train" or not self.budget_flops:
+    def share(self, runs: dict[str, RunProgress]) -> float:
+        """Of the planned FLOPs, how much is done: a run that has ended counts whole, whatever it took."""
+        total = sum(self.planned.values())
+        done = 0.0
+        for run, flops in self.planned.items():
+            if run in self.spent:
+                done += flops
+            elif run in runs:
+                done += flops * min(runs[run].step / max(runs[run].steps, 1), 1.0)
+        return min(done / total, 1.0) if total else 0.0
+
+    def _time_left(self, share: float) -> float | None:
+        if self.stage != "train" or not self.planned:
             return None
-        if self._rate_from is None:
-            self._rate_from = (time.time(), spent)
-        seconds, flops = time.time() - self._rate_from[0], spent - self._rate_from[1]
-        return (self.budget_flops - spent) / flops * seconds if flops > 0 and seconds > 5 else None
+        if self._rate_from is None or share < self._rate_from[1]:  # a run began again
+            self._rate_from = (time.time(), share)
+        seconds, gained = time.time() - self._rate_from[0], share - self._rate_from[1]
+        return (1 - share) / gained * seconds if gained > 0 and seconds > 5 else None
 
     def _plain_loop(self) -> None:
         while not self._stop.wait(_PLAIN_EVERY_S):
