@@ -93,6 +93,25 @@ def report(
         print(f"{label:>14}  {path}")
 
 
+@app.command()
+def check(storage: Storage = "lab") -> None:
+    """Read every file of a storage and compare it with its checksum; what is damaged is named."""
+    from raylab.storage.artifacts import DamagedArtifact
+
+    store = open_store(storage)
+    sound, damaged = 0, 0
+    for artifact in store.artifacts():
+        try:
+            store.check(artifact, again=True)
+            sound += 1
+        except DamagedArtifact as damage:
+            print(damage)
+            damaged += 1
+    print(f"{sound + damaged} artifacts, {damaged} of them damaged")
+    if damaged:
+        raise typer.Exit(1)
+
+
 for command in (evaluate, compare, beir, search, encode, index, fit):
     app.command()(command)
 

@@ -29,11 +29,10 @@ from raylab.storage.artifacts import (
     path_of,
     sha256_of,
 )
+from raylab.storage.checksums import checksum
 
 log = logging.getLogger("raylab")
 
-# Lookups check sizes always, and checksums too up to this size; readers always check checksums.
-CHECK_ON_LOOKUP_BYTES = 512 * 1024**2
 # What a write to a storage fails with; a file that is read and not there is another matter.
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
@@ -77,14 +76,16 @@ class Store:
     def find(self, address: Address) -> Artifact | None:
         """The artifact at `address`, or None when it is absent or damaged.
 
-        A damaged one is named in a warning and its manifest set aside, so that it is redone.
+        A damaged one is named in a warning and its manifest set aside, so that it is redone. On object storage
+        a lookup compares sizes, and whoever reads the data checks its checksums; of a local file these are
+        computed once, until its size or times change.
         """
         artifact = self._read_manifest(address.path)
         return None if artifact is None else self._sound(artifact)
 
     def _sound(self, artifact: Artifact) -> Artifact | None:
         try:
-            self.check(artifact, checksums=artifact.size_bytes <= CHECK_ON_LOOKUP_BYTES)
+            self.check(artifact, checksums=self.is_local)
         except DamagedArtifact as damage:
             log.warning("%s; it will be made again", damage)
             self.discard(artifact.path)
@@ -142,8 +143,11 @@ class Store:
             return None
         return Artifact(path, manifest)
 
-    def check(self, artifact: Artifact, checksums: bool = True) -> None:
-        """Raise `DamagedArtifact` naming the first file that is missing, cut short or changed."""
+    def check(self, artifact: Artifact, checksums: bool = True, again: bool = False) -> None:
+        """Raise `DamagedArtifact` naming the first file that is missing, cut short or changed.
+
+        ``again``: read every file, even one whose checksum is known.
+        """
         for name, facts in artifact.manifest["files"].items():
             file = self._join(artifact.path, artifact.manifest["attempt"], name)
             try:
@@ -154,12 +158,12 @@ class Store:
                 raise DamagedArtifact(
                     artifact.path, f"{name} has {size} bytes, not {facts['bytes']}"
                 )
-            if checksums and self._sha256(file) != facts["sha256"]:
+            if checksums and self._sha256(file, again) != facts["sha256"]:
                 raise DamagedArtifact(artifact.path, f"{name} does not match its checksum")
 
-    def _sha256(self, file: str) -> str:
+    def _sha256(self, file: str, again: bool = True) -> str:
         if self.is_local:
-            return sha256_of(file)
+            return sha256_of(file) if again else checksum(file)
         digest = hashlib.sha256()
         with self.fs.open(file, "rb") as stream:
             while block := stream.read(BLOCK_BYTES):
@@ -196,6 +200,15 @@ class Store:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return target
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """Every committed artifact of the storage, in order of paths."""
+        for stage in sorted(self._names("")):
+            for home in sorted(self._names(stage)):
+                if self.has(f"{stage}/{home}"):
+                    artifact = self._read_manifest(f"{stage}/{home}")
+                    if artifact is not None:
+                        yield artifact
 
     # ---------------------------------------------------------------- writing
 
@@ -307,7 +320,7 @@ class Store:
     def _names(self, path: str) -> list[str]:
         try:
             entries = self.fs.ls(self._join(path), detail=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return [os.path.basename(entry.rstrip("/")) for entry in entries]
 

@@ -2,17 +2,21 @@
 
 import importlib
 import inspect
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from raylab import __version__
-from raylab.cli.errors import EXIT_CODES, LaboratoryCommand, LaboratoryGroup, exit_code
+from raylab.cli.errors import EXIT_CODES, LaboratoryCommand, LaboratoryGroup, exit_code, one_line
 from raylab.cli.main import app
 from raylab.data.faults import CollectionError
 from raylab.experiment.config import ConfigError
@@ -20,7 +24,7 @@ from raylab.storage.artifacts import DamagedArtifact, StorageError
 
 COMMANDS = {
     "run", "plan", "status", "report", "evaluate", "compare", "beir", "search", "encode", "index",
-    "fit", "export", "data",
+    "fit", "export", "check", "data",
 }  # fmt: skip
 HEAVY = ("torch", "ray", "transformers", "pandas", "scipy")
 
@@ -157,6 +161,108 @@ def test_a_damaged_table_is_one_line(tmp_path):
     done = CliRunner().invoke(app, ["status", "--storage", str(tmp_path)])
     assert done.exit_code == 2
     assert "ledger.parquet: not a whole table" in done.stderr
+
+
+TABLES = ["results.parquet", "per_query.parquet", "ledger.parquet"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("damage", ["cut", "noise", "other columns", "empty"])
+@pytest.mark.parametrize(
+    "command",
+    [["report"], ["beir", "LAB"], ["compare", "a", "b"], ["export", "a-seed0", "OUT"], ["fit"]],
+)
+def test_damaged_tables_are_one_line_in_every_command(command, damage, name, tmp_path):
+    lab = tmp_path / "lab"
+    lab.mkdir()
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"other": [1] * 1_000}), sink)
+    whole = sink.getvalue()
+    contents = {"cut": whole[:-9], "noise": b"x" * 200, "other columns": whole, "empty": b""}
+    (lab / name).write_bytes(contents[damage])
+    typed = [{"LAB": str(lab), "OUT": str(tmp_path / "out")}.get(one, one) for one in command]
+    storage = [] if command[0] == "beir" else ["--storage", str(lab)]
+    done = CliRunner().invoke(app, [*typed, *storage])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert str(lab) in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["FILE", "FILE/below", "/proc/x"])
+def test_an_export_onto_what_is_no_folder_is_one_line(place, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("kept")
+
+    def writes(storage: str, run: str, folder: Path) -> int:
+        folder.mkdir(parents=True)
+        return 0
+
+    monkeypatch.setattr("raylab.pipeline.export.export_retriever", writes)
+    place = place.replace("FILE", str(tmp_path / "file"))
+    done = CliRunner().invoke(app, ["export", "a-seed0", place, "--storage", str(tmp_path)])
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: FOLDER {place}: it ")
+    assert done.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("error", "address", "words"),
+    [
+        (OSError("AF_UNIX path length cannot exceed 107 bytes: /a"), None, "set RAY_TMPDIR to a"),
+        (Exception("The current node timed out during startup."), None, "timed out during startup"),
+        (ConnectionError("refused"), "auto", "RAY_ADDRESS=auto"),
+        (None, "127.0.0.1:1", "no cluster answers at RAY_ADDRESS=127.0.0.1:1"),
+        (None, "ray://127.0.0.1:1", "no cluster answers at RAY_ADDRESS=ray://127.0.0.1:1"),
+    ],
+)
+def test_ray_that_does_not_start_is_one_line_and_leaves_no_storage(
+    error, address, words, tmp_path, monkeypatch, collection_folder
+):
+    def fails(**_):
+        assert error is not None
+        raise error
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.init", fails)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    lab = tmp_path / "lab"
+    arguments = ["data", "ingest", str(collection_folder), "--storage", str(lab), "--no-tokens"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: Ray cannot start: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not lab.exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "option"),
+    [
+        ("encoders = -1: it must be 0 or more", "--encoders = -1"),
+        ("encoding.top_k_query = -1: it must be", "--top-k-query = -1"),
+        ("budget 'nan': it must be", "--budget 'nan'"),
+        ("somewhere = 3: it must be", "somewhere = 3"),
+    ],
+)
+def test_a_field_is_called_by_its_option(message, option):
+    assert one_line(ConfigError(message)).startswith(option)
+
+
+def test_ids_are_whole_in_a_pipe(tmp_path):
+    name = "a-system-with-a-name-" + "x" * 200
+    for run in (name, "b"):
+        (tmp_path / run).write_text("q Q0 p 1 1.0 x\nr Q0 o 1 1.0 x\n")
+    (tmp_path / "qrels").write_text("q 0 p 1\nr 0 p 1\n")
+    files = [str(tmp_path / one) for one in (name, "b", "qrels")]
+    done = CliRunner().invoke(app, ["compare", *files, "--draws", "10"])
+    assert done.exit_code == 0, done.output
+    assert name in done.stdout
+    assert "..." not in done.stdout
 
 
 @pytest.mark.parametrize("command", [["run"], ["data", "ingest", "scifact"]])

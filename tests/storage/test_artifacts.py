@@ -1,11 +1,17 @@
 """Artifacts are whole or absent: atomic commits, damage found and named, remote storage alike."""
 
 import json
+import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from raylab.cli.main import app
+from raylab.storage import checksums
+from raylab.storage import store as store_module
 from raylab.storage.artifacts import Address, DamagedArtifact, fingerprint
 from raylab.storage.store import Store
 
@@ -70,13 +76,53 @@ def test_damage_is_found_named_and_redone(store, damage, caplog):
         store.fs.pipe_file(f"{store.root}/{ADDRESS.path}/manifest.json", b'{"files": ')
     else:
         store.fs.pipe_file(file, {"cut": b"hell", "changed": b"hallo"}[damage])
-    assert store.find(ADDRESS) is None
-    assert ADDRESS.path in caplog.text
-    assert "made again" in caplog.text
+    if damage == "changed" and not store.is_local:  # a lookup reads no data there
+        artifact = store.find(ADDRESS)
+        assert artifact is not None
+        with pytest.raises(DamagedArtifact, match="does not match its checksum"):
+            store.local(artifact)
+        store.discard(ADDRESS.path)
+    else:
+        assert store.find(ADDRESS) is None
+        assert ADDRESS.path in caplog.text
+        assert "made again" in caplog.text
     write(store, text="again")
     found = store.find(ADDRESS)
     assert found is not None
     assert (store.local(found) / "sub" / "file.txt").read_text() == "again"
+
+
+def test_a_lookup_reads_no_data_that_it_has_seen(store, monkeypatch):
+    """Locally sizes and times decide whether a file is read again; on object storage its reader checks it."""
+    write(store)
+    old = time.time() - 60
+    if store.is_local:
+        os.utime(data_file(store), (old, old))
+    store.find(ADDRESS)
+
+    def refuse(*_, **__):
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr(store_module, "sha256_of", refuse)
+    monkeypatch.setattr(checksums.hashlib, "new", refuse)
+    if not store.is_local:
+        monkeypatch.setattr(store.fs, "open", refuse)
+    for _ in range(3):
+        assert store.find(ADDRESS) is not None
+
+
+def test_all_artifacts_are_listed_and_read_again_on_demand(store):
+    other = Address("runs", "b", {"x": 2})
+    write(store)
+    write(store, other)
+    store.put_text("stages.json", "[]")
+    found = list(store.artifacts())
+    assert [artifact.path for artifact in found] == [ADDRESS.path, other.path]
+    for artifact in found:
+        store.check(artifact, again=True)
+    store.fs.pipe_file(data_file(store), b"hallo")
+    with pytest.raises(DamagedArtifact, match="does not match its checksum"):
+        store.check(found[0], again=True)
 
 
 def test_readers_check_checksums_themselves(store):
@@ -131,3 +177,18 @@ def test_the_manifest_names_every_file_with_size_and_checksum(tmp_path):
     assert manifest["files"]["sub/file.txt"]["bytes"] == 5
     assert len(manifest["files"]["sub/file.txt"]["sha256"]) == 64
     assert manifest["identity"] == {"x": 1}
+
+
+def test_the_command_names_what_is_damaged(tmp_path):
+    store = Store(str(tmp_path))
+    write(store)
+    command = ["check", "--storage", str(tmp_path)]
+    whole = CliRunner().invoke(app, command)
+    assert (whole.exit_code, whole.output) == (0, "1 artifacts, 0 of them damaged\n")
+    store.fs.pipe_file(data_file(store), b"hallo")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert (
+        f"damaged artifact {ADDRESS.path}: sub/file.txt does not match its checksum"
+        in result.output
+    )
