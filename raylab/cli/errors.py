@@ -35,14 +35,26 @@ OPTION_OF_FIELD = {
     "budget": "--budget",
     "budgets": "--budgets",
     "cells_filter": "--cells",
+    "concurrent": "--concurrent",
     "device": "--device",
+    "encoder_cpus": "--encoder-cpus",
+    "encoders": "--encoders",
+    "encoding.passage_length": "--passage-length",
+    "encoding.precision": "--precision",
+    "encoding.query_length": "--query-length",
+    "encoding.top_k_passage": "--top-k-passage",
+    "encoding.top_k_query": "--top-k-query",
     "epochs": "--budget epochs",
     "ladder": "--ladder",
     "on_fault": "--on-fault",
+    "micro_batch_texts": "--micro-batch",
     "seeds": "--seeds",
+    "shard_passages": "--shard-passages",
     "storage": "--storage",
     "teacher": "--teacher",
+    "total_budget_flops": "--total-budget",
     "workers": "--workers",
+    "zero": "--zero",
 }
 
 
@@ -52,7 +64,7 @@ def one_line(error: BaseException) -> str:
     The libraries' own explanations run over several lines.
     """
     message = " ".join(str(error).split())
-    field = re.match(r"(\w+)(?= =|:| )", message)
+    field = re.match(r"([\w.]+)(?= =|:| )", message)
     if field is None or field[1] not in OPTION_OF_FIELD:
         return message
     return OPTION_OF_FIELD[field[1]] + message[field.end() :]

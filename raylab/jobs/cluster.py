@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from raylab.storage.store import Store
 
 log = logging.getLogger("raylab")
 T = TypeVar("T")
+_ANSWER_S = 10.0
 _ACCELERATOR = "accelerator_type:"
 _RETRY_ADVICE = "\nFailed to apply UDF "
 
@@ -56,6 +58,20 @@ def _cannot_start(error: Exception) -> ClusterError:
     return ClusterError(f"Ray cannot start: {remedy}")
 
 
+def _check_address(address: str) -> None:
+    """Refuse a HOST:PORT where nobody listens: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ClusterError(
+            f"Ray cannot start: no cluster answers at RAY_ADDRESS={address} ({reason})"
+        ) from None
+
+
 @contextmanager
 def connect(execution: Execution) -> Iterator[None]:
     """A connection to `RAY_ADDRESS` (or the cluster this job was submitted to), else an own local cluster."""
@@ -73,7 +89,9 @@ def connect(execution: Execution) -> Iterator[None]:
             "log_to_driver": False,
             "logging_level": logging.WARNING,
         }
-        if not os.environ.get("RAY_ADDRESS"):
+        if address := os.environ.get("RAY_ADDRESS"):
+            _check_address(address)
+        else:
             # Ray tells of its token authentication, which a cluster of this process alone has on as well.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
             # Actors that hold a core each must leave room for Ray Data's tasks.
