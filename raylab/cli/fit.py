@@ -20,7 +20,7 @@ from raylab.cli.shared import Storage
 from raylab.experiment.config import ConfigError
 
 if TYPE_CHECKING:
-    from raylab.scaling import Claim, Facts, Fit, Forecast, Optimum, Series, Study
+    from raylab.scaling import Claim, Facts, Fit, Forecast, Interval, Optimum, Series, Study
 
 console = Console(width=None if sys.stdout.isatty() else 200)
 
@@ -50,7 +50,7 @@ def fit(
 ) -> None:
     """Fit scaling laws to the trained runs, forecast the largest, find optima, test the claims.
 
-    Every interval is of the hierarchical bootstrap: runs and seeds first, then queries. L(N) is fitted
+    Every interval is of the hierarchical bootstrap: sizes, runs and branches, then queries. L(N) is fitted
     a budget at a time and L(D) a size at a time; targets are losses: CE@256, and 1 - nDCG@10.
     """
     from raylab.scaling import LAWS, Study, claims, series
@@ -123,8 +123,9 @@ def _show(study: Study) -> None:
     for line in excluded:
         print(f"excluded: {line}")
     print(
-        f"Intervals: percentiles of {study.draws:,} hierarchical bootstrap draws, runs and seeds then queries; 95 %, "
-        "of flatness 90 %. R: runs, P: design points, S: seeds, Q: queries, df: degrees of freedom."
+        f"Intervals: percentiles of {study.draws:,} hierarchical bootstrap draws (sizes, runs and branches, then "
+        "queries); 95 %, of flatness 90 %. R: runs, P: design points, S: seeds, Q: queries, df: degrees of freedom, of "
+        "the coarsest clusters whose runs share noise."
     )
 
 
@@ -143,6 +144,8 @@ def _number(value: float) -> str:
 
 
 def _interval(one: Any) -> str:
+    if one.low != one.low and one.high != one.high:
+        return _number(one.value)
     return f"{_number(one.value)} [{_number(one.low)}, {_number(one.high)}]"
 
 
@@ -153,7 +156,7 @@ def _name(one: Facts) -> str:
 
 def _counts(one: Any) -> str:
     facts = f"R {one.n_runs} P {one.points} S {len(one.seeds)} Q {one.n_queries}"
-    return f"{facts} df {one.degrees_of_freedom}"
+    return f"{facts}\ndf {one.degrees_of_freedom:.3g} of {one.clusters}"
 
 
 def _fit(one: Fit) -> tuple[str, ...]:
@@ -191,11 +194,24 @@ def _optimum(one: Optimum) -> tuple[str, ...]:
         one.n,
         _number(one.budget_flops),
         one.method,
-        _interval(one.optimal_n),
-        _interval(one.optimal_d),
+        _tried(one.tried_n),
+        _tried(one.tried_d),
         "" if one.exponent is None else _interval(one.exponent),
-        one.place,
+        _place(one),
     )
+
+
+def _tried(one: Interval | None) -> str:
+    """What lies beyond the sizes tried has no number."""
+    return "" if one is None else _interval(one).replace("nan", "beyond")
+
+
+def _place(one: Optimum) -> str:
+    if one.method == "parabola" and one.place != "vertex":
+        return (
+            f"no vertex, better {'at the smallest' if one.place == 'below' else 'at the largest'}"
+        )
+    return f"{one.place} the sizes tried" if one.place in ("below", "above") else one.place
 
 
 def _claim(one: Claim) -> tuple[str, ...]:
@@ -203,4 +219,5 @@ def _claim(one: Claim) -> tuple[str, ...]:
     if one.p == one.p:
         estimate += f"\np {one.p:.2g} (Holm)"
     of = f"{_name(one)} {one.size}".strip()
-    return one.claim, of, estimate, one.verdict, f"{_counts(one)}\nfamily {one.family}"
+    family = f"\nfamily of {one.family}: {one.question}" if one.question else ""
+    return one.claim, of, estimate, one.verdict, f"{_counts(one)}{family}"

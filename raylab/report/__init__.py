@@ -144,7 +144,7 @@ def rebuild(storage_uri: str, draws: int = DRAWS, cells: str = "*") -> Report:
     except FileNotFoundError:  # the results alone were copied here
         per_query = None
     else:
-        per_query = per_query[per_query["system"].isin(set(results["system"]))]
+        per_query = per_query.loc[per_query["system"].isin(list(results["system"]))]
     return write(store, results, ledger, per_query, _command(store), draws)
 
 

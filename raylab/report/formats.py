@@ -20,7 +20,7 @@ BELOW = "below untrained"
 BEATS, BEATS_NOTE = (
     "\u2020",
     "\u2020: better than its twin of the other head, otherwise alike (paired t-test over queries, Holm "
-    "over all such pairs of the report, p \u2264 0.05).",
+    "over all such pairs of this split and measure, p \u2264 0.05).",
 )
 _TEXT = ("size", "head", "objective", "variant", "budget")
 _GAIN = "vs untrained"

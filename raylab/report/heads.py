@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from raylab.evaluation.significance import Comparison, PerQuery, compare
-from raylab.experiment.heads import DENSE, SPARSE
+from raylab.evaluation.significance import Comparison
 from raylab.report.rows import (
     OBJECTIVES,
     TRAINED,
@@ -19,8 +18,7 @@ from raylab.report.rows import (
     rank,
 )
 from raylab.report.tables import GridTable
-
-LEVEL = 0.05
+from raylab.scaling.twins import Twins, twins
 
 
 @dataclass(frozen=True)
@@ -28,54 +26,52 @@ class HeadsCompared:
     """The sparse cell against the dense cell of one size, objective and variant on one benchmark."""
 
     benchmark: Benchmark
-    size: str
-    objective: str
     variant: Variation
-    comparison: Comparison
+    twins: Twins
+
+    @property
+    def size(self) -> str:
+        return self.twins.size
+
+    @property
+    def objective(self) -> str:
+        return self.twins.objective
+
+    @property
+    def comparison(self) -> Comparison:
+        return self.twins.comparison
 
     @property
     def winner(self) -> str | None:
         """The system that is better, None where Holm's correction of the t-test leaves it open."""
         test = self.comparison
-        if not test.p_t_holm <= LEVEL:
+        if not self.twins.differ:
             return None
         return test.b if test.difference > 0 else test.a
 
 
 def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[HeadsCompared]:
-    """Every sparse cell with its dense twin on the primary measure of every benchmark, as one family.
+    """Every sparse cell with its dense twin on the primary measure of every benchmark.
 
-    A cell with several seeds has, for each query, their mean. Ordered as `benchmarks`, then by size
-    objective and variant; empty where no cell has a twin, or a benchmark fewer than 2 queries.
+    A benchmark's pairs are one family (`raylab.scaling.twins`), and the same one wherever its tests are
+    shown. Ordered as `benchmarks`, then by size, objective and variant; empty where no cell has a twin,
+    or a benchmark fewer than 2 queries.
 
     Args:
         per_query: as `raylab.storage.tables` describes it.
     """
-    named: dict[tuple[str, str, Variation], dict[str | None, str]] = {}  # in the order of the rows
-    for row in rows:
-        if row.kind == TRAINED and row.size and row.objective:
-            key = row.size, row.objective, Variation.of(row)
-            named.setdefault(key, {})[row.head] = row.system
+    variants = {row.variant: Variation.of(row) for row in rows if row.kind == TRAINED}
     sizes = list(dict.fromkeys(row.size for row in rows))  # by parameters
-    twins = [
-        (*key, systems[DENSE.name], systems[SPARSE.name])
-        for key, systems in sorted(named.items(), key=lambda item: _order(sizes, *item[0]))
-        if {DENSE.name, SPARSE.name} <= systems.keys()
-    ]
-    values: dict[tuple[str, str], PerQuery] = {}
-    about: list[tuple[Benchmark, str, str, Variation]] = []
+    compared = []
     for benchmark in benchmarks(rows):
-        systems = _values(per_query, benchmark)
-        for size, objective, variant, *names in twins:
-            pair = {name: systems.get(name, {}) for name in names}
-            if all(len(by_query) > 1 for by_query in pair.values()):
-                where = " ".join((benchmark.name, size, objective, variant.name)).strip()
-                values[where, benchmark.primary] = pair
-                about.append((benchmark, size, objective, variant))
-    if not values:
-        return []
-    # One pair a key, dense first, in the order of the keys.
-    return [HeadsCompared(*a, one) for a, one in zip(about, compare(values), strict=True)]
+        where = benchmark.collection, benchmark.split
+        own = pd.DataFrame([vars(row) for row in rows if (row.collection, row.split) == where])
+        found = [
+            HeadsCompared(benchmark, variants[pair.variant], pair)
+            for pair in twins(own, per_query, benchmark.primary)
+        ]
+        compared += sorted(found, key=lambda one: _order(sizes, one))
+    return compared
 
 
 def mark(table: GridTable, tests: Sequence[HeadsCompared]) -> GridTable:
@@ -85,18 +81,5 @@ def mark(table: GridTable, tests: Sequence[HeadsCompared]) -> GridTable:
     return replace(table, lines=lines)
 
 
-def _order(sizes: Sequence[str | None], size: str, objective: str, variant: Variation) -> tuple:
-    return sizes.index(size), rank(OBJECTIVES, objective), variant.rank
-
-
-def _values(per_query: pd.DataFrame, benchmark: Benchmark) -> PerQuery:
-    """System -> query -> mean over seeds, of the benchmark's primary measure."""
-    of_benchmark = per_query.query(benchmark.primary_filter)
-    columns = (of_benchmark[name].tolist() for name in ("system", "query_id", "value"))
-    listed: dict[str, dict[str, list[float]]] = {}
-    for system, query_id, value in zip(*columns, strict=True):
-        listed.setdefault(system, {}).setdefault(query_id, []).append(value)
-    return {
-        system: {query_id: sum(seeds) / len(seeds) for query_id, seeds in by_query.items()}
-        for system, by_query in listed.items()
-    }
+def _order(sizes: Sequence[str | None], one: HeadsCompared) -> tuple:
+    return sizes.index(one.size), rank(OBJECTIVES, one.objective), one.variant.rank

@@ -5,7 +5,11 @@
 2. `flat in size`: distilled ones (KD) do not: a claim of equivalence, so the 90 % interval of the same
    slope must lie inside a margin (two one-sided tests of 5 %, Schuirmann 1987).
 3. `sparse beats dense`, at equal size and objective: paired over queries, means over seeds, corrected by Holm for
-   all such pairs of one call. It is of these trained models: noise between seeds is not in it.
+   all pairs of the split and measure (`raylab.scaling.twins`). It is of these trained models: noise between
+   seeds is not in it.
+
+1 and 2 are about sizes, so sizes are what is counted: a slope over 5 of them has 3 degrees of freedom,
+however many budgets and seeds each has.
 
 Legend: R runs, Q queries, B draws.
 """
@@ -15,21 +19,21 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from raylab.evaluation.significance import compare
 from raylab.experiment.config import ConfigError
+from raylab.experiment.heads import DENSE, SPARSE
 from raylab.experiment.objectives import CL, KD
 from raylab.scaling.bootstrap import Interval, interval
-from raylab.scaling.clusters import draw_noise
+from raylab.scaling.clusters import Noise, draw_noise
 from raylab.scaling.points import Facts, Series, as_loss, is_entropy, series
+from raylab.scaling.twins import LEVEL, Twins, twins
 
 MARGIN = 0.02
-LEVEL = 0.05
 IMPROVES, FLAT, BEATS = "improves with size", "flat in size", "sparse beats dense"
 Name = Literal["improves with size", "flat in size", "sparse beats dense"]
 
@@ -42,7 +46,8 @@ class Claim(Facts):
     per decade of N, of 3 the mean difference sparse - dense, in the measure's own unit and direction.
     `verdict`: `improves`, `worsens` or `undecided`; `flat`, `not flat` or `undecided`; `sparse`, `dense` or
     `undecided`; `untested` where it cannot be tested, with the `reason`. `p`: of 3, by the paired t-test
-    corrected by Holm. `family`: tests of the same claim in one call. `size`: of 3. `margin`: of 2.
+    corrected by Holm for the `family` of pairs that ask the same `question`. `size`: of 3. `margin`: of 2.
+    `degrees_of_freedom`: of the `clusters`, sizes (1 and 2) or queries (3).
     """
 
     claim: Name
@@ -54,8 +59,10 @@ class Claim(Facts):
     reason: str
     p: float
     family: int
+    question: str
     margin: float
-    degrees_of_freedom: int
+    degrees_of_freedom: float
+    clusters: str
 
 
 def claims(
@@ -97,9 +104,10 @@ def claims(
     for one in wanted:
         if head in (None, one.head) and one.objective == KD.name:
             tests.append(_slope_test(FLAT, one, n, 0.90, margin, draws, seed))
-    tests += _sparse_tests(wanted, n) if head is None else []
-    sizes = {name: sum(t.claim == name for t in tests) for name in (IMPROVES, FLAT, BEATS)}
-    return [replace(test, family=sizes[test.claim]) for test in tests]
+    if head is None:
+        # One draw: the t-test is what counts here, not the randomisation test.
+        tests += _sparse_tests(wanted, twins(results, per_query, measure, draws=1), n)
+    return tests
 
 
 def _plain(whole: Series) -> Series:
@@ -112,14 +120,14 @@ def _plain(whole: Series) -> Series:
 
 def slope(
     one: Series, n: str = "parameters", confidence: float = 0.95, draws: int = 1000, seed: int = 0
-) -> tuple[Interval, int]:
-    """Slope of the measure on log10 N by least squares, and its degrees of freedom.
+) -> tuple[Interval, Noise]:
+    """Slope of the measure on log10 N by least squares, and the noise behind its interval.
 
     Runs of several budgets share the slope and have a constant each. The interval is of the hierarchical
     bootstrap (`raylab.scaling.bootstrap`).
 
     Raises:
-        ConfigError: fewer than 2 sizes within every budget, or no degree of freedom.
+        ConfigError: fewer than 3 sizes, or than 2 more than the sets of them that budgets join.
     """
     n_R = one.covariate("N", n)
     known = np.isfinite(n_R) & (n_R > 0)
@@ -131,8 +139,8 @@ def slope(
             *(np.array([g == group for g in groups], float) for group in sorted(set(groups))),
         ]
     )
-    sizes, freedom = len(set(one.sizes)), _freedom(n_R, groups)
-    if freedom < 1:
+    if _freedom(n_R, groups) < 1:
+        sizes = len(set(one.sizes))
         raise ConfigError(
             f"{one.name}: a slope over sizes needs 3 of them, joined by budgets that they share; there are "
             f"{sizes} sizes, {len(set(groups))} budgets"
@@ -145,7 +153,7 @@ def slope(
     noise = draw_noise(deviations_RQ, residuals_R, design, one.clusters, draws, seed)
     estimate = float(inverse[0] @ values_R)
     draws_B = estimate + (noise.queries_BR + noise.runs_BR) @ inverse[0]
-    return interval(estimate, draws_B, confidence), freedom
+    return interval(estimate, draws_B, confidence), noise
 
 
 def _freedom(n_R: np.ndarray, groups: Sequence[tuple[str, float]]) -> int:
@@ -170,10 +178,11 @@ def _slope_test(
     claim: Name, one: Series, n: str, confidence: float, margin: float, draws: int, seed: int
 ) -> Claim:
     try:
-        estimate, freedom = slope(one, n, confidence, draws, seed)
-        reason = ""
+        estimate, noise = slope(one, n, confidence, draws, seed)
+        freedom, clusters, reason = noise.freedom, noise.clusters, ""
     except ConfigError as error:
-        estimate, freedom, reason = Interval(math.nan, math.nan, math.nan), 0, str(error)
+        estimate, reason = Interval(math.nan, math.nan, math.nan), str(error)
+        freedom, clusters = 0, f"{len(set(one.sizes))} sizes"
     if reason:
         verdict = "untested"
     elif claim == IMPROVES:
@@ -191,8 +200,10 @@ def _slope_test(
         reason=reason,
         p=math.nan,
         family=1,
+        question="",
         margin=margin if claim == FLAT else math.nan,
         degrees_of_freedom=freedom,
+        clusters=clusters,
     )
 
 
@@ -212,33 +223,23 @@ def _flatness(estimate: Interval, margin: float) -> str:
 # ------------------------------------------------------------------------------- sparse or dense
 
 
-def _sparse_tests(series_found: Sequence[Series], n: str) -> list[Claim]:
-    pairs: dict[str, tuple[Series, Series]] = {}
-    values: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+def _sparse_tests(series_found: Sequence[Series], pairs: Sequence[Twins], n: str) -> list[Claim]:
     parts: dict[tuple, dict[str, Series]] = defaultdict(dict)
     for one in series_found:
         for size, variant in dict.fromkeys(zip(one.sizes, one.variants, strict=True)):
             chosen = [d[:2] == (size, variant) for d in one.designs]
-            key = (one.objective, one.collection, one.split, size, variant)
+            key = (one.collection, one.split, size, one.objective, variant)
             parts[key][one.head] = one.keep(np.array(chosen))
-    for key, heads in parts.items():
-        if not {"sparse", "dense"} <= heads.keys():
-            continue
-        where = "/".join(key)
-        sparse, dense = pairs[where] = heads["sparse"], heads["dense"]
-        values[where, sparse.measure] = {"dense": _by_query(dense), "sparse": _by_query(sparse)}
-    if not values:
-        return []
-    # One draw: the t-test is what counts here, not the randomisation test.
-    tests = compare(values, [("dense", "sparse")], 1 - LEVEL, draws=1)
-    return [_sparse_claim(test, *pairs[test.where], n) for test in tests]
+    by_key = {(p.collection, p.split, p.size, p.objective, p.variant): p for p in pairs}
+    return [
+        _sparse_claim(by_key[key], heads[SPARSE.name], heads[DENSE.name], n)
+        for key, heads in parts.items()
+        if {SPARSE.name, DENSE.name} <= heads.keys() and key in by_key
+    ]
 
 
-def _by_query(one: Series) -> dict[str, float]:
-    return dict(zip(one.query_ids, _values(one).mean(0).tolist(), strict=True))
-
-
-def _sparse_claim(test, sparse: Series, dense: Series, n: str) -> Claim:
+def _sparse_claim(pair: Twins, sparse: Series, dense: Series, n: str) -> Claim:
+    test = pair.comparison
     sign = -1 if is_entropy(sparse.measure) else 1
     better = "sparse" if sign * test.difference > 0 else "dense"
     seeds = tuple(sorted(set(sparse.seeds) & set(dense.seeds)))
@@ -256,10 +257,12 @@ def _sparse_claim(test, sparse: Series, dense: Series, n: str) -> Claim:
         size=sparse.sizes[0],
         estimate=Interval(test.difference, test.low, test.high),
         confidence=1 - LEVEL,
-        verdict=better if test.p_t_holm <= LEVEL else "undecided",
+        verdict=better if pair.differ else "undecided",
         reason="",
         p=test.p_t_holm,
         family=test.family,
+        question=pair.question,
         margin=math.nan,
         degrees_of_freedom=test.queries - 1,
+        clusters=f"{test.queries} queries",
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval
-from raylab.scaling.clusters import Noise, draw_noise
+from raylab.scaling.clusters import SIZES, Noise, draw_noise
 from raylab.scaling.laws import Law, find_law
 from raylab.scaling.points import Facts, Series
 from raylab.scaling.solver import SQUARES, refine, solve, solve_draws
@@ -21,6 +21,7 @@ from raylab.scaling.solver import SQUARES, refine, solve, solve_draws
 _SAME = 0.01
 _FEWEST_LEVELS = 3
 _LEAST_SHIFT = -0.9
+_LEAST_FREE = 0.5  # of one degree of freedom
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,10 +29,11 @@ class Fit(Facts):
     """A law fitted to a series.
 
     `parameters` by name, in the law's order, and their draws, float64 [B, P]. `points` are distinct
-    levels of the law's covariates. `degrees_of_freedom`: runs less parameters. `r_squared`: of the
-    losses. `residual`: standard deviation of the log residuals, of those degrees. `at_bounds`: parameters
-    that the data do not hold within bounds (a floor of 0, an exponent of 0.01 or 10). `series`: the
-    runs fitted. `definition`: the law itself. `noise_BR`: what each draw added to each run's log loss.
+    levels of the law's covariates. `degrees_of_freedom`: of the coarsest `clusters` that tell of noise, sizes
+    where there are several (`raylab.scaling.clusters`). `r_squared`: of the losses. `residual`: standard
+    deviation of the log residuals, of runs less parameters. `at_bounds`: parameters that the data do not
+    hold within bounds (a floor of 0, an exponent of 0.01 or 10). `series`: the runs fitted. `definition`:
+    the law itself. `noise`: what each draw added to each run's log loss, but for its queries.
     """
 
     law: str
@@ -40,13 +42,13 @@ class Fit(Facts):
     n: str
     d: str
     parameters: dict[str, Interval]
-    degrees_of_freedom: int
+    degrees_of_freedom: float
+    clusters: str
     r_squared: float
     residual: float
     confidence: float
     at_bounds: tuple[str, ...]
     draws_BP: np.ndarray = field(repr=False)
-    noise_BR: np.ndarray = field(repr=False)
     noise: Noise = field(repr=False)
     series: Series = field(repr=False)
     theta_P: np.ndarray = field(repr=False)
@@ -109,8 +111,8 @@ def fit(
 ) -> Fit:
     """Fit a law by Huber's loss of log residuals, with intervals by the hierarchical bootstrap.
 
-    Runs without the law's covariates are excluded. Seeds of a design are taken as repeats: that they share
-    a seed across sizes is not modelled. `raylab.scaling.bootstrap` says how draws are made.
+    Runs without the law's covariates are excluded. Runs of a size share noise, and branches of a run do; that
+    sizes share a seed is not modelled. `raylab.scaling.bootstrap` says how draws are made.
 
     Args:
         law: a law, or the name of one in `LAWS`.
@@ -120,7 +122,8 @@ def fit(
 
     Raises:
         ConfigError: an unknown law, n or d; draws < 2 or a confidence outside (0, 1); no degree of
-            freedom (design points less parameters below 1), or a covariate with fewer than 3 levels.
+            freedom (design points less parameters below 1, or of several sizes none that tells of noise
+            between them), or a covariate with fewer than 3 levels.
     """
     rule = find_law(law)
     if draws < 2 or not 0 < confidence < 1:
@@ -136,10 +139,10 @@ def fit(
     theta_P, starts = solve(rule, x_RK, losses_R / unit)
     log_fitted_R = np.log(rule.value(theta_P, x_RK))
     residuals_R = np.log(losses_R / unit) - log_fitted_R
-    freedom = len(losses_R) - len(rule.parameters)
     deviations_RQ = kept.losses_RQ / losses_R[:, None] - 1
     squares_R, tangent_RP = _squares(rule, theta_P, x_RK, losses_R / unit)
     noise = draw_noise(deviations_RQ, squares_R, tangent_RP, kept.clusters, draws, seed)
+    _check_sizes(kept, rule, noise)
     noise_BR = log_shift(noise.queries_BR) + noise.runs_BR
     theta_BP = solve_draws(rule, x_RK, log_fitted_R + noise_BR, theta_P, starts)
     own_P = rule.reported(theta_P, centre_K, unit)
@@ -158,13 +161,13 @@ def fit(
             name: interval(float(own_P[p]), own_BP[:, p], confidence)
             for p, name in enumerate(rule.parameters)
         },
-        degrees_of_freedom=freedom,
+        degrees_of_freedom=noise.freedom,
+        clusters=noise.clusters,
         r_squared=1 - float((misses**2).sum()) / spread if spread else float("nan"),
-        residual=float(np.sqrt(residuals_R @ residuals_R / freedom)),
+        residual=float(np.sqrt(residuals_R @ residuals_R / (len(losses_R) - len(rule.parameters)))),
         confidence=confidence,
         at_bounds=rule.at_bounds(theta_P),
         draws_BP=own_BP,
-        noise_BR=noise_BR,
         noise=noise,
         series=kept,
         theta_P=theta_P,
@@ -172,6 +175,15 @@ def fit(
         centre_K=centre_K,
         unit=unit,
     )
+
+
+def _check_sizes(series: Series, law: Law, noise: Noise) -> None:
+    sizes = len(set(series.sizes))
+    if sizes > 1 and not (noise.levels[0].name == SIZES and noise.levels[0].free > _LEAST_FREE):
+        raise ConfigError(
+            f"{series.name}: {law.name} explains all that {sizes} sizes differ in, so that nothing tells how "
+            f"much a size deviates from it; it needs more sizes"
+        )
 
 
 def _squares(

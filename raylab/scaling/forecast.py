@@ -5,7 +5,7 @@ Legend: R runs, B draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval, query_shifts
-from raylab.scaling.clusters import LARGEST_LOG
+from raylab.scaling.clusters import BRANCHES, LARGEST_LOG, RUNS, SIZES
 from raylab.scaling.fit import Fit, fit, log_shift
 from raylab.scaling.laws import HoldOut, Law, find_law
 from raylab.scaling.points import Facts, Series
@@ -48,7 +48,8 @@ class Forecast(Facts):
     d: str
     hold_out: HoldOut
     predictions: tuple[Predicted, ...]
-    degrees_of_freedom: int
+    degrees_of_freedom: float
+    clusters: str
     confidence: float
     fit: Fit
 
@@ -105,6 +106,7 @@ def forecast(
         hold_out=hold_out,
         predictions=predictions,
         degrees_of_freedom=fitted.degrees_of_freedom,
+        clusters=fitted.clusters,
         confidence=confidence,
         fit=fitted,
     )
@@ -143,15 +145,13 @@ def _predict(
     )
 
 
-def _new_noise(
-    fitted: Fit, runs: Sequence[tuple[str, int]], rng: np.random.Generator
-) -> np.ndarray:
+def _new_noise(fitted: Fit, runs: Sequence[Hashable], rng: np.random.Generator) -> np.ndarray:
     """Noise of the mean over new branches of runs (size, seed) of one size, float64 [B].
 
     Of runs that were fitted it has the part that their branches share, as each draw has it.
     """
     noise = fitted.noise
-    of_size_B, of_run_B, alone_B = map(noise.variance_B, ("sizes", "runs", "branches"))
+    of_size_B, of_run_B, alone_B = map(noise.variance_B, (SIZES, RUNS, BRANCHES))
     shared_B = of_size_B + of_run_B / len(runs)
     normal = rng.normal(size=(2, len(shared_B)))
     known = np.array([run in runs for run in fitted.series.clusters[1][1]])
@@ -162,6 +162,4 @@ def _new_noise(
         total_B = shared_B + alone_B / known.sum()
         share_B = np.divide(shared_B, total_B, where=total_B > 0, out=share_B)
     part_B = share_B * seen_B + np.sqrt(shared_B * (1 - share_B)) * normal[0]
-    return np.clip(
-        part_B + np.sqrt(alone_B / len(runs)) * normal[1], -LARGEST_LOG, LARGEST_LOG
-    )
+    return np.clip(part_B + np.sqrt(alone_B / len(runs)) * normal[1], -LARGEST_LOG, LARGEST_LOG)

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from raylab.experiment.config import ConfigError
+from raylab.scaling.clusters import RUNS, SIZES
 from raylab.scaling.laws import Law, find_law
 
 MEASURES = ("CE@256", "nDCG@10")
@@ -108,7 +109,7 @@ class Series:
         The budgets of a size and a seed are branches of one training run, or at least start from one
         model and see the same batches in the same order.
         """
-        return ("sizes", self.sizes), ("runs", tuple(zip(self.sizes, self.seeds, strict=True)))
+        return (SIZES, self.sizes), (RUNS, tuple(zip(self.sizes, self.seeds, strict=True)))
 
     def covariate(self, name: str, n: str = "parameters", d: str = "tokens") -> np.ndarray:
         """N, D or another number of the runs, float64 [R].

@@ -15,7 +15,7 @@ from raylab.scaling.points import Facts
 COLUMNS: tuple[str, ...] = (
     "row", "head", "objective", "collection", "split", "measure", "where", "law", "n", "d", "about",
     "quantity", "value", "low", "high", "confidence", "measured", "relative_error", "verdict", "p",
-    "family", "r_squared", "degrees_of_freedom", "n_runs", "points", "n_queries", "seeds",
+    "family", "question", "r_squared", "degrees_of_freedom", "clusters", "n_runs", "points", "n_queries", "seeds",
     "lowest_N", "highest_N", "lowest_D", "highest_D", "lowest_C", "highest_C", "excluded",
 )  # fmt: skip
 
@@ -47,10 +47,14 @@ def rows(estimate: Fit | Forecast | Optimum | Claim) -> list[dict[str, Any]]:
     if isinstance(estimate, Optimum):
         about = f"{estimate.method} at {estimate.budget_flops:.3g}"
         common |= {"row": "optimum", "about": about, "verdict": estimate.place}
-        named = {"N": estimate.optimal_n, "D": estimate.optimal_d, "loss": estimate.loss}
-        if estimate.exponent is not None:
-            named["exponent"] = estimate.exponent
-        return [common | _estimate(name, one, estimate.confidence) for name, one in named.items()]
+        named = {
+            "N": estimate.tried_n, "D": estimate.tried_d, "loss": estimate.loss,
+            "exponent": estimate.exponent,
+        }  # fmt: skip
+        known = {name: one for name, one in named.items() if one is not None}
+        if not known:
+            return [common | {"quantity": "N"}]
+        return [common | _estimate(name, one, estimate.confidence) for name, one in known.items()]
     quantity = "difference" if estimate.size else "slope per decade"
     return [
         common
@@ -61,19 +65,23 @@ def rows(estimate: Fit | Forecast | Optimum | Claim) -> list[dict[str, Any]]:
             "verdict": estimate.verdict,
             "p": _known(estimate.p),
             "family": estimate.family,
+            "question": estimate.question or None,
         }
     ]
 
 
 def _estimate(name: str, one: Interval, confidence: float) -> dict[str, Any]:
     bounds = {"value": _known(one.value), "low": _known(one.low), "high": _known(one.high)}
-    return {"quantity": name, "confidence": confidence} | bounds
+    return {
+        "quantity": name,
+        "confidence": None if bounds["low"] is None else confidence,
+    } | bounds
 
 
 def _facts(facts: Facts) -> dict[str, Any]:
     names = (
         "head", "objective", "collection", "split", "measure", "where", "law", "n", "d",
-        "degrees_of_freedom", "n_runs", "points", "n_queries",
+        "degrees_of_freedom", "clusters", "n_runs", "points", "n_queries",
     )  # fmt: skip
     row = {name: getattr(facts, name, None) for name in names}
     for name, (low, high) in facts.window.items():

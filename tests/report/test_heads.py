@@ -10,6 +10,7 @@ from raylab.report.formats import cells, header, note
 from raylab.report.heads import compare_heads, mark
 from raylab.report.rows import read_rows
 from raylab.report.tables import grid_table
+from raylab.scaling import claims
 from raylab.storage.store import Store
 from raylab.storage.tables import LEDGER, PER_QUERY, RESULTS, LedgerRow, QueryValue, Result
 from tests.report.conftest import budgeted, store_table
@@ -42,7 +43,7 @@ def test_twins_are_tested_per_split_on_the_primary_measure_over_the_mean_of_seed
     assert len(found) == 2 * 9
     for one in found:
         test = one.comparison
-        assert test.family == 18
+        assert test.family == 9  # of the split, by its primary measure
         assert (test.a, test.b) == tuple(
             f"{head}-{one.size}-{one.objective}" for head in ("dense", "sparse")
         )
@@ -94,7 +95,10 @@ def test_the_page_shows_them_and_is_the_same_when_made_again(tmp_path, results, 
     sparse, dense = (values[f"{head}-pico-2x128-cl+kd"] for head in ("sparse", "dense"))
     assert row[3:5] == [f"{sparse:.3f}", f"{dense:.3f}"]
     assert row[5].startswith(f"{sparse - dense:+.3f} [")
-    assert "the family of 18 comparisons" in before["index.html"].decode()
+    text = before["index.html"].decode()
+    assert (
+        "one family a question: sparse against dense on scifact test by nDCG@10, 9 pairs; " in text
+    )
     report.rebuild(store.uri)
     assert files_of(store) == before
 
@@ -109,3 +113,41 @@ def test_without_twins_or_values_nothing_is_tested(tmp_path, make_results, ledge
     store = Store(str(tmp_path / "lab"))
     report.write(store, results, ledger)
     assert "Sparse against dense" not in files_of(store)["index.html"].decode()
+
+
+def test_one_question_has_one_family_wherever_it_is_asked(tmp_path, make_results, ledger):
+    """Cells of the table, pairs, claims of the page and claims of the command line: the same winners.
+
+    Whatever is shown of them: a second split, a variant or a choice of objectives moves no p.
+    """
+    results = make_results(seeds=[0, 1])
+    plain = (results["kind"] == "trained") & (results["split"] == "test")
+    other = results[plain & (results["objective"] == "cl")].assign(variant="x", varied="recipe")
+    other["system"] += "-x"
+    results = pd.concat([results, other], ignore_index=True)
+    results["head_parameters"] = results["head_parameters"].fillna(0)
+    per_query = per_query_of(results)
+    rows = read_rows(results)
+    found = [one for one in compare_heads(rows, per_query) if one.benchmark.split == "test"]
+    assert {one.comparison.family for one in found} == {12}
+    expected = {(f.size, f.objective, f.variant.name): f.comparison.p_t_holm for f in found}
+    raw = [one.comparison.p_t for one in found]
+    ranked = sorted(raw)
+    steps = [min(1.0, (12 - place) * p) for place, p in enumerate(ranked)]
+    by_hand = [max(steps[: ranked.index(p) + 1]) for p in raw]
+    assert list(expected.values()) == pytest.approx(by_hand)
+    for chosen in ({}, {"objective": "kd"}, {"variant": "*"}, {"split": "test"}):
+        tests = [
+            one for one in claims(results, per_query, draws=10, **chosen)
+            if one.claim == "sparse beats dense" and one.split == "test"
+        ]  # fmt: skip
+        assert tests
+        for one in tests:
+            assert one.p == expected[one.size, one.objective, one.where]
+            assert (one.family, one.question) == (12, found[0].twins.question)
+    marked = {
+        line.system
+        for line in mark(grid_table(rows, found[0].benchmark), found).lines
+        if line.beats_twin
+    }
+    assert marked == {one.winner for one in found} - {None}

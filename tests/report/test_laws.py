@@ -130,10 +130,14 @@ def test_isoflop_charts_hold_the_runs_the_surface_and_its_optima():
         o for o in made.optima if (o.head, o.law, o.measure) == ("dense", "chinchilla", "CE@256")
     ]
     surface = [o for o in placed if o.method == "surface"]
-    assert [star["mark"] in figure.hollow for star in stars] == [o.place == "edge" for o in surface]
-    for star, o in zip(stars, surface, strict=True):
-        if o.place == "interior":
-            assert star["x"] == o.optimal_n.value
+    within = [o for o in surface if o.place in ("interior", "open")]
+    assert within
+    assert [star["mark"] in figure.hollow for star in stars] == [o.place == "open" for o in within]
+    low, high = min(SIZES.values()), max(SIZES.values())
+    for star, o in zip(stars, within, strict=True):
+        assert star["x"] == min(max(o.optimal_n.value, low), high)
+    beyond = [row for row in panel.of("optimum") if "beyond" in row["mark"]]
+    assert len(beyond) == len(surface) - len(within)
 
 
 def stars_of(figure):
@@ -144,16 +148,27 @@ def stars_of(figure):
     return [row for row in panel.of("optimum") if shapes[row["mark"]] == STAR]
 
 
-def test_an_optimum_at_the_edge_is_hollow_and_within_the_sizes_tried():
-    small = {name: n // 40 for name, n in SIZES.items()}
+def test_an_optimum_outside_the_sizes_tried_has_no_number_but_that():
+    small = {name: n // 200 for name, n in SIZES.items()}
     made = studied(isoflop_results(heads=("dense",), sizes=small))
     (chart,) = isoflops.charts(made)
-    figure = Figure(chart)
-    edges = [star for star in stars_of(figure) if star["mark"] in figure.hollow]
-    assert edges
-    assert all(star["x"] == max(small.values()) for star in edges)
-    assert all("edge" in star["mark"] for star in edges)
-    assert any("edge of the sizes tried" in line for line in section(made).negative)
+    (panel,) = Figure(chart).panels
+    beyond = [row for row in panel.of("optimum") if "beyond" in row["mark"]]
+    assert len(beyond) == len(BUDGETS)
+    assert all(row["x"] == max(small.values()) for row in beyond)
+    of_surface = [o for o in made.optima if o.method == "surface" and o.law == "chinchilla"]
+    assert {o.place for o in of_surface if o.measure == "CE@256"} == {"above"}
+    assert any("lie outside the sizes tried" in line for line in section(made).negative)
+    optima = section(made).optima
+    names = [column.name for column in optima.columns]
+    told = [dict(zip(names, row, strict=True)) for row in optima.rows]
+    for row in told:
+        if (row["method"], row["measure"]) == ("surface", "CE@256"):
+            assert row["place"] == "above the sizes tried"
+            assert row["N*"] == row["D*"] == row["exponent of N in C"] == "-"
+    for line in csv.DictReader(io.StringIO(to_csv(made))):
+        if line["row"] == "optimum" and line["verdict"] == "above":
+            assert (line["value"], line["low"], line["high"]) == ("", "", "")
 
 
 def test_the_page_shows_laws_claims_and_what_did_not_hold(tmp_path):

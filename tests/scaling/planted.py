@@ -129,3 +129,8 @@ def study(law="chinchilla", head="sparse", objective="cl", **options):
         ]
     )
     return results, per_query
+
+
+def noisy(one, law):
+    """The values of a planted series over the loss that was planted: noise alone, about 1."""
+    return one.losses_RQ / loss(law, one.numbers["parameters"], one.numbers["tokens"])[:, None]

@@ -40,12 +40,8 @@ def test_planted_slopes_and_differences_are_found():
     }  # fmt: skip
     found = by_claim(claims(*tables(grid(slopes, gap=0.1))))
     rising = found["improves with size", "sparse", "cl", ""]
-    assert (rising.verdict, rising.family, rising.n_runs, rising.seeds) == (
-        "improves",
-        2,
-        12,
-        (0, 1, 2),
-    )
+    assert (rising.verdict, rising.n_runs, rising.seeds) == ("improves", 12, (0, 1, 2))
+    assert (rising.degrees_of_freedom, rising.clusters) == (pytest.approx(4 - 2), "4 sizes")
     assert rising.estimate.low < 0.06 < rising.estimate.high
     assert found["improves with size", "dense", "cl", ""].verdict == "worsens"
     flat = found["flat in size", "sparse", "kd", ""]
@@ -81,29 +77,30 @@ def test_entropy_improves_when_it_falls_and_sparse_beats_dense_by_less_of_it():
 def test_the_slope_is_that_of_least_squares_with_a_constant_a_budget():
     results, per_query = tables(grid({("sparse", "cl"): 0.03}, noise=0.02))
     (one,) = series(results, per_query, ("nDCG@10",))
-    estimate, freedom = slope(one)
+    estimate, noise = slope(one)
     x = np.log10(one.numbers["parameters"])
     expected = stats.linregress(x, 1 - one.losses_R)
     assert estimate.value == pytest.approx(expected.slope)
-    assert freedom == 10
+    assert (noise.freedom, noise.clusters) == (pytest.approx(2), "4 sizes")
     more = results.assign(
         variant="2e12", budget_flops=2e12, system=results["system"] + "-2e12",
     )  # fmt: skip
     values = per_query.assign(value=per_query["value"] + 0.2, system=per_query["system"] + "-2e12")
     (one,) = series(pd.concat([results, more]), pd.concat([per_query, values]), ("nDCG@10",))
-    estimate, freedom = slope(one)
+    estimate, noise = slope(one)
     assert estimate.value == pytest.approx(
         expected.slope
     )  # the second budget is the first, shifted
-    assert freedom == 24 - 3
+    assert noise.freedom == pytest.approx(2)  # of 24 runs: a second budget is no new size
 
 
-def test_one_size_is_untested_and_says_why():
+@pytest.mark.parametrize("sizes", [1, 2])
+def test_too_few_sizes_are_untested_and_say_why(sizes):
     values = grid({("sparse", "cl"): 0.03})
-    one_size = {key: own for key, own in values.items() if key[0] == "s1"}
-    (found,) = claims(*tables(one_size))
+    few = {key: own for key, own in values.items() if key[0] in list(SIZES)[:sizes]}
+    (found,) = claims(*tables(few))
     assert found.verdict == "untested"
-    assert "there are 1 sizes" in found.reason
+    assert f"there are {sizes} sizes" in found.reason
     with pytest.raises(ConfigError, match="margin = 0"):
         claims(*tables(values), margin=0)
 

@@ -9,16 +9,19 @@ from typer.testing import CliRunner
 from raylab.cli.main import app
 from raylab.scaling import COLUMNS
 from raylab.storage.store import Store
-from raylab.storage.tables import PER_QUERY, RESULTS
+from raylab.storage.tables import PER_QUERY, RESULTS, QueryValue, Result
 from tests.scaling.planted import BUDGETS, SIZES, study, tables
+from tests.tables import as_table
 
 
 def write(folder, pieces):
     """A storage of the rows of several (results, per-query) tables."""
     store = Store(str(folder))
-    for name, own in zip((RESULTS, PER_QUERY), zip(*pieces, strict=True), strict=True):
+    kinds = (RESULTS, Result), (PER_QUERY, QueryValue)
+    for (name, row), own in zip(kinds, zip(*pieces, strict=True), strict=True):
         path = folder / "table.parquet"
-        pd.concat(own, ignore_index=True).to_parquet(path)
+        rows = pd.concat(own, ignore_index=True).astype(object)
+        as_table(rows.where(rows.notna(), None).to_dict("records"), row).to_parquet(path)
         store.put_bytes(name, path.read_bytes())
         path.unlink()
     return str(folder)
@@ -64,9 +67,10 @@ def test_it_prints_fits_forecasts_optima_and_claims(storage, tmp_path):
     fits = [r for r in rows if (r["row"], r["law"], r["n"]) == ("fit", "chinchilla", "parameters")]
     assert [row["quantity"] for row in fits] == ["E", "A", "a", "B", "b"]
     assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in fits)
-    assert {(r["n_runs"], r["points"], r["degrees_of_freedom"], r["seeds"]) for r in fits} == {
-        ("12", "12", "7", "0")
+    assert {(r["n_runs"], r["points"], r["clusters"], r["seeds"]) for r in fits} == {
+        ("12", "12", "4 sizes", "0")
     }
+    assert {round(float(r["degrees_of_freedom"]), 1) for r in fits} == {1.0}
     assert {row["verdict"] for row in rows if row["row"] == "forecast"} <= {"held", "missed"}
     again = tmp_path / "again.csv"
     assert run("--storage", storage, "--draws", 60, "--out", again)[1] == text

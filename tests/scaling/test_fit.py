@@ -188,7 +188,8 @@ def test_a_fit_says_what_it_rests_on():
     numbers["tokens"][3] = np.nan
     found = fit(dataclasses.replace(one, numbers=numbers), "chinchilla", draws=20)
     assert (found.n_runs, found.points, found.n_queries, found.seeds) == (79, 40, 50, (0, 1))
-    assert found.degrees_of_freedom == 74
+    assert found.degrees_of_freedom == pytest.approx(8 - 3, abs=0.1)  # sizes, less A, a and E
+    assert found.clusters == "8 sizes"
     assert found.excluded == (f"{one.systems[3]}-seed1: no tokens",)
     assert found.window["C"] == pytest.approx((1e11, 1e14))
     assert found.window["N"] == pytest.approx((1e4, 1e7))
@@ -202,6 +203,7 @@ def test_a_fit_says_what_it_rests_on():
          "3 parameters and needs 4 design points .* there are 3 .*; 9 runs"),
         ("chinchilla", {"sizes": SIZES[:5], "budgets": [1e12]}, "5 parameters and needs 6"),
         ("joint", {"sizes": SIZES[:2]}, "needs 3 levels of N or more; there are 2"),
+        ("chinchilla", {"sizes": SIZES[:3]}, "explains all that 3 sizes differ in"),
         ("size", {"budgets": [1e12], "n": "all"}, "n = 'all'"),
         ("power", {}, "law = 'power': it must be one of size"),
         ("size", {"draws": 1}, "draws = 1"),

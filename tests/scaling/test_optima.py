@@ -15,9 +15,10 @@ def test_an_exact_law_is_forecast_exactly(law, hold_out):
     one = planted(law)
     found = forecast(one, law, hold_out, draws=5)
     assert len(found.predictions) == (5 if hold_out == "size" else 8)
-    assert (found.n_runs, found.degrees_of_freedom) == {"size": (35, 30), "budget": (32, 27)}[
+    assert (found.n_runs, found.clusters) == {"size": (35, "7 sizes"), "budget": (32, "8 sizes")}[
         hold_out
     ]
+    assert found.degrees_of_freedom == pytest.approx(int(found.clusters[0]) - 3, abs=0.1)
     for own in found.predictions:
         truth = loss(law, own.covariates["N"], own.covariates["D"])
         assert own.measured == pytest.approx(truth)
@@ -73,7 +74,9 @@ def test_the_optimum_is_that_of_a_numeric_search_along_the_budget(law):
     one = planted(law, k=7.0)
     optima = [o for o in isoflop(one, fit(one, law, draws=2)) if o.method == "surface"]
     assert [o.budget_flops for o in optima] == pytest.approx(BUDGETS)
-    for own in optima:
+    known = [own for own in optima if own.optimal_n]
+    assert len(known) >= 3
+    for own in known:
         c = own.budget_flops / 7
         best = minimize_scalar(
             lambda log_n, c=c: loss(law, np.exp(log_n), c / np.exp(log_n)),
@@ -87,36 +90,58 @@ def test_the_optimum_is_that_of_a_numeric_search_along_the_budget(law):
         assert (own.k, own.k_range) == (pytest.approx(7), pytest.approx((7, 7)))
 
 
-def test_optima_are_marked_interior_or_at_the_edge_of_the_sizes_tried():
-    one = planted("chinchilla", sizes=SIZES[:6], runs=0.002, rng=1)
-    optima = isoflop(one, fit(one, "chinchilla", draws=50))
-    assert [o.method for o in optima] == ["surface"] * 5 + ["parabola"] * 5
-    places = [o.place for o in optima]
-    assert {"interior", "edge"} == set(places[:5])
-    for own in optima:
-        low, high = own.tried
-        assert (low, high) == pytest.approx((SIZES[0], SIZES[5]))
-        assert (own.place == "interior") == (low * 1.0001 < own.optimal_n.value < high * 0.9999)
-        assert own.optimal_n.low <= own.optimal_n.value <= own.optimal_n.high
-        assert (own.budget_runs, own.n_runs, own.points, own.degrees_of_freedom) == (6, 30, 30, 25)
+def test_the_place_of_an_optimum_is_that_of_its_interval():
+    """With little noise the sizes hold it, with much they do not, though the point estimate lies within."""
+    places = {}
+    for noise in (0.0005, 0.2):
+        one = planted("chinchilla", sizes=SIZES[:6], runs=noise, rng=1)
+        optima = isoflop(one, fit(one, "chinchilla", draws=200))
+        assert [o.method for o in optima] == ["surface"] * 5 + ["parabola"] * 5
+        for own in optima[:5]:
+            low, high = own.tried
+            assert (low, high) == pytest.approx((SIZES[0], SIZES[5]))
+            assert (own.budget_runs, own.n_runs, own.points, own.clusters) == (6, 30, 30, "6 sizes")
+            assert own.product == pytest.approx(own.budget_flops / own.k)
+            if own.place in ("below", "above"):
+                assert own.optimal_n is own.optimal_d is own.loss is own.exponent is None
+                continue
+            found = own.optimal_n
+            assert found.low <= found.value <= found.high
+            assert (own.place == "interior") == (low <= found.low and found.high <= high)
+            assert (own.place == "open") == (found.low < low or found.high > high)
+            told = own.tried_n
+            for end, shown in zip(vars(found).values(), vars(told).values(), strict=True):
+                assert shown == end if low <= end <= high else np.isnan(shown)
+            assert np.isnan(own.tried_d.low) == np.isnan(told.high)
+        places[noise] = [own.place for own in optima[:5]]
+    assert places[0.0005] == ["interior"] * 4 + ["above"]
+    last = optima[4]
+    assert last.place == "open"
+    assert low < last.optimal_n.value < high < last.optimal_n.high
 
 
-def test_a_parabola_is_numpys_and_its_exponent_the_slope_of_its_minima():
+def test_a_parabola_is_numpys_and_has_no_interval():
+    """It is biased even without noise: its exponent's interval held the truth in 28 of 100 studies."""
     one = planted("chinchilla", runs=0.002, rng=2)
     optima = [o for o in isoflop(one, fit(one, "chinchilla", draws=50)) if o.method == "parabola"]
-    interior = []
+    vertices = []
     for own in optima:
         mask = one.numbers["budget_flops"] == own.budget_flops
-        square, linear, _ = np.polyfit(
-            np.log(one.numbers["parameters"][mask]), one.losses_R[mask], 2
-        )
-        vertex = np.exp(-linear / (2 * square))
-        if own.place == "interior":
-            assert own.optimal_n.value == pytest.approx(vertex, rel=1e-6)
-            interior.append((np.log(own.budget_flops), np.log(vertex)))
-    slope = np.polyfit(*np.transpose(interior), 1)[0]
-    assert [o.exponent.value for o in optima] == pytest.approx([slope] * 5)
-    assert optima[0].exponent.low < slope < optima[0].exponent.high
+        log_n, losses = np.log(one.numbers["parameters"][mask]), one.losses_R[mask]
+        curve = np.polynomial.Polynomial.fit(log_n, losses, 2)
+        (vertex,) = curve.deriv().roots()
+        if log_n.min() < vertex < log_n.max() and curve.deriv(2)(0) > 0:
+            assert own.place == "vertex"
+            assert own.optimal_n.value == pytest.approx(np.exp(vertex), rel=1e-6)
+            assert own.loss.value == pytest.approx(curve(vertex))
+            assert np.isnan([own.optimal_n.low, own.optimal_n.high, own.exponent.low]).all()
+            vertices.append((np.log(own.budget_flops), vertex))
+        else:
+            assert own.place == ("below" if losses[0] < losses[-1] else "above")
+            assert own.optimal_n is own.exponent is None
+    slope = np.polyfit(*np.transpose(vertices), 1)[0]
+    exponents = [o.exponent.value for o in optima if o.exponent]
+    assert exponents == pytest.approx([slope] * len(vertices))
 
 
 def test_an_optimum_needs_a_surface_and_a_budget():

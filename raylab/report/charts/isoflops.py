@@ -16,6 +16,7 @@ from raylab.report.charts.chart import Chart
 from raylab.report.charts.drawing import FITTED, OPTIMUM, Panel, Row, draw
 from raylab.report.charts.theme import DASHES, SALTIRE, STAR, TRIPOD, Style, styles
 from raylab.report.formats import objective_label, quantity
+from raylab.report.page.law_texts import freedom_text
 from raylab.report.rows import HEADS, OBJECTIVES, TRAINED, rank
 from raylab.scaling import Fit, Optimum, Study
 
@@ -23,15 +24,20 @@ _LAW = "chinchilla"
 _FEWEST_BUDGETS, _FEWEST_SIZES = 2, 3
 _POINTS = 60
 _N = {"parameters": "non-embedding parameters", "with_head": "parameters with the vocabulary head"}
-# By method and place of the optimum.
 _MARKS = {
-    ("surface", "interior"): "surface: optimum",
-    ("surface", "edge"): "surface: optimum at\nor beyond the edge",
-    ("parabola", "interior"): "parabola: vertex",
-    ("parabola", "edge"): "parabola: better end,\nno vertex within",
+    "interior": "surface: optimum",
+    "open": "surface: optimum, open",
+    "below": "surface: least beyond\nthe sizes tried",
+    "above": "surface: least beyond\nthe sizes tried",
+    "vertex": "parabola: vertex",
 }
-_SHAPES = dict(zip(_MARKS.values(), (STAR, STAR, SALTIRE, TRIPOD), strict=True))
-_HOLLOW = _MARKS["surface", "edge"]
+_SHAPES = {
+    "surface: optimum": STAR,
+    "surface: optimum, open": STAR,
+    _MARKS["below"]: TRIPOD,
+    "parabola: vertex": SALTIRE,
+}
+_HOLLOW = _MARKS["open"]
 _Z = 1.96
 
 
@@ -71,8 +77,8 @@ def _chart(head: str, fits: Sequence[Fit], study: Study) -> Chart:
         f"IsoFLOP curves, {head}",
         draw(panels, style_of, "bars: 95 % interval\nover queries", columns=2),
         "Lines and bands: the fitted L(N, D) = E + A/N^a + B/D^b along C = k N D, k the median of the "
-        "runs, with the N along which k varies least. Stars: its optima; hollow where the optimum lies at "
-        "or beyond the edge of the sizes tried, which is no finding. Parabolas in log N through the runs "
+        "runs, with the N along which k varies least. Stars: its optima; hollow where the interval of N reaches "
+        "beyond the sizes tried, so that they do not hold it. Vertices of parabolas in log N through the runs "
         "of a budget are an illustration, biased even without noise. The lower the better.",
         tuple(
             f"collection == {fit.collection!r} and split == {fit.split!r} and measure == {ENTROPY!r} and "
@@ -86,7 +92,7 @@ def _chart(head: str, fits: Sequence[Fit], study: Study) -> Chart:
 def _freedom(fit: Fit) -> str:
     bounds = f"; at their bounds: {', '.join(fit.at_bounds)}" if fit.at_bounds else ""
     return (
-        f"{objective_label(fit.objective)}: {fit.degrees_of_freedom} ({fit.n_runs} runs, "
+        f"{objective_label(fit.objective)}: {freedom_text(fit)} ({fit.n_runs} runs, "
         f"{len(fit.parameters)} parameters; R\u00b2 {fit.r_squared:.3f}{bounds})"
     )
 
@@ -120,7 +126,7 @@ def _panel(fit: Fit, study: Study) -> Panel:
         runs += _runs(fit, chosen, label)
         for optimum in _optima(fit, study):
             if optimum.budget_flops == budget:
-                marks.append(_mark(fit, optimum, label))
+                marks += _mark(fit, optimum, label)
                 if optimum.method == "surface":
                     curves += _curve(fit, optimum, n_R[chosen], label)
     size_of = dict(zip(n_R.tolist(), fit.series.sizes, strict=True))
@@ -150,9 +156,8 @@ def _runs(fit: Fit, chosen: np.ndarray, label: str) -> list[Row]:
 
 def _curve(fit: Fit, optimum: Optimum, n_R: np.ndarray, label: str) -> list[Row]:
     """The law along C = k N D at the FLOPs that the runs of the budget spent, with its interval."""
-    product = optimum.optimal_n.value * optimum.optimal_d.value  # C / k
     n = np.geomspace(n_R.min(), n_R.max(), _POINTS)
-    loss = fit.predict(n, product / n)
+    loss = fit.predict(n, optimum.product / n)
     columns = (np.asarray(values).tolist() for values in (n, loss.value, loss.low, loss.high))
     return [
         {"series": label, "role": FITTED, "x": x, "y": y, "low": low, "high": high}
@@ -160,13 +165,19 @@ def _curve(fit: Fit, optimum: Optimum, n_R: np.ndarray, label: str) -> list[Row]
     ]
 
 
-def _mark(fit: Fit, optimum: Optimum, label: str) -> Row:
-    """The optimum; of a surface that is least beyond the sizes tried, its value at their nearer end."""
-    n, loss = optimum.optimal_n.value, optimum.loss.value
-    if optimum.method == "surface" and optimum.place == "edge":
-        low, high = optimum.tried
-        product = n * optimum.optimal_d.value
-        n = min(max(n, low), high)
-        loss = float(fit.predict(n, product / n).value)
-    mark = _MARKS[optimum.method, optimum.place]
-    return {"series": label, "mark": mark, "role": OPTIMUM, "x": n, "y": loss}
+def _mark(fit: Fit, optimum: Optimum, label: str) -> list[Row]:
+    """The optimum; of a surface that is least beyond the sizes tried, its value at their nearer end.
+
+    A parabola without a vertex has no mark.
+    """
+    low, high = optimum.tried
+    if optimum.method == "parabola" and optimum.place != "vertex":
+        return []
+    n = low if optimum.place == "below" else high
+    if optimum.optimal_n is not None:
+        n = min(max(optimum.optimal_n.value, low), high)
+    loss = fit.predict(n, optimum.product / n).value
+    if optimum.method == "parabola" and optimum.loss is not None:
+        loss = optimum.loss.value
+    mark = _MARKS[optimum.place]
+    return [{"series": label, "mark": mark, "role": OPTIMUM, "x": n, "y": float(loss)}]

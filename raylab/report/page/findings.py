@@ -10,6 +10,7 @@ from raylab.report.page.law_texts import (
     BOUND,
     N_LABELS,
     OF,
+    freedom_text,
     held_out_text,
     interval_text,
     of_series,
@@ -26,7 +27,7 @@ def claims_block(tests: Sequence[Claim]) -> Block:
             NOTHING if one.reason else interval_text(one.estimate),
             one.verdict,
             _reason(one),
-            str(one.degrees_of_freedom),
+            freedom_text(one),
             f"{one.n_runs} / {one.points} / {len(one.seeds)}",
         )
         for one in tests
@@ -45,7 +46,7 @@ def claims_block(tests: Sequence[Claim]) -> Block:
                 *where,
                 NOTHING,
                 _majority(claims),
-                _counted(claims),
+                f"{_counted(claims)} (Holm, family of {claims[0].family})",
                 NOTHING,
                 f"{len(claims)} pairs",
             )
@@ -57,8 +58,8 @@ def claims_block(tests: Sequence[Claim]) -> Block:
         tuple(body),
         note="Improves with size: of CL, the 95 % interval of the slope excludes 0, in the direction that is "
         "better. Flat in size: of KD, its 90 % interval lies within the margin (equivalence). Both "
-        "within budgets. Sparse beats dense: paired t-tests, Holm over all pairs of the line's "
-        "claim and measure.",
+        "within budgets; df: of sizes, which are what a slope over sizes counts. Sparse beats dense: paired "
+        "t-tests, Holm over the family of all pairs of the split and measure, as in the table of pairs.",
     )
 
 
@@ -123,11 +124,14 @@ def negative(study: Study) -> list[str]:
         lines.append(
             f"{len(bound)} of {len(study.fits)} fits have a parameter {BOUND}: {'; '.join(bound)}"
         )
-    edge = sum(one.place == "edge" for one in study.optima)
-    if edge:
-        lines.append(
-            f"{edge} of {len(study.optima)} isoFLOP optima lie at the edge of the sizes tried"
-        )
+    surfaces = [one for one in study.optima if one.method == "surface"]
+    for places, text in (
+        (("below", "above"), "lie outside the sizes tried"),
+        (("open",), "are open: their intervals reach beyond the sizes tried"),
+    ):
+        count = sum(one.place in places for one in surfaces)
+        if count:
+            lines.append(f"{count} of {len(surfaces)} isoFLOP optima of surfaces {text}")
     return lines
 
 

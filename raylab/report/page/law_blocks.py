@@ -15,6 +15,7 @@ from raylab.report.page.law_texts import (
     BOUND,
     N_LABELS,
     OF,
+    freedom_text,
     held_out_text,
     interval_text,
     of_series,
@@ -83,7 +84,7 @@ def _fits(fits: Sequence[Fit]) -> Block:
             N_LABELS[one.n],
             *(_parameter(one, name) for name in names),
             f"{one.r_squared:.3f}",
-            str(one.degrees_of_freedom),
+            freedom_text(one),
             f"{one.n_runs} / {one.points} / {len(one.seeds)}",
             f"{one.n_queries:,}",
             _window(one),
@@ -99,7 +100,8 @@ def _fits(fits: Sequence[Fit]) -> Block:
         tuple(body),
         note="; ".join(f"{law}: L = {formula}" for law, formula in formulas.items())
         + ". Losses: contrastive entropy as it is, of nDCG@10 what lacks to 1; N: non-embedding parameters "
-        f"without or with the vocabulary head; D: real tokens. {BOUND.capitalize()}: the data do not "
+        "without or with the vocabulary head; D: real tokens. df: of the coarsest clusters that share noise, which "
+        f"sizes are where there are several. {BOUND.capitalize()}: the data do not "
         "hold the parameter; what it says beyond the window is not to be relied on.",
     )
 
@@ -131,7 +133,7 @@ def _forecasts(forecasts: Sequence[Forecast]) -> Block:
             str(sum(p.held for p in one.predictions)),
             f"{fmean(abs(p.relative_error) for p in one.predictions):.1%}",
             f"{max((p.relative_error for p in one.predictions), key=abs):+.1%}",
-            str(one.degrees_of_freedom),
+            freedom_text(one),
         )
         for one in forecasts
     ]
@@ -180,8 +182,8 @@ def _optima(study: Study) -> Block:
             N_LABELS[one.n],
             quantity(one.budget_flops, "FLOPs"),
             one.method,
-            _quantities(one.optimal_n),
-            _quantities(one.optimal_d),
+            _quantities(one.tried_n),
+            _quantities(one.tried_d),
             NOTHING if one.exponent is None else interval_text(one.exponent),
             _place(one, study.fits),
         )
@@ -193,29 +195,43 @@ def _optima(study: Study) -> Block:
         columns((*OF, "N", "budget", "method", "N*", "D*", "exponent of N in C", "place")),
         tuple(body),
         tuple("untrained" if row[-1] != _WITHIN else "" for row in body),
-        note="Of the Chinchilla surface along C = k N D, and of parabolas in log N (an illustration, biased "
-        "even without noise). At the edge: the optimum is at or beyond the smallest or largest size "
-        "tried at that budget, so the sizes do not hold it. Open: its interval reaches beyond them. Those "
-        "of the joint law: laws.csv.",
+        note="Of the Chinchilla surface along C = k N D, judged by the interval of N*: within the sizes tried at "
+        "that budget; open, where it reaches beyond them (there it has no number: beyond); below or above them "
+        "all, of which nothing else is said. Parabolas in log N are an illustration, biased even without noise: "
+        "they have no intervals. Those of the joint law: laws.csv.",
     )
 
 
+_PLACES = {
+    "interior": _WITHIN,
+    "open": "open",
+    "below": "below the sizes tried",
+    "above": "above the sizes tried",
+    "vertex": "vertex",
+}
+
+_ENDS = {"below": "at the smallest", "above": "at the largest"}
+
+
 def _place(one: Optimum, fits: Sequence[Fit]) -> str:
-    if one.place != "interior":
-        return "at the edge"
+    place = _PLACES[one.place]
+    if one.method == "parabola" and one.place != "vertex":
+        return f"no vertex, better {_ENDS[one.place]}"
     names = ("law", "n", *_SERIES)
     fit = next(f for f in fits if all(getattr(f, name) == getattr(one, name) for name in names))
-    parts = [_WITHIN]
-    if one.optimal_n.low < one.tried[0] or one.optimal_n.high > one.tried[1]:
-        parts.append("open")
-    if fit.at_bounds and one.method == "surface":
-        parts.append(f"{' and '.join(fit.at_bounds)} {BOUND}")
-    return ", ".join(parts)
+    if fit.at_bounds and one.place in ("interior", "open"):
+        place += f", {' and '.join(fit.at_bounds)} {BOUND}"
+    return place
 
 
-def _quantities(one: Interval) -> str:
+def _quantities(one: Interval | None) -> str:
+    """`1.2 M [800 k, beyond]`: what lies beyond the sizes tried has no number."""
+    if one is None:
+        return NOTHING
+    if one.low != one.low and one.high != one.high and one.value == one.value:
+        return _amount(one.value)
     return f"{_amount(one.value)} [{_amount(one.low)}, {_amount(one.high)}]"
 
 
 def _amount(value: float) -> str:
-    return "< 1" if value < 1 else quantity(value)
+    return "beyond" if value != value else quantity(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from raylab.report.formats import objective_label, quantity
-from raylab.scaling import Forecast, Interval
+from raylab.scaling import Claim, Fit, Forecast, Interval
 from raylab.scaling.points import Facts
 
 OF = ("head", "objective", "split", "measure")
@@ -18,7 +20,9 @@ def of_series(one: Facts) -> tuple[str, ...]:
 
 
 def interval_text(one: Interval) -> str:
-    """`0.49 [0.18, 1.41]`."""
+    """`0.49 [0.18, 1.41]`; the estimate alone where it has no interval."""
+    if math.isnan(one.low) and math.isnan(one.high):
+        return number(one.value)
     return f"{number(one.value)} [{number(one.low)}, {number(one.high)}]"
 
 
@@ -27,6 +31,11 @@ def number(value: float) -> str:
     if value and not 1 / _HUGE <= abs(value) < _HUGE:
         return f"{value:.0e}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def freedom_text(one: Fit | Forecast | Claim) -> str:
+    """Degrees of freedom and what they are of: `3 of 5 sizes`."""
+    return f"{one.degrees_of_freedom:.3g} of {one.clusters}"
 
 
 def held_out_text(one: Forecast) -> str:

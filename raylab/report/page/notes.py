@@ -100,7 +100,7 @@ def _charged(rows: Sequence[Result]) -> str:
 def _law(rows: Sequence[Result]) -> str:
     sizes = len({row.size for row in rows if row.kind == TRAINED})
     left = sizes - _LAW_PARAMETERS
-    freedom = "no degree of freedom" if left <= 0 else f"{left} degree(s) of freedom a series"
+    freedom = "no degree of freedom" if left <= 0 else f"{left} degree(s) of freedom, of sizes"
     return (
         f"No law is fitted here: {sizes} size(s) leave a scaling law of {_LAW_PARAMETERS} "
         f"parameters, L(N) = (A/N)^a + d, {freedom}. The lines of the plot only join the measured "
