@@ -107,7 +107,8 @@ class SentenceRetriever:
 
     def terms(self, ids: Sequence[int]) -> list[str]:
         """The vocabulary entries of `ids`."""
-        return self.model.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+        known = self.model.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+        return [entry or f"[{i}]" for i, entry in zip(ids, known, strict=True)]
 
     @torch.inference_mode()
     def _encode(
