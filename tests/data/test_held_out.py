@@ -70,6 +70,7 @@ QUERY = "which enzymes of yeast fold proteins in the cell"
         ("which enzymes fold proteins in the cell of yeast today", True),
         ("which hormones of yeast move proteins in the cell", False),
         ("which enzymes of bacteria fold proteins in the cell", False),
+        ("which 2 enzymes of yeast fold proteins in the cell", True),
         ("how do plants make sugar", False),
     ],
 )
@@ -87,3 +88,9 @@ def test_normalisation_is_stable_and_keeps_different_texts_apart():
     for spell in SPELLINGS.values():
         assert normalised(normalised(spell(TEST))) == normalised(spell(TEST)) == normalised(TEST)
     assert len({normalised(text) for text in ("a b", "ab", "a-b", "a b?", "b a")}) == 5
+
+
+def test_another_number_is_another_question(tmp_path):
+    held_out = HeldOut([Topics("test", {"e": "which page tells of apple number 1"}, {})])
+    _, tally = groups(tmp_path, ["which page tells of apple number 2"], held_out)
+    assert tally.near_duplicates == 0

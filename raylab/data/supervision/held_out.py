@@ -2,7 +2,7 @@
 
 Texts are the same when they are after NFKC, without case, and with every run of white space as one blank.
 A near-duplicate has the same words in any order and punctuation, or all but one of them: a word is added,
-left out, spelt a little otherwise, or a short one is another short one.
+left out, spelt a little otherwise, or a short one is another short one (numbers are not).
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ def _nearly(words: tuple[str, ...], others: tuple[str, ...]) -> bool:
         return False
     if not added or not missing:
         return True
-    short = max(len(added[0]), len(missing[0])) <= _SHORT_LETTERS
-    return short or SequenceMatcher(None, added[0], missing[0]).ratio() >= _ALIKE
+    pair = added[0], missing[0]
+    if any(word.isdigit() for word in pair):
+        return False  # another number asks another question
+    short = max(map(len, pair)) <= _SHORT_LETTERS
+    return short or SequenceMatcher(None, *pair).ratio() >= _ALIKE
 
 
 class HeldOut:
