@@ -100,11 +100,12 @@ def test_a_missing_teacher(name, collection_folder, tmp_path, ladder_file):
 # ------------------------------------------- inside the passages: found by Ray Data
 
 
-def test_a_judgement_of_an_unknown_passage(damaged, tmp_path, ladder_file, teacher_folder):
+def test_a_training_judgement_of_an_unknown_passage(damaged, tmp_path, ladder_file, teacher_folder):
     lab = tmp_path / "lab"
     lab.mkdir()
-    qrels = damaged / "qrels" / "test.tsv"
-    line = append(qrels, "q079\tp999\t1")
+    qrels = damaged / "qrels" / "train.tsv"
+    query_id = qrels.read_text().splitlines()[1].split()[0]
+    line = append(qrels, f"{query_id}\tp999\t1")
     message = refusal(command(damaged, ladder_file, teacher_folder, lab), lab)
     assert message == f"{qrels}:{line}: unknown passage 'p999'; it must be in corpus.jsonl"
 
