@@ -1,5 +1,8 @@
 """The measuring half of a grid: encode, index, search, evaluate and profile every system.
 
+What has a run, measures and a profile, and stands in the ledger, is not looked at again: neither its
+representations nor their indexes, of which there are many.
+
 With `Execution.no_index`, passages are scored as they are encoded and neither embeddings nor indexes of
 them are stored (`raylab.stages.scan`); runs, measures and profiles are the same, at the same addresses.
 """
@@ -28,6 +31,7 @@ from raylab.stages.search import Evaluation, IndexTask
 from raylab.stages.stage import find_or_make
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
+from raylab.storage.tables import LEDGER, read_table
 
 
 def missing_tasks(
@@ -45,6 +49,14 @@ def missing_tasks(
 
 Pair = tuple[str, str]
 """Names of a collection and of a system."""
+
+
+def _in_ledger(store: Store) -> set[str]:
+    """Fingerprints of the artifacts whose making the storage's ledger tells of."""
+    try:
+        return set(read_table(store, LEDGER)["fingerprint"])
+    except FileNotFoundError:
+        return set()
 
 
 @dataclass
@@ -84,6 +96,12 @@ class SystemsEvaluation:
         self.embeddings = {
             pair: measured.embeddings(system) for pair, (measured, system, _) in self.pairs.items()
         }
+        told = _in_ledger(store)
+        self.open = [
+            pair
+            for pair, embeddings in self.embeddings.items()
+            if embeddings.address.fingerprint not in told or not self._is_measured(pair)
+        ]
 
     def run(self) -> Evaluated:
         """Every stage in turn.
@@ -97,7 +115,7 @@ class SystemsEvaluation:
         evaluations = self._evaluate(indexes, hits)
         profiles = self._profile(parts, hits)
         stored = [a for artifacts in (*parts.values(), *indexes.values()) for a in artifacts]
-        wholes = (self.store.find(embeddings.address) for embeddings in self.embeddings.values())
+        wholes = (self.store.find(self.embeddings[pair].address) for pair in self.open)
         stored += [artifact for artifact in wholes if artifact is not None]
         return Evaluated(evaluations, profiles, [*queries, *hits.values(), *stored])
 
@@ -107,13 +125,14 @@ class SystemsEvaluation:
         """Query representations, and the parts of the passages' by pair (none with `no_index`)."""
         asked = [
             task
-            for measured, system, _ in self.pairs.values()
+            for measured, system, _ in map(self.pairs.__getitem__, self.open)
             for task in measured.queries(system).values()
         ]
         parts: dict[Pair, list[Artifact]] = {}
         tasks: dict[Pair, list[EncodeTask]] = {}
         if not self.execution.no_index:
-            for pair, embeddings in self.embeddings.items():
+            for pair in self.open:
+                embeddings = self.embeddings[pair]
                 known_parts = embeddings.made_parts(self.store)
                 if known_parts is None:
                     tasks[pair] = embeddings.parts(self.execution.shard_passages)
@@ -157,8 +176,8 @@ class SystemsEvaluation:
     @cached_property
     def _scans(self) -> dict[Pair, Scan]:
         scans = {}
-        for pair, (measured, system, _) in self.pairs.items():
-            embeddings = self.embeddings[pair]
+        for pair in self.open:
+            (measured, system, _), embeddings = self.pairs[pair], self.embeddings[pair]
             rows = tuple(shards(embeddings.count, self.execution.shard_passages))
             queries = {s: task.address for s, task in measured.queries(system).items()}
             profile = self._profile_of(pair)
@@ -174,7 +193,7 @@ class SystemsEvaluation:
         scans = self._scans
         artifacts = {pair: self.store.find(scan.address) for pair, scan in scans.items()}
         missing = [
-            pair for pair in self.pairs if artifacts[pair] is None and not self._is_measured(pair)
+            pair for pair in self.open if artifacts[pair] is None and not self._is_measured(pair)
         ]
         if missing:
             self._enter("scan", len(scans), len(missing))

@@ -24,6 +24,7 @@ from raylab.report.published import PUBLISHED, Published
 from raylab.report.rows import BASELINE, OBJECTIVES, TRAINED, Variation, rank
 from raylab.report.tables import GridTable, Line
 
+_FEW_SETS = 3  # of BEIR, that stand in the layout each for itself
 _TEXT = ("size", "head", "budget", "variant")
 _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -70,35 +71,39 @@ class Layout:
 def layout(tables: Sequence[GridTable]) -> Layout:
     """The trained cells of every held-out table, and of MS MARCO dev, side by side.
 
-    Of the 13 sets of BEIR, where all are there, the mean is a column too.
+    More than three of BEIR's 13 sets stand as their mean, in one column that says of how many it is; the
+    table of each is behind it.
     """
-    shown = [t for t in tables if t.benchmark.held_out or _published(t) is not None]
-    trained = [line for table in shown for line in table.of(TRAINED)]
-    varied = next((table.varied for table in shown if table.varied), "")
-    if any(table.varied == "variant" for table in shown):
+    candidates = [t for t in tables if t.benchmark.held_out or _published(t) is not None]
+    beir = [t for t in candidates if published.is_beir(*_where(t))]
+    if len(beir) <= _FEW_SETS:
+        beir = []
+    shown = [t for t in candidates if t not in beir]
+    mean = (_mean_name(len(beir)),) if beir else ()
+    trained = [line for table in candidates for line in table.of(TRAINED)]
+    varied = next((table.varied for table in candidates if table.varied), "")
+    if any(table.varied == "variant" for table in candidates):
         varied = "variant"
     objectives = sorted({line.objective for line in trained}, key=lambda o: rank(OBJECTIVES, o))
     cells = list(dict.fromkeys(_cell(line) for line in trained))
-    by_cell = [{(_cell(x), x.objective): x for x in table.of(TRAINED)} for table in shown]
-    beir = [i for i, t in enumerate(shown) if published.is_beir(*_where(t))]
-    whole = len(beir) == len(published.BEIR_SETS)
+    by_cell, of_beir = (
+        [{(_cell(x), x.objective): x for x in table.of(TRAINED)} for table in some]
+        for some in (shown, beir)
+    )
     rows = []
     for cell in cells:
         entries: list[Entry | None] = []
         for objective in objectives:
-            lines = [lines_of.get((cell, objective)) for lines_of in by_cell]
-            entries += [_entry(line) for line in lines]
-            if whole:
-                entries.append(_mean([lines[i] for i in beir]))
+            entries += [_entry(lines_of.get((cell, objective))) for lines_of in by_cell]
+            if beir:
+                entries.append(_mean([lines_of.get((cell, objective)) for lines_of in of_beir]))
         size, head, variant = cell
         names = (size, head, *((variant_label(variant),) if varied else ()))
         rows.append((names, tuple(entries)))
-    baselines = {x.system: None for table in shown for x in table.of(BASELINE)}
-    columns = [table.benchmark.name for table in shown] + ([published.BEIR] if whole else [])
-    references = [
-        (name, _baseline(name, shown, beir if whole else [], len(objectives))) for name in baselines
-    ]
-    same = [_published(table) for table in shown] + ([published.BEIR] if whole else [])
+    baselines = {x.system: None for table in candidates for x in table.of(BASELINE)}
+    columns = [*(table.benchmark.name for table in shown), *mean]
+    references = [(name, _baseline(name, shown, beir, len(objectives))) for name in baselines]
+    same = [*map(_published, shown), *mean]
     if any(same):
         references += [
             (f"{one.system} ({one.source})", _reference(one, same, objectives)) for one in PUBLISHED
@@ -107,7 +112,7 @@ def layout(tables: Sequence[GridTable]) -> Layout:
         ("size", "head", *((varied,) if varied else ())),
         tuple(objective_label(o) or NOTHING for o in objectives),
         tuple(columns),
-        tuple(t.benchmark.primary for t in shown) + (("nDCG@10",) if whole else ()),
+        tuple(t.benchmark.primary for t in shown) + (("nDCG@10",) if beir else ()),
         tuple(rows),
         tuple(references),
         _notes(trained, any(same)),
@@ -143,12 +148,21 @@ def _mean(lines: Sequence[Line | None]) -> Entry | None:
     return Entry(fmean(values)) if len(values) == len(lines) else None
 
 
+def _mean_name(sets: int) -> str:
+    """What the mean over so many of BEIR's sets is called: over all of them, what is published."""
+    every = len(published.BEIR_SETS)
+    return published.BEIR if sets == every else f"BEIR, {sets} of {every} sets"
+
+
 def _baseline(
-    name: str, shown: Sequence[GridTable], beir: Sequence[int], groups: int
+    name: str, shown: Sequence[GridTable], beir: Sequence[GridTable], groups: int
 ) -> tuple[Entry | None, ...]:
     """A system without an objective stands in the first group."""
-    lines = [next((x for x in t.of(BASELINE) if x.system == name), None) for t in shown]
-    entries = [_entry(line) for line in lines] + ([_mean([lines[i] for i in beir])] if beir else [])
+
+    def lines(tables: Sequence[GridTable]) -> list[Line | None]:
+        return [next((x for x in t.of(BASELINE) if x.system == name), None) for t in tables]
+
+    entries = [_entry(line) for line in lines(shown)] + ([_mean(lines(beir))] if beir else [])
     return tuple(entries + [None] * (len(entries) * (groups - 1)))
 
 
