@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,6 +34,7 @@ from raylab.stages.shards import Pool, local_pool
 from raylab.stages.teaching import SHIPPED, Teaching
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
+from raylab.training.loop import OVERSPEND
 
 
 def choose_teacher(grid: Grid, source: Source) -> str | None:
@@ -179,6 +181,10 @@ def _solved(cell: Cell, plan: CellPlan, shape: Shape, drawn: _Steps) -> CellPlan
     if cell.charged_adaptation and cell.adaptation is not None:
         charged = adaptation_flops(shape, cell.adaptation)
     steps = steps_of(cell, cost, drawn.batches.training_queries, charged)
+    if cell.epochs is None and steps <= LOOKED_AT:
+        # As the run does, which ends before a step that would overspend.
+        spent = itertools.accumulate(map(cost, range(steps)))
+        steps = sum(flops <= cell.budget_flops * OVERSPEND for flops in spent) or 1
     looked_at = [drawn[step] for step in range(min(steps, LOOKED_AT))]
     step_flops = _mean([fine_tuning_flops(cell, shape, rows) for rows in looked_at])
     repeated = plan.executed_flops / (plan.steps * plan.step_flops)

@@ -26,7 +26,7 @@ from raylab.training.engine import (
 )
 
 _HISTORY_POINTS = 100
-_OVERSPEND = 1.02  # of a budget: real batches differ a little from those the steps were solved from
+OVERSPEND = 1.02  # of a budget: real batches differ a little from those the steps were solved from
 _STEP = "step"  # file of a checkpoint
 History = list[dict[str, float]]
 
@@ -266,7 +266,7 @@ class _Loop:
         `keep`: with checkpoints on the way.
         """
         task, self.horizon = self.task, horizon or self.horizon
-        limit = math.inf if budget_flops is None else budget_flops * _OVERSPEND
+        limit = math.inf if budget_flops is None else budget_flops * OVERSPEND
         while self.state.step < to:
             began, step = time.perf_counter(), self.state.step
             flops, tokens = task.cost(step)
