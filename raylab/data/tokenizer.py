@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from raylab.data.hub_fault import hub_fault
 from raylab.data.tokenise import TextTokenizer
 from raylab.experiment.config import ConfigError, Tokenization
 
@@ -49,7 +50,7 @@ class Tokenizer:
                 source, **({"gguf_file": gguf_file} if gguf_file else {})
             )
         except (OSError, ValueError) as error:
-            raise ConfigError(f"no tokenizer at {source!r}: {error}") from None
+            raise ConfigError(f"no tokenizer at {source!r}: {hub_fault(source, error)}") from None
         mask = self._hf.convert_tokens_to_ids(MASK_TOKEN)
         if mask is None or mask == self._hf.unk_token_id:
             raise ConfigError(

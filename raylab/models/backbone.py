@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
+from raylab.data.hub_fault import hub_fault
 from raylab.experiment.config import Backbone, ComputeDtype, ConfigError, Lora
 
 # peft warns of tied weights under modules_to_save; `ensure_weight_tying` keeps them tied instead.
@@ -71,7 +72,8 @@ def load_config(backbone: Backbone, source: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, **({"gguf_file": file} if file else {}))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"size {backbone.name!r}: no model at {source!r} ({error})") from None
+        reason = hub_fault(source, error)
+        raise ConfigError(f"size {backbone.name!r}: no model at {source!r} ({reason})") from None
     if backbone.layers is not None:
         if backbone.layers > config.num_hidden_layers:
             raise ConfigError(

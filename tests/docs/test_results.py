@@ -1,8 +1,11 @@
 """The prose of docs/results follows from its tables: every figure is one that the tables give today."""
 
 import re
+import shutil
 
 import pytest
+
+from raylab import report
 
 from tests.docs.results_figures import FOLDER, phrases
 
@@ -44,3 +47,16 @@ def test_the_words_about_what_is_kept_hold():
             assert low <= dense_high
             assert dense_low <= high
             assert wrong != "10 %" or dense_gain > gain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["isoflop", "seeds", "robustness"])
+def test_reports_are_what_the_command_makes_of_the_tables_byte_for_byte(name, tmp_path):
+    made = tmp_path / name
+    shutil.copytree(FOLDER / name, made, ignore=shutil.ignore_patterns("report"))
+    report.rebuild(str(made))
+    kept = {f.name: f for f in (FOLDER / name / "report").iterdir()}
+    again = {f.name: f for f in (made / "report").iterdir()}
+    assert set(kept) <= set(again)
+    for file, path in kept.items():
+        assert again[file].read_bytes() == path.read_bytes(), file
