@@ -6,6 +6,7 @@ config.json, model.safetensors                     (full fine-tuning)
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -119,16 +120,31 @@ def check_vocabulary(
 ) -> None:
     """Refuse a tokenizer that gives ids for which the model has no embedding.
 
-    Those of a GGUF file are let pass: its reader adds special tokens that no text becomes.
+    Tokens that no file holds are let pass: reading a GGUF file, or a tokenizer of some class, adds special tokens
+    that no text becomes.
 
     Raises:
         ConfigError: names both counts and the remedy.
     """
-    if gguf_file(source) is None and tokenizer.vocabulary > embeddings:
+    if gguf_file(source) is not None:
+        return
+    tokens = min(tokenizer.vocabulary, _tokens_in_file(source, tokenizer.vocabulary))
+    if tokens > embeddings:
         raise ConfigError(
-            f"size {backbone.name!r}: the tokenizer has {tokenizer.vocabulary} tokens, the model "
+            f"size {backbone.name!r}: the tokenizer has {tokens} tokens, the model "
             f"{embeddings} embeddings; resize them (model.resize_token_embeddings) and save the model again"
         )
+
+
+def _tokens_in_file(source: str, otherwise: int) -> int:
+    """How many tokens `tokenizer.json` of a folder holds, up to the largest id; `otherwise` where there is none."""
+    path = Path(source, "tokenizer.json")
+    if not path.is_file():
+        return otherwise
+    state = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = state["model"]["vocab"]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return 1 + max([*ids, *(token["id"] for token in state.get("added_tokens") or ())], default=-1)
 
 
 def load_tokenizer(backbone: Backbone, models_dir: str | None) -> Tokenizer:

@@ -95,7 +95,7 @@ def current(table: pd.DataFrame) -> pd.DataFrame:
     run = "run" if "run" in table.columns else "fingerprint"
     last = table.drop_duplicates([*_SUBJECT], keep="last")[[*_SUBJECT, run]]
     merged = table.merge(last, on=[*_SUBJECT, run], how="left", indicator=True)
-    return table[(merged["_merge"] == "both").to_numpy()].reset_index(drop=True)
+    return table.loc[(merged["_merge"] == "both").to_numpy()].reset_index(drop=True)
 
 
 def read_current(store: Store, name: str) -> pd.DataFrame:
@@ -122,4 +122,4 @@ def of_cells(results: pd.DataFrame, cells: str) -> pd.DataFrame:
     untrained = (results["kind"] == "untrained") & np.array(
         [pair in beside for pair in pairs], bool
     )
-    return results[chosen | untrained | (results["kind"] == "baseline")].reset_index(drop=True)
+    return results.loc[chosen | untrained | (results["kind"] == "baseline")].reset_index(drop=True)

@@ -169,7 +169,10 @@ def test_a_batch_that_is_set_holds_for_all_sizes():
         ("fine_tuning.kd_loss=mse", "it must be 'margin_mse' or 'kl'"),
         ("fine_tuning.lora=3", "fine_tuning.lora = 3: it must be a table, or false for none"),
         ("fine_tuning=3", "fine_tuning = 3: it must be a table"),
-        ("encoding.passage_length=0", "encoding.passage_length = 0: it must be at least 1, or none"),
+        (
+            "encoding.passage_length=0",
+            "encoding.passage_length = 0: it must be at least 1, or none",
+        ),
         ("fine_tuning.learning_rate=nan", "it must be positive"),
         ("budget_flops=1e12", "a budget is given by --budget"),
         ("adaptation.steps=1\nname=2", "adaptation.steps = '1\\nname=2': it must be int"),

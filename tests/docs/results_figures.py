@@ -46,7 +46,9 @@ def _slope(laws: pd.DataFrame, head: str, objective: str, measure: str = "nDCG@1
 
 def _freedom(laws: pd.DataFrame) -> str:
     slopes = laws[(laws["row"] == "claim") & (laws["quantity"] == "slope per decade")]
-    ((freedom, clusters),) = set(zip(slopes["degrees_of_freedom"].round(6), slopes["clusters"], strict=False))
+    ((freedom, clusters),) = set(
+        zip(slopes["degrees_of_freedom"].round(6), slopes["clusters"], strict=False)
+    )
     return f"{freedom:g} of {clusters}"
 
 

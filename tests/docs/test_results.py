@@ -6,7 +6,6 @@ import shutil
 import pytest
 
 from raylab import report
-
 from tests.docs.results_figures import FOLDER, phrases
 
 # Names of sizes, measures and laws, and shares that were chosen: numbers that nothing was measured for.

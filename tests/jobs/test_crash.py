@@ -16,7 +16,7 @@ from tests.jobs.commands import ThisProcess, command, measures, run_disturbed, r
 
 # Several grids a test: a machine at work on other things takes its time.
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_800)]
-BUDGET = ("--budget", "1.5e11")
+BUDGET = ("--budget", "8e10")
 DEADLINE_S = 240
 
 

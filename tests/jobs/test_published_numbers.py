@@ -25,7 +25,9 @@ def minilm() -> Path:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_all_minilm_gives_its_published_ndcg(ray_cluster, tmp_path, minilm, request, name):
-    place = name if name == "scifact" else str(request.getfixturevalue("shared_data") / "beir" / name)
+    place = (
+        name if name == "scifact" else str(request.getfixturevalue("shared_data") / "beir" / name)
+    )
     search = [sys.executable, "-m", "raylab.cli.main", "search", str(minilm), place]
     printed = run_here([*search, "--split", "test", "--storage", str(tmp_path / "lab")])
     assert f"nDCG@10  {PUBLISHED[name]}" in printed

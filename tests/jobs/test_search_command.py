@@ -90,7 +90,9 @@ def ranked(query, passages, ids: list[str], k: int) -> list[tuple[str, float]]:
         return np.asarray(matrix.todense() if sp.issparse(matrix) else matrix, np.float64)
 
     scores = (full(passages) @ full(query)[0]).tolist()
-    order = sorted(zip(ids, scores, strict=True), key=lambda hit: (np.float32(hit[1]), hit[0]), reverse=True)
+    order = sorted(
+        zip(ids, scores, strict=True), key=lambda hit: (np.float32(hit[1]), hit[0]), reverse=True
+    )
     return [hit for hit in order if hit[1] > 0 or not sp.issparse(query)][:k]
 
 
@@ -295,7 +297,7 @@ def test_a_sparse_encoder_of_sentence_transformers_is_the_same_retriever(
     found = find_retriever(str(folder))
     assert (found.kind, found.head) == ("sentence-transformers", SPARSE)
     own = Retriever.load(retriever_folders["sparse"]).encoding
-    assert (found.encoding.query_length, found.encoding.passage_length) == (64, 48)
+    assert (found.encoding.query_length, found.encoding.passage_length) == (512, 48)
     assert (found.encoding.top_k_query, found.encoding.top_k_passage) == (0, 0)
     theirs = retrieval(lab, collection_folder, folder, own).search(QUERY, 20)
     ours = retrieval(lab, collection_folder, retriever_folders["sparse"]).search(QUERY, 20)

@@ -93,7 +93,7 @@ def test_held_out_blocks_are_never_trained_on(model_folder, tmp_path):
     read: list[int] = []
     store = task.blocks.store
     original = store.block
-    store.block = lambda index, length: read.append(index) or original(index, length)
+    store.block = lambda index, *more: read.append(index) or original(index, *more)
     for step in range(83):  # four epochs
         task.blocks.batch(step)
     assert sorted(read) == sorted(np.repeat(training, 4).tolist())
