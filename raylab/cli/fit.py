@@ -119,8 +119,9 @@ def _show(study: Study) -> None:
     for refused in study.refused:
         what = "" if refused.what == "fit" else f"{refused.named}: "
         print(f"not fitted: {refused.series.name}: {what}{refused.reason}")
-    excluded = dict.fromkeys(line for made in study.fits for line in made.excluded)
-    for line in excluded:
+    # Also of what was refused: that so few runs were left may be why.
+    sources = [*study.fits, *(refused.series for refused in study.refused)]
+    for line in dict.fromkeys(line for one in sources for line in one.excluded):
         print(f"excluded: {line}")
     print(
         f"Intervals: percentiles of {study.draws:,} hierarchical bootstrap draws (sizes, runs and branches, then "

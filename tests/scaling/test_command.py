@@ -104,3 +104,18 @@ def test_bad_input_ends_with_one_line_and_status_2(storage, arguments, message):
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_what_was_left_out_is_told_where_nothing_is_fitted(tmp_path):
+    """A run without values per query, of so few that no law can be fitted."""
+    grid = {
+        (s, n, "dense", "cl", "nDCG@10"): [0.4, 0.41] for s, n in (("s1", 10**4), ("s2", 10**5))
+    }
+    results, per_query = tables(grid)
+    lost = per_query["system"].str.contains("s2")
+    assert lost.any()
+    lab = write(tmp_path, [(results, per_query[~lost])])
+    code, text, err = run("--storage", lab, "--draws", 20)
+    assert (code, err) == (0, "")
+    assert "not fitted: " in text
+    assert "excluded: dense-s2-cl-seed0: no values per query" in text
