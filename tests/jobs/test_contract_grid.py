@@ -14,15 +14,22 @@ TOTAL = 1.3e11  # of 1.8e11 that all four would take
 
 
 @pytest.fixture(scope="module")
-def labs(ray_cluster, tmp_path_factory, collection_folder, ladder_file):
-    """(storage, output under the total budget, output without one)."""
+def limited(ray_cluster, tmp_path_factory, collection_folder, ladder_file):
+    """(storage, its command line, its output, its trained cells) under the total budget."""
     lab = tmp_path_factory.mktemp("contract") / "lab"
     budgets = ",".join(f"{b:g}" for b in BUDGETS)
     more = ("--cells", "*-cl-*", "--budgets", budgets, "--mntp", "charged")
     arguments = command(collection_folder, ladder_file, None, lab, *more)
-    limited = run_here([*arguments, "--total-budget", f"{TOTAL:g}"])
-    kept = trained(lab)
-    return lab, limited, kept, run_here(arguments)
+    output = run_here([*arguments, "--total-budget", f"{TOTAL:g}"])
+    return lab, arguments, output, trained(lab)
+
+
+@pytest.fixture(scope="module")
+def whole(limited):
+    """(storage, trained cells of before), of the same grid without a total budget."""
+    lab, arguments, _, kept = limited
+    run_here(arguments)
+    return lab, kept
 
 
 def trained(lab) -> pd.DataFrame:
@@ -30,24 +37,26 @@ def trained(lab) -> pd.DataFrame:
     return table[table["kind"] == "trained"].drop_duplicates("system").set_index("system")
 
 
-def test_a_total_budget_leaves_out_what_it_does_not_hold_and_says_so(labs):
-    _, output, kept, _ = labs
+def test_a_total_budget_leaves_out_what_it_does_not_hold_and_says_so(limited):
+    _, _, output, kept = limited
     assert len(kept) == 3
     assert kept["spent_flops"].sum() <= TOTAL * 1.02
     assert "1 cell(s) are not started" in output
     assert "not trained, the total budget is spent: dense-tiny-cl-6e+10-seed0" in output
 
 
-def test_without_it_the_rest_is_made_and_nothing_again(labs):
-    lab, _, kept, _ = labs
+@pytest.mark.slow
+def test_without_it_the_rest_is_made_and_nothing_again(whole):
+    lab, kept = whole
     table = trained(lab)
     assert len(table) == 4
     assert (table.loc[kept.index, "fingerprint"] == kept["fingerprint"]).all()
 
 
-def test_planned_and_spent_agree_and_cells_of_a_budget_too(labs):
+@pytest.mark.slow
+def test_planned_and_spent_agree_and_cells_of_a_budget_too(whole):
     """Within 2 %, and within 1 % of each other."""
-    table = trained(labs[0])
+    table = trained(whole[0])
     for budget in BUDGETS:
         spent = table.loc[table["budget_flops"] == budget, "spent_flops"]
         assert len(spent) == 2
@@ -56,8 +65,8 @@ def test_planned_and_spent_agree_and_cells_of_a_budget_too(labs):
     assert sorted(table["variant"]) == ["3e+10", "3e+10", "6e+10", "6e+10"]
 
 
-def test_mntp_is_paid_from_every_budget(labs, ladder_file):
-    table = trained(labs[0])
+def test_mntp_is_paid_from_every_budget(limited, ladder_file):
+    table = limited[-1]
     (cell, *_) = Grid(find_ladder(str(ladder_file)), "c").cells()
     shape = Shape.of(load_config(cell.backbone, cell.backbone.source))
     assert table["charged_flops"].to_numpy() == pytest.approx(
@@ -65,9 +74,9 @@ def test_mntp_is_paid_from_every_budget(labs, ladder_file):
     )
 
 
-def test_the_ledger_counts_what_runs_share_once(labs):
-    """The sparse runs were one: its stable phase is in the first of them; the dense ones were two."""
-    lab = labs[0]
+def test_the_ledger_counts_what_runs_share_once(limited):
+    """The sparse runs were one: its stable phase is in the first of them."""
+    lab = limited[0]
     ledger = pd.read_parquet(lab / "ledger.parquet").set_index("name")
     own = ledger[ledger["stage"] == "retriever"]
     charged = trained(lab)["charged_flops"].iloc[0]

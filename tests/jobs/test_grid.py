@@ -102,6 +102,7 @@ def test_a_damaged_checkpoint_is_named_and_made_again_with_the_same_result(finis
     pd.testing.assert_frame_equal(measures(lab), measures(finished_grid.lab))
 
 
+@pytest.mark.slow
 def test_without_an_index_the_table_is_the_same(finished_grid, copied):
     """`--no-index`: no embedding of a passage is kept, and only that is told apart."""
     lab, arguments = copied
