@@ -206,7 +206,7 @@ def ramp(step: int, steps: int, tuning: FineTuning) -> float:
 
     Over `tuning.ramp_steps`, or its `ramp_fraction` of the steps (2502.15526: a third).
     """
-    # A third is no float, and 3 is: a weight that differs in its last bit is another run in the end.
+    # A third is no float, and 3 is.
     by_length = steps / (1 / tuning.ramp_fraction)
     rise = by_length if tuning.ramp_steps is None else tuning.ramp_steps
     return min(step / max(rise, 1.0), 1.0) ** 2

@@ -173,7 +173,7 @@ def test_the_ramp_rises_quadratically_over_the_first_third(step, expected):
 
 def test_the_ramp_is_as_long_as_the_recipe_says():
     assert [ramp(s, 6, FineTuning()) for s in range(4)] == [0.0, 0.25, 1.0, 1.0]
-    for steps in range(1, 1000):  # to the last bit, on which long runs depend
+    for steps in range(1, 1000):  # to the last bit
         assert ramp(1, steps, FineTuning()) == min(1 / max(steps / 3, 1.0), 1.0) ** 2
     assert ramp(0, 1, FineTuning()) == 0.0
     shorter = FineTuning(ramp_fraction=1 / 12)
