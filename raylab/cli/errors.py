@@ -34,6 +34,7 @@ OPTION_OF_FIELD = {
     "adaptation_charge": "--mntp",
     "budget": "--budget",
     "budgets": "--budgets",
+    "cache_gib": "--cache-gib",
     "cells_filter": "--cells",
     "concurrent": "--concurrent",
     "device": "--device",

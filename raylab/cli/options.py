@@ -87,7 +87,7 @@ class Options:
         str | None,
         _computed(
             "further collections to measure every system on, by commas: folders, irds:NAME, or beir for the 13 "
-            "sets in --beir-root"
+            "sets in --beir-root, which a plan does without"
         ),
     ] = None
     beir_root: Annotated[
@@ -169,6 +169,10 @@ class Options:
     encoder_cpus: Annotated[
         float | None, _executed("CPUs of the cluster an encoding actor holds")
     ] = _number(POSITIVE)
+    cache_gib: Annotated[
+        float | None,
+        _executed("GiB of a node's disk for copies from object storage; not given: all but a tenth"),
+    ] = _number(POSITIVE)
     no_index: Annotated[
         bool | None,
         _executed(
@@ -241,6 +245,7 @@ EXECUTION_FIELDS = {
     "concurrent": "concurrent_trials",
     "encoders": "encoding_actors",
     "encoder_cpus": "encoder_cpus",
+    "cache_gib": "cache_gib",
     "no_index": "no_index",
     "gpu": "use_gpu",
     "device": "device",

@@ -352,7 +352,8 @@ class Execution:
     has GPUs or CPUs at the time. `no_index`: passages are scored as they are encoded, and neither their
     embeddings nor indexes of them are stored. `shard_passages`: of an embedding shard, which is
     what one task makes and what is done again when an actor dies. `device`: what a worker runs on, by
-    the name it has in a plan; None: asked of the cluster. `concurrent_trials` 0: as many as fit.
+    the name it has in a plan; None: asked of the cluster. `concurrent_trials` 0: as many as fit. `cache_gib`: of a
+    node's disk at most, for copies from object storage; None: all but a tenth of it.
     """
 
     storage: str = "lab"
@@ -370,6 +371,7 @@ class Execution:
     max_failures: int = 3
     models_dir: str | None = None
     device: str | None = None
+    cache_gib: float | None = None
     ray_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -381,4 +383,11 @@ class Execution:
         actors = self.encoding_actors
         check(actors >= 0, "encoders", actors, "0 (as many as the cluster takes) or more")
         check(self.shard_passages >= 1, "shard_passages", self.shard_passages, "at least 1")
+        cache = self.cache_gib
+        check(cache is None or cache > 0, "cache_gib", cache, "positive")
         check(self.encoder_cpus > 0, "encoder_cpus", self.encoder_cpus, "positive")
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_gib` in bytes."""
+        return None if self.cache_gib is None else int(self.cache_gib * 2**30)

@@ -11,6 +11,7 @@ from raylab.experiment.config import Execution
 from raylab.jobs.encode import actor_resources
 from raylab.jobs.pool import encoders, run_on_actors
 from raylab.stages.scan import Piece, Scan, Scanner, join
+from raylab.stages.stage import missing
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
 
@@ -46,11 +47,9 @@ def scan_all(
     """
     resources = actor_resources(execution)
     pieces = {scan.address.path: scan.pieces() for scan in scans}
-    missing = [
-        p for left_pieces in pieces.values() for p in left_pieces if store.find(p.address) is None
-    ]
+    absent = missing(store, (piece for of_scan in pieces.values() for piece in of_scan))
     left = {path: {p.address.path for p in left_pieces} for path, left_pieces in pieces.items()}
-    lacking = {p.address.path for p in missing}
+    lacking = {p.address.path for p in absent}
     for path in left:
         left[path] &= lacking
 
@@ -68,7 +67,7 @@ def scan_all(
             done(scan)
     run_on_actors(
         lambda: ScanActor.options(**resources).remote(store, execution),
-        missing,
+        absent,
         lambda: encoders(execution),
         lambda actor, piece: actor.scan.remote(piece),
         scanned,

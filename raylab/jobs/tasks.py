@@ -10,6 +10,7 @@ import ray
 from raylab.jobs.cluster import unwrapped
 from raylab.stages import profile, scan, search
 from raylab.stages.search import Evaluation
+from raylab.stages.stage import missing
 from raylab.storage.store import Store
 
 _task: Any = ray.remote(num_cpus=1, max_retries=5)
@@ -36,8 +37,9 @@ def evaluate_all(
     Raises:
         The first task's own error, unwrapped.
     """
-    missing = [e for e in evaluations if store.find(e.run_address) is None]
-    pieces = [p for e in missing for p in e.pieces() if store.find(p.address) is None]
+    found = store.find_all(one.run_address for one in evaluations)
+    searches = [one for one, run in zip(evaluations, found, strict=True) if run is None]
+    pieces = missing(store, (piece for one in searches for piece in one.pieces()))
     calls = [_call(_search_piece, store, piece, piece.evaluation, gpu) for piece in pieces]
     run_all(calls, at_once, lambda: None)
     calls = [_call(_search_and_evaluate, store, e, e, gpu and not e.pieces()) for e in evaluations]

@@ -64,4 +64,4 @@ def train(job: AdaptationJob | FineTuningJob) -> None:
     except Exception as error:
         raise root_cause(error) from None
     with contextlib.suppress(FileNotFoundError):
-        store.fs.rm(f"{store.root}/{RUNS}/{name}", recursive=True)
+        store.files.remove_tree(f"{RUNS}/{name}")

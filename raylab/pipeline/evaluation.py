@@ -9,7 +9,7 @@ them are stored (`raylab.stages.scan`); runs, measures and profiles are the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -28,8 +28,8 @@ from raylab.stages.encode import EncodeTask, System
 from raylab.stages.profile import Profile
 from raylab.stages.scan import Scan
 from raylab.stages.search import Evaluation, IndexTask
-from raylab.stages.stage import find_or_make
-from raylab.storage.artifacts import Artifact
+from raylab.stages.stage import find_or_make, missing
+from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 from raylab.storage.tables import LEDGER, read_table
 
@@ -44,7 +44,7 @@ def missing_tasks(
         if not execution.no_index and embeddings.made_parts(store) is None:
             tasks += embeddings.parts(execution.shard_passages)
         tasks += measured.queries(system).values()
-    return [task for task in tasks if store.find(task.address) is None]
+    return missing(store, tasks)
 
 
 Pair = tuple[str, str]
@@ -96,11 +96,13 @@ class SystemsEvaluation:
         self.embeddings = {
             pair: measured.embeddings(system) for pair, (measured, system, _) in self.pairs.items()
         }
+        self.wanted = {pair: self._wanted(pair) for pair in self.pairs}
         told = _in_ledger(store)
+        measured = self._measured(self.pairs)
         self.open = [
             pair
             for pair, embeddings in self.embeddings.items()
-            if embeddings.address.fingerprint not in told or not self._is_measured(pair)
+            if embeddings.address.fingerprint not in told or pair not in measured
         ]
 
     def run(self) -> Evaluated:
@@ -115,7 +117,7 @@ class SystemsEvaluation:
         evaluations = self._evaluate(indexes, hits)
         profiles = self._profile(parts, hits)
         stored = [a for artifacts in (*parts.values(), *indexes.values()) for a in artifacts]
-        wholes = (self.store.find(self.embeddings[pair].address) for pair in self.open)
+        wholes = self.store.find_all(self.embeddings[pair].address for pair in self.open)
         stored += [artifact for artifact in wholes if artifact is not None]
         return Evaluated(evaluations, profiles, [*queries, *hits.values(), *stored])
 
@@ -142,7 +144,7 @@ class SystemsEvaluation:
         artifacts = find_or_make(self.store, every, lambda missing: self._encoders(every, missing))
         for pair, members in tasks.items():
             self.embeddings[pair].commit(self.store, members)
-            parts[pair] = [self.store.committed(task.address) for task in members]
+            parts[pair] = self.store.all_committed(task.address for task in members)
         queries = artifacts[len(every) - len(asked) :]
         return queries, {pair: tuple(members) for pair, members in parts.items()}
 
@@ -191,28 +193,37 @@ class SystemsEvaluation:
     def _scan(self) -> dict[Pair, Artifact]:
         """Hits by pair, of all that have no run or no profile yet, or whose hits are there."""
         scans = self._scans
-        artifacts = {pair: self.store.find(scan.address) for pair, scan in scans.items()}
-        missing = [
-            pair for pair in self.open if artifacts[pair] is None and not self._is_measured(pair)
-        ]
-        if missing:
-            self._enter("scan", len(scans), len(missing))
+        found = self.store.find_all(scan.address for scan in scans.values())
+        artifacts = dict(zip(scans, found, strict=True))
+        absent = [pair for pair in self.open if artifacts[pair] is None]
+        measured = self._measured(absent)
+        absent = [pair for pair in absent if pair not in measured]
+        if absent:
+            self._enter("scan", len(scans), len(absent))
 
             def finished(hits: Artifact) -> None:
                 size, name = hits.meta["unstored_bytes"], hits.manifest["name"]
                 self.monitor.advance(f"{name}: {size:,} bytes of embeddings not stored")
 
-            scan_all(self.store, self.execution, [scans[pair] for pair in missing], finished)
-            for pair in missing:
-                artifacts[pair] = self.store.committed(scans[pair].address)
+            scan_all(self.store, self.execution, [scans[pair] for pair in absent], finished)
+            made = self.store.all_committed(scans[pair].address for pair in absent)
+            artifacts |= dict(zip(absent, made, strict=True))
         return {pair: hits for pair, hits in artifacts.items() if hits is not None}
 
-    def _is_measured(self, pair: Pair) -> bool:
+    def _wanted(self, pair: Pair) -> list[Address]:
+        """Profile, runs and measures."""
         measured, system, _ = self.pairs[pair]
         wanted = [self._profile_of(pair).address]
         for evaluation in measured.evaluations(system).values():
             wanted += [evaluation.run_address, evaluation.address]
-        return all(self.store.find(address) is not None for address in wanted)
+        return wanted
+
+    def _measured(self, pairs: Iterable[Pair]) -> set[Pair]:
+        """Those of which nothing wanted is missing."""
+        wanted = [(pair, address) for pair in pairs for address in self.wanted[pair]]
+        found = self.store.find_all(address for _, address in wanted)
+        absent = {pair for (pair, _), one in zip(wanted, found, strict=True) if one is None}
+        return {pair for pair, _ in wanted} - absent
 
     # ------------------------------------------------------------------------- measures
 
@@ -235,10 +246,8 @@ class SystemsEvaluation:
             evaluate_all(self.store, missing, at_once, gpu, self.monitor.advance)
 
         measures = find_or_make(self.store, list(evaluations.values()), make)
-        return {
-            key: (self.store.committed(evaluation.run_address), artifact)
-            for (key, evaluation), artifact in zip(evaluations.items(), measures, strict=True)
-        }
+        runs = self.store.all_committed(one.run_address for one in evaluations.values())
+        return dict(zip(evaluations, zip(runs, measures, strict=True), strict=True))
 
     def _profile(
         self, parts: Mapping[Pair, tuple[Artifact, ...]], hits: Mapping[Pair, Artifact]

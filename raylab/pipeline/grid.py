@@ -80,7 +80,7 @@ def run_grid(
     plan = plan_grid(grid, source, execution, evaluation=False)  # refuses what cannot run
     if execution.device is not None:  # else the cluster is asked, once it is there
         check_plan(plan, DEVICES[execution.device].memory_bytes)
-    store = Store(execution.storage)
+    store = Store(execution.storage, cache_bytes=execution.cache_bytes)
     with sole_driver(store):
         for _ in range(_DAMAGE_ROUNDS):
             with contextlib.ExitStack() as stack:
@@ -152,7 +152,7 @@ class GridPipeline:
         trained = training.run()
         systems = stages.systems(list(trained))
         evaluated = SystemsEvaluation(stages, systems, *running).run()
-        adapted = (self.store.find(address) for address in stages.starts.values())
+        adapted = self.store.find_all(stages.starts.values())
         used += [artifact for artifact in adapted if artifact is not None]
         used += [*trained.values(), *evaluated.used]
         trained_on = stages.collection.meta["name"]
@@ -205,7 +205,7 @@ class GridPipeline:
                     for note in group_notes(meta):
                         self.monitor.say(f"{kind}: {note}")
                 else:
-                    groups, tokens = (self.store.committed(place) for place in stage.inputs)
+                    groups, tokens = self.store.all_committed(stage.inputs)
                     part = training_part(collection)
                     make_arrays(self.store, collection, groups, tokens, part, data_pool)
                     self.monitor.advance()

@@ -45,15 +45,18 @@ def run(grid: Grid, execution: Execution | None = None, display: Display = "auto
 
 
 def plan(grid: Grid, execution: Execution | None = None) -> GridPlan:
-    """What an experiment would take: steps, tokens, FLOPs and memory of every cell; nothing is run.
+    """What an experiment would take: steps, tokens, FLOPs and memory of every cell, and bytes; nothing is run.
+
+    Named models and benchmarks need not be on this machine.
 
     Raises:
         ConfigError, CollectionError: as `run`.
     """
-    from raylab.data.sources import open_collection
+    from raylab.data.known_sizes import open_or_known
     from raylab.planning.plan import plan_grid
 
-    return plan_grid(grid, open_collection(grid.collection), execution or Execution())
+    source = open_or_known(grid.collection)
+    return plan_grid(grid, source, execution or Execution(), from_tables=True)
 
 
 def open_lab(storage: str) -> Lab:
@@ -145,7 +148,7 @@ class Lab:
         except FileNotFoundError:
             raise ConfigError(f"{self.store.uri}: no experiment was begun there") from None
         table = pd.DataFrame(rows)
-        table["done"] = [self.store.has(path) for path in table["path"]]
+        table["done"] = self.store.present(table["path"])
         return table
 
     def series(self) -> list[Series]:

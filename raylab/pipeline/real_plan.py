@@ -97,14 +97,16 @@ def plan_with_data(grid: Grid, source: Source, execution: Execution) -> GridPlan
     Raises:
         ConfigError, CollectionError: as `plan_grid`.
     """
-    plan = plan_grid(grid, source, execution)
+    plan = plan_grid(grid, source, execution, from_tables=True)
+    if any(backbone.source in plan.known for backbone in grid.ladder.backbones):
+        return plan  # its batches are made of tokens, and there is no tokenizer
     store = Store(execution.storage)
     collection = store.find(collection_address(source, grid.on_fault))
     if collection is None:
         return plan
     stages = grid_stages(grid, execution, store, [collection], choose_teacher(grid, source))
     arrays = store.find(stages.arrays)
-    tokens = {size: store.find(address) for size, address in stages.tokens.items()}
+    tokens = dict(zip(stages.tokens, store.find_all(stages.tokens.values()), strict=True))
     if arrays is None or None in tokens.values():
         return plan
     batches = _Batches(stages, store, arrays, {s: t for s, t in tokens.items() if t is not None})

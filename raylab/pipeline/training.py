@@ -56,7 +56,8 @@ class Training:
         chosen = self._chosen()
         if chosen:
             starts = dict.fromkeys(start_of(cell) for cell in stages.cells if cell in chosen)
-            missing = [s for s in starts if store.find(stages.starts[s]) is None]
+            found = store.find_all(stages.starts[start] for start in starts)
+            missing = [s for s, one in zip(starts, found, strict=True) if one is None]
             self.connect()
             self._check_memory()
             total, done = len(missing) + len(stages.cells), len(self.monitor.spent)
@@ -74,13 +75,16 @@ class Training:
                 cells = [cell for _, cell in job.cells]
                 items.append(self.durations.training(job.run_name, cells, after))
             self._run_jobs(jobs, items)
-        trained = {cell: store.find(address) for cell, address in stages.retrievers.items()}
-        return {cell: artifact for cell, artifact in trained.items() if artifact is not None}
+        return {cell: made for cell, made in self._found().items() if made is not None}
+
+    def _found(self) -> dict[Cell, Artifact | None]:
+        retrievers = self.stages.retrievers
+        return dict(zip(retrievers, self.store.find_all(retrievers.values()), strict=True))
 
     def _chosen(self) -> set[Cell]:
         """The cells to train: those that are missing and that the total budget still holds."""
         grid, monitor, durations = self.stages.grid, self.monitor, self.durations
-        trained = {cell: self.store.find(a) for cell, a in self.stages.retrievers.items()}
+        trained = self._found()
         monitor.spent = {
             cell.run_name: a.meta["spent_flops"] for cell, a in trained.items() if a is not None
         }

@@ -112,8 +112,8 @@ class Embeddings:
         if whole is None:
             return None
         paths = json.loads((store.local(whole) / _PARTS).read_text())
-        parts = [store.at(path) for path in paths]
-        if any(part is None for part in parts):
+        parts = store.find_all(paths)
+        if None in parts:
             store.discard(whole.path)
             return None
         return [part for part in parts if part is not None]
@@ -122,7 +122,7 @@ class Embeddings:
         """Commit the artifact that names the parts, all of which are there."""
         if (whole := store.find(self.address)) is not None:
             return whole
-        parts = [store.committed(task.address) for task in tasks]
+        parts = store.all_committed(task.address for task in tasks)
         with store.draft(self.address) as draft:
             (draft.path / _PARTS).write_text(json.dumps([part.path for part in parts], indent=1))
             draft.meta.update(
@@ -157,7 +157,7 @@ class ShardEncoder:
     def __init__(self, store: Store, execution: Execution):
         self.store, self.execution = store, execution
         self.loaded: tuple[str, AnyRetriever] | None = None
-        self.folders: dict[str, Path] = {}
+        self.sources: dict[str, Artifact] = {}
 
     def encode(self, task: EncodeTask) -> tuple[list[str], Matrix, dict[str, float]]:
         """Ids, representations, and what they took: seconds, FLOPs, parameters where they are known."""
@@ -190,10 +190,10 @@ class ShardEncoder:
         return ids, matrix, lengths
 
     def local(self, place: Address | Artifact) -> Path:
-        """Its files' checksums are checked once an actor, not once a shard."""
-        if place.path not in self.folders:
-            self.folders[place.path] = self.store.local(self.store.committed(place))
-        return self.folders[place.path]
+        """Its manifest is read once an actor, not once a shard."""
+        if place.path not in self.sources:
+            self.sources[place.path] = self.store.committed(place)
+        return self.store.local(self.sources[place.path])
 
     def _retriever(self, task: EncodeTask) -> AnyRetriever:
         system = task.system

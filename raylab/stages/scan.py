@@ -253,7 +253,7 @@ def _saved(array: np.ndarray) -> bytes:
 
 def join(store: Store, scan: Scan, pieces: Sequence[Piece]) -> Artifact:
     """Commit a scan's hits from those of its pieces, one of which is in memory at a time."""
-    parts = [store.committed(piece.address) for piece in pieces]
+    parts = store.all_committed(piece.address for piece in pieces)
     folders = [store.local(part) for part in parts]
     with store.draft(scan.address) as draft:
         for split, depth in scan.depths.items():

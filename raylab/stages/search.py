@@ -98,7 +98,7 @@ def open_index(store: Store, index: Artifact) -> DenseIndex | SparseIndex:
     folder = store.local(index)
     if index.meta["representation"] == "sparse":
         return SparseIndex.load(folder)
-    shard = store.at(index.meta["shard"])
+    (shard,) = store.find_all([index.meta["shard"]])
     if shard is None:
         store.discard(index.path)
         raise DamagedArtifact(index.path, "its embeddings are not there")
@@ -229,7 +229,7 @@ def search_and_evaluate(store: Store, evaluation: Evaluation, device: str | None
     with store.draft(evaluation.address) as draft:
         pq.write_table(pa.Table.from_pylist(rows), draft.path / "measures.parquet")
         draft.meta.update(measures=names, queries=len(topics.queries), without_relevant=zeros)
-    done = (store.find(piece.address) for piece in pieces)
+    done = store.find_all(piece.address for piece in pieces)
     remove_shards(store, [piece for piece in done if piece is not None])
 
 
@@ -301,10 +301,8 @@ def _search(
 
 def _merged(store: Store, evaluation: Evaluation, pieces: Sequence[SearchPiece]) -> Hits:
     """The hits of all pieces; seconds and bytes are their sums."""
-    depth, artifacts = (
-        evaluation.protocol.search_depth,
-        [store.committed(p.address) for p in pieces],
-    )
+    depth = evaluation.protocol.search_depth
+    artifacts = store.all_committed(piece.address for piece in pieces)
     folders = [store.local(piece) for piece in artifacts]
     started = time.perf_counter()
     query_ids, ids, scores = merged_hits(folders, evaluation.split, depth)

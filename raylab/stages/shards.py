@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from raylab.stages.stage import missing
 from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 
@@ -36,10 +37,10 @@ def make_shards(
     workers: int | None = None,
 ) -> list[Artifact]:
     """The tasks' artifacts in order; only those that are not there are made, by at most `workers`."""
-    missing = [task for task in tasks if store.find(task.address) is None]
-    if missing:
-        pool(start, missing, min(workers or len(missing), len(missing)))
-    return [store.committed(task.address) for task in tasks]
+    absent = missing(store, tasks)
+    if absent:
+        pool(start, absent, min(workers or len(absent), len(absent)))
+    return store.all_committed(task.address for task in tasks)
 
 
 def remove_shards(store: Store, shards: Iterable[Artifact]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from raylab.storage.artifacts import Address, Artifact, DamagedArtifact
 from raylab.storage.store import Store
@@ -53,9 +53,17 @@ class Stage:
         return self.address.name
 
 
+MadeStage = TypeVar("MadeStage", bound=HasAddress)
 STAGES = "stages.json"  # at the root of a storage: the list of its last grid
 Runner = Callable[[list[Any]], None]
 """Makes the artifacts of the stages (or tasks) it is given: each is committed when it returns."""
+
+
+def missing(store: Store, stages: Iterable[MadeStage]) -> list[MadeStage]:
+    """Those whose artifact is not there, in order."""
+    stages = list(stages)
+    found = store.find_all(stage.address for stage in stages)
+    return [stage for stage, artifact in zip(stages, found, strict=True) if artifact is None]
 
 
 def find_or_make(store: Store, stages: Sequence[HasAddress], runner: Runner) -> list[Artifact]:
@@ -64,10 +72,13 @@ def find_or_make(store: Store, stages: Sequence[HasAddress], runner: Runner) -> 
     Raises:
         DamagedArtifact: one is not there after it was made.
     """
-    missing = [stage for stage in stages if store.find(stage.address) is None]
-    if missing:
-        runner(missing)
-    return [store.committed(stage.address) for stage in stages]
+    addresses = [stage.address for stage in stages]
+    found = store.find_all(addresses)
+    absent = [stage for stage, one in zip(stages, found, strict=True) if one is None]
+    if not absent:
+        return [artifact for artifact in found if artifact is not None]
+    runner(absent)
+    return store.all_committed(addresses)
 
 
 def write_list(store: Store, stages: Sequence[Stage]) -> None:
@@ -92,7 +103,7 @@ def read_list(store: Store) -> list[dict]:
         DamagedArtifact: it is no such list.
     """
     try:
-        rows = json.loads(store.fs.cat_file(f"{store.root}/{STAGES}"))
+        rows = json.loads(store.files.read(STAGES))
         assert all(isinstance(row["path"], str) and isinstance(row["kind"], str) for row in rows)
     except (ValueError, KeyError, TypeError, AssertionError):
         raise DamagedArtifact(STAGES, "not a list of stages; run the experiment again") from None

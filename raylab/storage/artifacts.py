@@ -1,9 +1,10 @@
-"""Artifacts: whole or absent, addressed by what was asked for .
+"""Artifacts: whole or absent, addressed by what was asked for.
 
 An address is `STAGE/NAME-FINGERPRINT`, the fingerprint being the hash of the stage, its
 configuration and the fingerprints of its inputs. A writer puts its files into an attempt folder of
-its own, then puts the manifest, which lists every file with size and sha256, by one atomic rename
-(local) or one last put (object storage). Readers trust manifests only, and check them.
+its own, then puts the manifest, by one atomic rename (local) or one last put (object storage). It lists every
+file with size, sha256, and a tag that tells a change: modification time (ns), or ETag. Readers
+trust manifests only, and check them.
 
     lab/
       retriever/sparse-pico-2x128-cl-seed0-1f0c.../
@@ -36,16 +37,14 @@ class DamagedArtifact(RuntimeError):
 
 
 class StorageError(RuntimeError):
-    """The storage cannot be written to: full, read-only, or gone. Nothing half-written is left."""
+    """The storage cannot be written to (full, read-only) or reached. Nothing half-written is left."""
 
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+    def __init__(self, path: str, reason: str, wanted: str = "written"):
+        super().__init__(path, reason, wanted)
+        self.path, self.reason, self.wanted = path, reason, wanted
 
     def __str__(self) -> str:
-        return (
-            f"{self.path} cannot be written: {self.reason}; what is finished is kept, run it again"
-        )
+        return f"{self.path} cannot be {self.wanted}: {self.reason}; what is finished is kept, run it again"
 
 
 # Of how fingerprints are made: with another one nothing that was stored before is found.
@@ -132,11 +131,8 @@ class Artifact:
 
 
 class Draft:
-    """An artifact being written: put files under `path`, facts into `meta`.
+    """An artifact being written: put files under `path`, facts into `meta`."""
 
-    Distributed writers may put files below `target` (a path of the store's filesystem) themselves.
-    """
-
-    def __init__(self, path: Path, target: str):
-        self.path, self.target = path, target
+    def __init__(self, path: Path):
+        self.path = path
         self.meta: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Checksums of local files, computed once: size and modification time decide whether again.
+"""Checksums computed once: size and modification time of a local file decide whether again.
 
 Large inputs (a collection, a model's weights) are named by their content in every fingerprint, and a grid
 asks for it at every start. What was computed is kept below the user's cache folder, a small file a
@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,20 +39,40 @@ def checksum(path: str | Path, algorithm: str = "sha256") -> str:
     """
     path = Path(path).resolve()
     facts = _facts(path)
-    key = hashlib.sha256(f"{algorithm} {path}".encode()).hexdigest()
-    kept = cache_folder() / f"{key}.json"
+
+    def read() -> str:
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def settled() -> bool:
+        return time.time_ns() - facts["modified_ns"] > _SETTLED_NS and _facts(path) == facts
+
+    return remembered(f"{algorithm} {path}", facts, read, settled)
+
+
+def remembered(
+    key: str,
+    facts: Mapping[str, Any],
+    read: Callable[[], str],
+    settled: Callable[[], bool] = lambda: True,
+) -> str:
+    """What `read` returns, or returned before under the same key and facts.
+
+    Args:
+        facts: JSON that changes whenever what is read does.
+        settled: asked after reading whether the facts can be trusted; else nothing is kept.
+    """
+    kept = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     with suppress(OSError, ValueError, KeyError):
         entry = json.loads(kept.read_text())
         if entry["facts"] == facts:
             return entry["checksum"]
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    value = digest.hexdigest()
-    settled = time.time_ns() - facts["modified_ns"] > _SETTLED_NS
-    if settled and _facts(path) == facts:
-        _keep(kept, {"path": str(path), "facts": facts, "checksum": value})
+    value = read()
+    if settled():
+        _keep(kept, {"key": key, "facts": facts, "checksum": value})
     return value
 
 

@@ -45,7 +45,7 @@ def add_rows(store: Store, name: str, rows: Iterable[Any], row: type) -> pd.Data
     store.put_bytes(f"{_folder(name)}/{time.time_ns():020d}-{digest}.parquet", data)
     for part in before:
         if part.endswith(f"-{digest}.parquet"):  # the same rows stand in the new part
-            store.fs.rm_file(f"{store.root}/{part}")
+            store.files.remove(part)
     while True:
         parts = _parts(store, name)
         try:
@@ -65,22 +65,15 @@ def _folder(name: str) -> str:
 
 def _parts(store: Store, name: str) -> list[str]:
     """The parts of a table, oldest first, by their paths below the root."""
-    folder = f"{store.root}/{_folder(name)}"
-    try:
-        store.fs.invalidate_cache(folder)
-        paths = store.fs.ls(folder, detail=False)
-    except FileNotFoundError:
-        return []
-    names = sorted(path.rpartition("/")[2] for path in paths if path.endswith(".parquet"))
-    return [f"{_folder(name)}/{part}" for part in names]
+    names = store.files.names(_folder(name))
+    return [f"{_folder(name)}/{part}" for part in names if part.endswith(".parquet")]
 
 
 def _merged(store: Store, name: str, parts: list[str]) -> pa.Table:
     """All parts as one table; of rows that are the same, the last."""
     tables = []
-    for part in parts:
-        with store.fs.open(f"{store.root}/{part}", "rb") as file:
-            tables.append(pq.read_table(file))
+    for data in store.files.in_parallel(store.files.read, parts):
+        tables.append(pq.read_table(io.BytesIO(data)))
     whole = pa.concat_tables(tables)
     keys = whole.select(list(_KEYS[name])).to_pandas()
     last = ~keys.duplicated(keep="last")

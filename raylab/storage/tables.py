@@ -229,12 +229,12 @@ def read_table(store: Store, path: str) -> pd.DataFrame:
         FileNotFoundError: nothing was written there yet.
         DamagedTable: it is cut short or damaged, or lacks columns.
     """
-    with store.fs.open(f"{store.root}/{path}", "rb") as file:
-        try:
-            table = pq.read_table(file)
-        except (pa.ArrowException, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DamagedTable(store, path, reason) from None
+    data = store.files.read(path)
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedTable(store, path, reason) from None
     for field_ in dataclasses.fields(_ROWS[path]) if path in _ROWS else ():
         if field_.default is dataclasses.MISSING and field_.name not in table.column_names:
             raise DamagedTable(store, path, f"it has no column {field_.name!r}")

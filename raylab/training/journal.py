@@ -61,12 +61,9 @@ class Journal:
 
     def _earlier(self) -> list[dict[str, float]]:
         """The lines of the sessions before this one, in their order."""
-        home = f"{self.store.root}/{self.folder}"
-        if not self.store.fs.exists(home):
-            return []
-        names = sorted(p.rpartition("/")[2] for p in self.store.fs.ls(home, detail=False))
-        lines = []
-        for name in names:
-            if name.endswith(".json") and name < self.name:
-                lines.append(json.loads(self.store.fs.cat_file(f"{home}/{name}")))
-        return lines
+        files = self.store.files
+        return [
+            json.loads(files.read(f"{self.folder}/{name}"))
+            for name in files.names(self.folder)
+            if name.endswith(".json") and name < self.name
+        ]

@@ -23,6 +23,11 @@ def store(request, tmp_path) -> Store:
     return Store(f"memory://{tmp_path.name}/lab", cache=str(tmp_path / "cache"))
 
 
+def on_another_node(store: Store) -> Store:
+    """It has no copies."""
+    return store if store.is_local else Store(store.uri, cache=f"{store.cache.folder}-other")
+
+
 ADDRESS = Address("index", "a", {"x": 1}, {"in": "f" * 64})
 
 
@@ -80,7 +85,7 @@ def test_damage_is_found_named_and_redone(store, damage, caplog):
         artifact = store.find(ADDRESS)
         assert artifact is not None
         with pytest.raises(DamagedArtifact, match="does not match its checksum"):
-            store.local(artifact)
+            on_another_node(store).local(artifact)
         store.discard(ADDRESS.path)
     else:
         assert store.find(ADDRESS) is None
@@ -107,6 +112,7 @@ def test_a_lookup_reads_no_data_that_it_has_seen(store, monkeypatch):
     monkeypatch.setattr(checksums.hashlib, "new", refuse)
     if not store.is_local:
         monkeypatch.setattr(store.fs, "open", refuse)
+        monkeypatch.setattr(store.fs, "get_file", refuse)
     for _ in range(3):
         assert store.find(ADDRESS) is not None
 
@@ -131,7 +137,7 @@ def test_readers_check_checksums_themselves(store):
     assert artifact is not None
     store.fs.pipe_file(data_file(store), b"hallo")
     with pytest.raises(DamagedArtifact, match=r"index/a-.*file\.txt does not match its checksum"):
-        store.local(artifact)
+        on_another_node(store).local(artifact)
 
 
 def test_an_attempt_without_a_manifest_does_not_count_and_is_swept(tmp_path):
