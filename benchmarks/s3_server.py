@@ -9,6 +9,7 @@ asked since the last time is read at ADDRESS/_asked as JSON; ADDRESS/_set?wait=0
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import json
 import logging
@@ -23,6 +24,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 BUCKET = "laboratory"
@@ -128,21 +130,24 @@ def serving(wait_s: float = 0.0, faults: float = 0.0, *more: str) -> Iterator[Se
             process.terminate()
 
 
-def serve(wait_s: float, faults: float, fill: Callable[[Any], None] | None = None) -> None:
+def serve(wait_s: float, faults: float, objects: Path | None = None) -> None:
     """Serve until standard input ends.
 
     Args:
-        fill: puts objects into the bucket (moto's `FakeBucket`) before the address is told.
+        objects: a file of JSON lines, objects that the bucket has at the start: `key`, `content` (base64) or a `size`
+            that is listed and cannot be read, and, if it is not to be computed, the ETag (`tag`).
     """
     os.environ.setdefault("MOTO_S3_CUSTOM_ENDPOINTS", "")
-    from moto.s3.models import s3_backends
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.s3.models import s3_backends
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     bucket = s3_backends["123456789012"]["aws"].create_bucket(BUCKET, "us-east-1")
-    if fill is not None:
-        fill(bucket)
+    if objects is not None:
+        with open(objects) as lines:
+            for line in lines:
+                _put(bucket, json.loads(line))
     application = Disturbed(DomainDispatcherApplication(create_backend_app), wait_s, faults)
     server = make_server("127.0.0.1", 0, application, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -151,12 +156,23 @@ def serve(wait_s: float, faults: float, fill: Callable[[Any], None] | None = Non
     server.shutdown()
 
 
+def _put(bucket: Any, facts: dict[str, Any]) -> None:
+    from moto.s3.models import FakeKey
+
+    content = base64.b64decode(facts.get("content", ""))
+    key = FakeKey(facts["key"], content, "123456789012", "us-east-1", etag=facts.get("tag"))
+    key.bucket_name = bucket.name
+    key.contentsize = facts.get("size", len(content))
+    bucket.keys[facts["key"]] = key
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--wait", type=float, default=0.0, help="seconds before each request")
     parser.add_argument("--faults", type=float, default=0.0, help="share of requests that fail")
+    parser.add_argument("--fill", type=Path, help="objects at the start, a JSON a line")
     options = parser.parse_args()
-    serve(options.wait, options.faults)
+    serve(options.wait, options.faults, options.fill)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from raylab.jobs.scan import scan_all
 from raylab.jobs.tasks import build_index, evaluate_all, profile_system, run_all, scanned_profile
 from raylab.pipeline.measured import BM25, MeasuredCollection
 from raylab.pipeline.stages import GridStages
-from raylab.stages.encode import EncodeTask, System
+from raylab.stages.encode import EncodeTask, System, all_made_parts
 from raylab.stages.profile import Profile
 from raylab.stages.scan import Scan
 from raylab.stages.search import Evaluation, IndexTask
@@ -39,10 +39,11 @@ def missing_tasks(
 ) -> list[EncodeTask]:
     """What is to be encoded of a system and not yet there: collection by collection, passages first."""
     tasks: list[EncodeTask] = []
-    for measured in stages.measured:
-        embeddings = measured.embeddings(system)
-        if not execution.no_index and embeddings.made_parts(store) is None:
-            tasks += embeddings.parts(execution.shard_passages)
+    embeddings = [measured.embeddings(system) for measured in stages.measured]
+    made = [[]] * len(embeddings) if execution.no_index else all_made_parts(store, embeddings)
+    for measured, one, parts in zip(stages.measured, embeddings, made, strict=True):
+        if parts is None:
+            tasks += one.parts(execution.shard_passages)
         tasks += measured.queries(system).values()
     return missing(store, tasks)
 
@@ -133,11 +134,11 @@ class SystemsEvaluation:
         parts: dict[Pair, list[Artifact]] = {}
         tasks: dict[Pair, list[EncodeTask]] = {}
         if not self.execution.no_index:
-            for pair in self.open:
-                embeddings = self.embeddings[pair]
-                known_parts = embeddings.made_parts(self.store)
+            embeddings = [self.embeddings[pair] for pair in self.open]
+            made = all_made_parts(self.store, embeddings)
+            for pair, one, known_parts in zip(self.open, embeddings, made, strict=True):
                 if known_parts is None:
-                    tasks[pair] = embeddings.parts(self.execution.shard_passages)
+                    tasks[pair] = one.parts(self.execution.shard_passages)
                 else:
                     parts[pair] = known_parts
         every = [*(task for members in tasks.values() for task in members), *asked]

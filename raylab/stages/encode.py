@@ -108,15 +108,7 @@ class Embeddings:
 
     def made_parts(self, store: Store) -> list[Artifact] | None:
         """The parts of the artifact, in row order; None where it, or one of them, is not there."""
-        whole = store.find(self.address)
-        if whole is None:
-            return None
-        paths = json.loads((store.local(whole) / _PARTS).read_text())
-        parts = store.find_all(paths)
-        if None in parts:
-            store.discard(whole.path)
-            return None
-        return [part for part in parts if part is not None]
+        return all_made_parts(store, [self])[0]
 
     def commit(self, store: Store, tasks: Sequence[EncodeTask]) -> Artifact:
         """Commit the artifact that names the parts, all of which are there."""
@@ -130,6 +122,25 @@ class Embeddings:
                 size_bytes=sum(part.size_bytes for part in parts),
             )
         return store.committed(self.address)
+
+
+def all_made_parts(store: Store, embeddings: Sequence[Embeddings]) -> list[list[Artifact] | None]:
+    """Of each its parts in row order; None where it, or one of them, is not there. Many at once cost few requests."""
+
+    def named(whole: Artifact | None) -> list[str]:
+        return [] if whole is None else json.loads((store.local(whole) / _PARTS).read_text())
+
+    wholes = store.find_all(one.address for one in embeddings)
+    paths = store.files.in_parallel(named, wholes)
+    found = iter(store.find_all(path for of_whole in paths for path in of_whole))
+    made: list[list[Artifact] | None] = []
+    for whole, of_whole in zip(wholes, paths, strict=True):
+        parts = [next(found) for _ in of_whole]
+        if whole is not None and None in parts:
+            store.discard(whole.path)
+        complete = whole is not None and None not in parts
+        made.append([part for part in parts if part is not None] if complete else None)
+    return made
 
 
 def query_task(

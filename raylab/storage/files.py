@@ -133,10 +133,13 @@ class Files:
             return []
         return sorted(os.path.basename(entry.rstrip("/")) for entry in entries)
 
-    def tree(self, path: str) -> dict[str, FileFacts]:
-        """Every file below a folder of an object storage, by its path from there: one listing."""
+    def tree(self, path: str, prefix: str = "") -> dict[str, FileFacts]:
+        """Every file below a folder of an object storage, by its path from there: one listing.
+
+        ``prefix``: that the paths begin with; some storages list more.
+        """
         home = self.full(path)
-        entries = self._request(self.fs.find, home, detail=True)
+        entries = self._request(self.fs.find, home, detail=True, prefix=prefix)
         return {name[len(home) + 1 :]: _facts(entry) for name, entry in entries.items()}
 
     def facts(self, folder: str, names: Iterable[str]) -> dict[str, FileFacts]:

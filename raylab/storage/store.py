@@ -117,14 +117,16 @@ class Store:
 
     def _listed(self, paths: set[str]) -> dict[str, dict[str, dict[str, FileFacts]]]:
         """Files by stage and path of an artifact, of the stages of which so much is asked that one listing is less."""
-        asked = defaultdict(int)
+        asked: dict[str, list[str]] = defaultdict(list)
         for path in paths:
-            asked[path.partition("/")[0]] += 1
+            stage, _, home = path.partition("/")
+            asked[stage].append(home)
         listed = {}
-        for stage, count in asked.items():
-            if count >= _WHOLE_STAGE:
+        for stage, wanted in asked.items():
+            if len(wanted) >= _WHOLE_STAGE:
                 homes: dict[str, dict[str, FileFacts]] = defaultdict(dict)
-                for file, facts in self.files.tree(stage).items():
+                prefix = os.path.commonprefix(wanted)  # noqa: RUF071 (by characters, as keys are)
+                for file, facts in self.files.tree(stage, prefix).items():
                     home, _, name = file.partition("/")
                     homes[f"{stage}/{home}"][name] = facts
                 listed[stage] = homes

@@ -122,9 +122,13 @@ def run_disturbed(arguments: list[str], disturb: Callable[[ThisProcess], None]) 
 
 
 def measures(lab: Path) -> pd.DataFrame:
-    table = pd.read_parquet(lab / "results.parquet")
+    return without_times(pd.read_parquet(lab / "results.parquet"))
+
+
+def without_times(results: pd.DataFrame) -> pd.DataFrame:
+    """What must be the same whenever a grid is run, in one order."""
     return (
-        table.drop(columns=["seconds", "query_ms"])  # times
+        results.drop(columns=["seconds", "query_ms"])  # times
         .sort_values(["system", "split", "measure", "seed"])
         .reset_index(drop=True)
     )

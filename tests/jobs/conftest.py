@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.s3_server import serving
 from raylab.experiment.config import Execution
 from raylab.jobs import cluster
 from tests.jobs.commands import command, run_here
@@ -13,7 +14,16 @@ CELLS = ("sparse-tiny-cl", "sparse-tiny-cl+kd", "dense-tiny-cl", "dense-tiny-kd"
 
 
 @pytest.fixture(scope="session")
-def ray_cluster():
+def s3_server():
+    """An object storage, `s3://laboratory`: for this process and, started first, the workers of its cluster."""
+    with serving() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server):
     """The cluster of this process: what runs in it (`run_here`, `raylab.run`) joins instead of starting its own."""
     often = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
     with pytest.MonkeyPatch.context() as patch:
