@@ -76,10 +76,11 @@ def chosen(
 
 def _evaluation(text: str, options: Options) -> tuple[str, ...]:
     names = [name.strip() for name in text.split(",") if name.strip()]
-    if options.beir_root is None and BEIR in names:
+    planned = bool(options.dry_run)
+    if options.beir_root is None and BEIR in names and not planned:
         raise ConfigError("--evaluate beir: it needs --beir-root, the folder that holds its sets")
     try:
-        return named_collections(names, options.beir_root, bool(options.partial))
+        return named_collections(names, options.beir_root, bool(options.partial), planned)
     except ConfigError as error:
         raise ConfigError(f"--beir-root {error}") from None
 
@@ -282,7 +283,10 @@ def _run(file: Path | None, options: Options) -> None:
 
 
 def _plan(file: Path | None, options: Options) -> None:
-    """What an experiment would take: steps, FLOPs, memory, hours and price of every cell; nothing is run."""
+    """What an experiment would take: steps, FLOPs, memory, hours and price of every cell, and bytes; nothing is run.
+
+    Named ladders and benchmarks (MS MARCO, BEIR's sets) need neither network, weights nor data on this machine.
+    """
     execute(*read_experiment(file), replace(options, dry_run=True), _typed())
 
 

@@ -6,14 +6,13 @@ from rich.console import Console
 from rich.table import Table
 
 from raylab.cli.options import Options
-from raylab.data.sources import open_collection
+from raylab.data.known_sizes import KnownCollection, open_or_known
 from raylab.experiment.config import ConfigError, Execution
 from raylab.experiment.grid import Grid
-from raylab.pipeline.real_plan import plan_with_data
 from raylab.planning.contract import rounding
 from raylab.planning.durations import Durations, Pace
-from raylab.planning.plan import named_device
-from raylab.planning.plan_table import plan_rows
+from raylab.planning.plan import GridPlan, named_device, plan_grid
+from raylab.planning.plan_table import node_notes, plan_rows, storage_notes, stored_rows
 
 _PRICE = 2.0  # of a device hour
 _EMBEDDED = "package:raylab/"
@@ -34,16 +33,14 @@ def show_plan(grid: Grid, execution: Execution, options: Options, console: Conso
     name = execution.device or _usual_device(grid)
     device = named_device(name, options.efficiency)
     price = _PRICE if options.gpu_hour_rate is None else options.gpu_hour_rate
-    plan = plan_with_data(grid, open_collection(grid.collection), execution)
+    plan = _planned(grid, execution)
     rows = plan_rows(plan, device, price, execution.workers, execution.encoding_actors or None)
-    table = Table(
-        title=f"{len(plan.cells)} cells on {device.name} at {device.efficiency:.0%} of {device.peak_flops:.3g} FLOP/s"
+    console.print(
+        _table(
+            f"{len(plan.cells)} cells on {device.name} at {device.efficiency:.0%} of {device.peak_flops:.3g} FLOP/s",
+            rows,
+        )
     )
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
     hours = sum(float(row["device hours"]) for row in rows)
     console.print(
         f"in all {plan.flops:.3g} FLOPs, {hours:.3g} device hours, {hours * price:,.2f} at {price} an hour"
@@ -60,6 +57,32 @@ def show_plan(grid: Grid, execution: Execution, options: Options, console: Conso
         f"on {devices} of them: {predicted.makespan_s / 3600:.3g} h, of which {predicted.trained_s / 3600:.3g} h "
         f"until the last run is trained; {predicted.utilisation:.0%} of the devices' time used"
     )
+    if plan.storage is not None and plan.node is not None:
+        console.print(_table("what is stored", stored_rows(plan.storage)))
+        for note in (*storage_notes(plan.storage), *node_notes(plan.node)):
+            console.print(note)
+    if plan.known:
+        console.print(f"not on this machine, and planned from known sizes: {', '.join(plan.known)}")
+
+
+def _planned(grid: Grid, execution: Execution) -> GridPlan:
+    source = open_or_known(grid.collection)
+    if isinstance(source, KnownCollection):
+        return plan_grid(grid, source, execution, from_tables=True)
+    # Here, since it takes seconds to import, and only data that are there need it.
+    from raylab.pipeline.real_plan import plan_with_data
+
+    return plan_with_data(grid, source, execution)
+
+
+def _table(title: str, rows: list[dict[str, str]]) -> Table:
+    table = Table(title=title)
+    first = next(iter(rows[0]))
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == first else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    return table
 
 
 def _usual_device(grid: Grid) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from raylab.data.hub_fault import hub_fault
+from raylab.data.hub_fault import check_hub, hub_fault
 from raylab.data.tokenise import TextTokenizer
 from raylab.experiment.config import ConfigError, Tokenization
 
@@ -46,6 +46,7 @@ class Tokenizer:
         )
 
         try:
+            check_hub(source)
             self._hf = AutoTokenizer.from_pretrained(
                 source, **({"gguf_file": gguf_file} if gguf_file else {})
             )

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from raylab.data.hub_fault import hub_fault
+from raylab.data.hub_fault import check_hub, hub_fault
 from raylab.experiment.config import Backbone, ComputeDtype, ConfigError, Lora
 
 # peft warns of tied weights under modules_to_save; `ensure_weight_tying` keeps them tied instead.
@@ -70,6 +70,7 @@ def load_config(backbone: Backbone, source: str) -> Any:
     """
     file = gguf_file(source)
     try:
+        check_hub(source)
         config = AutoConfig.from_pretrained(source, **({"gguf_file": file} if file else {}))
     except (OSError, ValueError) as error:
         reason = hub_fault(source, error)

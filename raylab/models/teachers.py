@@ -24,6 +24,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from raylab.data.hub_fault import check_hub, hub_fault
 from raylab.data.supervision.batches import pad
 from raylab.data.supervision.published import form_of
 from raylab.experiment.config import Backbone, ComputeDtype, ConfigError
@@ -82,11 +83,13 @@ def check_teacher(source: str, models_dir: str | None = None) -> None:
     if is_retriever(path):
         return
     try:
+        if not path.is_dir():
+            check_hub(source)
         AutoConfig.from_pretrained(str(path) if path.is_dir() else source)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"teacher {source}: it must be a model folder, a hub id, package:NAME/FOLDER, "
-            f"or a file of teacher scores or training groups ({error})"
+            f"or a file of teacher scores or training groups ({hub_fault(source, error)})"
         ) from None
 
 

@@ -106,7 +106,7 @@ class Durations:
             evaluation for evaluation in self.plan.evaluations if evaluation.name == group
         )
         shards = min(_MOST_SHARDS, math.ceil(evaluation.passages / self.execution.shard_passages))
-        seconds = evaluation.encode_flops / evaluation.cells / self.pace.encoding_flops
+        seconds = evaluation.encode_flops / evaluation.systems / self.pace.encoding_flops
         each = seconds / shards + self.pace.shard_s + self.pace.measure_s / shards
         return [Item(f"{name}-{i}", "encode", each, 1, after) for i in range(shards)]
 

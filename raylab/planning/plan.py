@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from raylab.data.faults import LeavingOut
+from raylab.data.known_sizes import KnownCollection
 from raylab.data.sources import Source
 from raylab.experiment.config import Adaptation, Backbone, ConfigError, Execution
 from raylab.experiment.families import Start
 from raylab.experiment.grid import Cell, Grid
+from raylab.experiment.heads import HEADS, Head
+from raylab.experiment.objectives import OBJECTIVES
 from raylab.experiment.references import load_reference
-from raylab.models.backbone import load_config, resolve_source
-from raylab.models.hub import check_vocabulary, load_tokenizer
 from raylab.planning.collections import (
     CollectionSizes,
     EvaluationPlan,
+    KnownSizes,
     Sample,
+    further_planned,
     further_sources,
     plan_evaluation,
+    sizes_of,
 )
 from raylab.planning.devices import DEVICES, Device
 from raylab.planning.flops import (
@@ -33,6 +39,9 @@ from raylab.planning.flops import (
 )
 from raylab.planning.memory import Load, adaptation_load, cell_load
 from raylab.planning.memory_fit import check_memory, fit
+from raylab.planning.models import PlannedModel, plan_model, weight_bytes
+from raylab.planning.node_needs import NodeNeeds, node_needs
+from raylab.planning.storage_bytes import StoragePlan, plan_storage
 
 _DRAWS = 32
 
@@ -87,11 +96,17 @@ class AdaptationPlan:
 
 @dataclass(frozen=True)
 class GridPlan:
-    """What a grid will take."""
+    """What a grid will take.
+
+    `known`: models and collections that are not on this machine, and are planned from what is known of them.
+    """
 
     cells: tuple[CellPlan, ...]
     adaptations: tuple[AdaptationPlan, ...] = ()
     evaluations: tuple[EvaluationPlan, ...] = ()
+    storage: StoragePlan | None = None
+    node: NodeNeeds | None = None
+    known: tuple[str, ...] = ()
 
     @property
     def flops(self) -> float:
@@ -102,14 +117,22 @@ class GridPlan:
 
 
 def plan_grid(
-    grid: Grid, source: Source, execution: Execution, evaluation: bool = True
+    grid: Grid,
+    source: Source | KnownCollection,
+    execution: Execution,
+    evaluation: bool = True,
+    from_tables: bool = False,
 ) -> GridPlan:
     """Plan every cell from lengths sampled from the collection's own texts.
 
     The run itself solves steps from the lengths of its real batches; the two differ by sampling.
 
     Args:
-        evaluation: plan encoding and search as well, for which the whole collections are read once.
+        source: a collection, or (with `from_tables`) a named benchmark that is not on this machine.
+        evaluation: plan encoding, search and what is stored as well, for which the whole collections are
+            read once.
+        from_tables: models and further collections that are not on this machine may be known ones; a run
+            must have them.
 
     Raises:
         ConfigError: an unknown model, a head or an objective that cannot be loaded, a budget too small for
@@ -120,25 +143,29 @@ def plan_grid(
     plans: list[CellPlan] = []
     adaptations: dict[Start, AdaptationPlan] = {}
     on_fault = LeavingOut(grid.on_fault)
-    sizes = CollectionSizes(source, on_fault)
-    further = [CollectionSizes(one, on_fault, False) for one in further_sources(grid, source)]
+    if from_tables or isinstance(source, KnownCollection):
+        others = further_planned(grid, source)
+    else:
+        others = further_sources(grid, source)
+    sizes = [sizes_of(source, on_fault), *(sizes_of(one, on_fault, False) for one in others)]
     evaluated: dict[str, EvaluationPlan] = {}
+    systems: Counter[str] = Counter()
+    untrained: dict[str, set[tuple[Backbone, Head]]] = {}
+    models: dict[Backbone, PlannedModel] = {}
     for cell in grid.cells():
         backbone = cell.backbone
-        shape = Shape.of(load_config(backbone, resolve_source(backbone, execution.models_dir)))
+        if backbone not in models:
+            models[backbone] = plan_model(backbone, execution.models_dir, from_tables)
+        shape, counts = models[backbone].shape, models[backbone].counts
         check_workers(cell, grid, execution)
-        load_reference(cell.head.pooling)
-        load_reference(cell.objective.loss)
-        tokenizer = load_tokenizer(backbone, execution.models_dir)
-        source_of_model = resolve_source(backbone, execution.models_dir)
-        check_vocabulary(backbone, source_of_model, tokenizer, shape.vocabulary)
+        _load_own(cell)
         plans.append(
             plan_cell(
                 cell,
                 shape,
-                _batch_lengths(cell, sizes.sample(tokenizer)),
+                _batch_lengths(cell, sizes[0].sample(counts)),
                 execution,
-                sizes.training_groups if cell.epochs is not None else 0,
+                sizes[0].training_groups if cell.epochs is not None else 0,
             )
         )
         adaptation = _adaptation(cell, grid)
@@ -148,10 +175,40 @@ def plan_grid(
             name = f"{backbone.name}-{cell.variant}" if backbone.name in taken else backbone.name
             adaptations[start] = _plan_adaptation(name, start, shape, execution)
         if evaluation:
-            part = plan_evaluation(cell, grid, shape, tokenizer, [sizes, *further])
-            before = evaluated.get(part.name)
-            evaluated[part.name] = part if before is None else before.with_cells_of(part)
-    return GridPlan(tuple(plans), tuple(adaptations.values()), tuple(evaluated.values()))
+            name = f"{cell.head.name}-{backbone.name}"
+            if name not in evaluated:
+                evaluated[name] = plan_evaluation(cell, grid, shape, counts, sizes)
+            systems[name] += 1
+            untrained.setdefault(name, set()).add((backbone, cell.head))
+    storage = plan_storage(grid, execution, models, sizes) if evaluation else None
+    return GridPlan(
+        tuple(plans),
+        tuple(adaptations.values()),
+        tuple(part.times(systems[name] + len(untrained[name])) for name, part in evaluated.items()),
+        storage,
+        None if storage is None else node_needs(grid, execution, models, sizes, storage),
+        _known_names(models, sizes),
+    )
+
+
+def _load_own(cell: Cell) -> None:
+    """Find the functions of a head or an objective of one's own; the package's are there, and take a while to load.
+
+    Raises:
+        ConfigError: one that cannot be loaded.
+    """
+    if HEADS.get(cell.head.name) != cell.head:
+        load_reference(cell.head.pooling)
+    if OBJECTIVES.get(cell.objective.name) != cell.objective:
+        load_reference(cell.objective.loss)
+
+
+def _known_names(
+    models: Mapping[Backbone, PlannedModel], sizes: Sequence[CollectionSizes]
+) -> tuple[str, ...]:
+    names = [backbone.source for backbone, model in models.items() if model.known]
+    names += [one.name for one in sizes if isinstance(one, KnownSizes)]
+    return tuple(dict.fromkeys(names))
 
 
 def plan_cell(
@@ -222,11 +279,6 @@ def _plan_adaptation(name: str, start: Start, shape: Shape, execution: Execution
 
 def _adaptation(cell: Cell, grid: Grid) -> Adaptation:
     return cell.adaptation or grid.ladder.recipe.adaptation
-
-
-def weight_bytes(backbone: Backbone) -> int:
-    """Of one weight, as it is computed with."""
-    return 4 if backbone.compute_dtype == "float32" else 2
 
 
 def check_workers(cell: Cell, grid: Grid, execution: Execution) -> None:

@@ -1,10 +1,11 @@
 """BEIR's 13 sets out of one folder: found by name, and what is missing is named before anything runs."""
 
+import fsspec
 import pytest
 
 from raylab.cli.experiment import chosen
 from raylab.cli.options import Options
-from raylab.data.beir_sets import beir_sets
+from raylab.data.beir_sets import beir_sets, planned_beir_sets
 from raylab.data.registry import BEIR_SETS, held_out_splits
 from raylab.experiment.config import ConfigError
 from raylab.experiment.grid import Grid
@@ -43,6 +44,32 @@ def test_a_folder_of_nothing_is_refused(tmp_path):
         beir_sets(str(tmp_path), partial=True)
     with pytest.raises(ConfigError, match="there is no such folder"):
         beir_sets(str(tmp_path / "none"))
+
+
+def test_a_remote_root_holds_folders():
+    fs = fsspec.filesystem("memory")
+    for name in BEIR_SETS[1:]:
+        fs.pipe_file(f"/beir-sets/{name}/corpus.jsonl", b"{}")
+    with pytest.raises(ConfigError, match=r"1 of BEIR's 13 sets are missing.*: arguana$"):
+        beir_sets("memory://beir-sets")
+    expected = tuple(f"memory://beir-sets/{name}" for name in BEIR_SETS)
+    assert beir_sets("memory://beir-sets", partial=True) == expected[1:]
+    assert planned_beir_sets("memory://beir-sets") == expected
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        beir_sets("memory://nothing")
+
+
+def test_a_plan_does_without_the_sets(root, tmp_path):
+    """It names them by where a run will find them; of those that are there the place is used."""
+    (root / "arguana").rmdir()
+    planned = Options(evaluate="beir", beir_root=str(root), dry_run=True)
+    grid, _ = chosen(planned, GRID)
+    assert grid.evaluation == (str(root / "arguana"), *beir_sets(str(root), partial=True))
+    assert chosen(Options(evaluate="beir", dry_run=True), GRID)[0].evaluation == BEIR_SETS
+    nowhere = Options(evaluate="beir", beir_root="/nowhere", dry_run=True)
+    assert chosen(nowhere, GRID)[0].evaluation == tuple(f"/nowhere/{name}" for name in BEIR_SETS)
+    some = Options(evaluate="beir", beir_root=str(root), partial=True, dry_run=True)
+    assert chosen(some, GRID)[0].evaluation == beir_sets(str(root), partial=True)
 
 
 def test_the_option_names_all_sets_and_others(root, tmp_path):

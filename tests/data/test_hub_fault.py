@@ -1,5 +1,10 @@
-"""A model that the hub does not give is one line that says what to do."""
+"""A model that the hub does not give is one line that says what to do, at once."""
 
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,9 +49,111 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(monkeypatch, cause, said
         raise OSError(said) from cause
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # so that the library is asked
     with pytest.raises(ConfigError) as fault:
         load_config(Backbone("1b", SOURCE), SOURCE)
     text = str(fault.value)
     assert text.startswith(f"size '1b': no model at '{SOURCE}' (")
     assert words in text
     assert "\n" not in text
+
+
+# ---------------------------------------------------------------------------- a hub that answers
+
+
+@pytest.fixture
+def hub():
+    """A hub on this machine: (address, what it answers by repository, the requests that came)."""
+    answers: dict[str, tuple[int, str | None]] = {}
+    asked: list[tuple[str, str | None]] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            repository = "/".join(self.path.split("/")[1:3])
+            if repository in answers:  # not what the library asks of itself
+                asked.append((self.path, self.headers.get("Authorization")))
+            status, code = answers.get(repository, (404, None))
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", answers, asked
+    server.shutdown()
+
+
+_ASK = """
+import sys, time
+from raylab.experiment.config import Backbone, ConfigError
+from raylab.models.backbone import load_config
+started = time.time()
+try:
+    load_config(Backbone("1b", sys.argv[1]), sys.argv[1])
+except ConfigError as error:
+    print(error)
+print(time.time() - started)
+"""
+
+
+def ask(endpoint: str, tmp_path, source: str = SOURCE, token: str | None = None):
+    """(what is told, seconds), in a process of its own: the library reads its settings once."""
+    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    if token is not None:
+        variables["HF_TOKEN"] = token
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK, source],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *told, seconds = done.stdout.splitlines()
+    (line,) = told
+    return line, float(seconds)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "token", "words"),
+    [
+        (
+            401,
+            "GatedRepo",
+            None,
+            "is gated: accept its licence on its page of the hub, and set HF_TOKEN",
+        ),
+        (403, "GatedRepo", "hf_x", "(the token that is set does not open it)"),
+        (
+            401,
+            "RepoNotFound",
+            None,
+            "has no model meta-llama/Llama-3.2-1B, or gives it only with HF_TOKEN",
+        ),
+        (503, None, None, "the hub answers 503 at present; run the same command again later"),
+    ],
+)
+def test_a_hub_that_refuses_is_asked_once(hub, tmp_path, status, code, token, words):
+    endpoint, answers, asked = hub
+    answers[SOURCE] = status, code
+    line, _ = ask(endpoint, tmp_path, token=token)
+    assert line.startswith(f"size '1b': no model at '{SOURCE}' (")
+    assert words in line
+    expected = None if token is None else f"Bearer {token}"
+    assert asked == [(f"/{SOURCE}/resolve/main/config.json", expected)]
+
+
+def test_a_hub_that_is_not_there_is_told_without_waiting(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line, seconds = ask(f"http://127.0.0.1:{port}", tmp_path)
+    assert "the hub cannot be reached and nothing of it is in the cache" in line
+    assert seconds < 5
