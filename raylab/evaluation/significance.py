@@ -112,7 +112,7 @@ def compare(
             comparisons.append(Comparison(*facts, *interval, *effect, p_t, p, bool(exact[place])))
     if not comparisons:
         raise ConfigError("nothing to compare: at least two systems are needed")
-    return _corrected(comparisons)
+    return corrected(comparisons)
 
 
 def _table(
@@ -260,7 +260,8 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def _corrected(comparisons: list[Comparison]) -> list[Comparison]:
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons as one family, whatever they were corrected for before, in the order given."""
     p_t, p_random = [c.p_t for c in comparisons], [c.p_random for c in comparisons]
     columns = (bonferroni(p_t), holm(p_t), bonferroni(p_random), holm(p_random))
     return [

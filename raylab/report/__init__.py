@@ -18,8 +18,10 @@ from raylab.report.charts.chart import shown_tables
 from raylab.report.formats import to_csv, to_markdown, to_rich
 from raylab.report.heads import compare_heads, mark
 from raylab.report.laws import DRAWS, study
-from raylab.report.layout import layout, published_markdown, to_latex
+from raylab.report.layout import Layout, layout, published_markdown, to_latex
 from raylab.report.layout import to_markdown as layout_to_markdown
+from raylab.report.layout import to_rich as layout_to_rich
+from raylab.report.page.domains import to_markdown as domains_to_markdown
 from raylab.report.page.law_blocks import to_csv as laws_to_csv
 from raylab.report.page.page import Contents, render
 from raylab.report.rows import benchmarks, read_rows
@@ -45,16 +47,20 @@ FILES = {
 
 @dataclass(frozen=True)
 class Report:
-    """A written report: full path or URI of each file by its label, and its tables.
+    """A written report: full path or URI of each file by its label, its tables, and the layout of the grid.
 
     Labels: those of `FILES`, and names of files for what not every report has.
     """
 
     paths: dict[str, str]
     tables: tuple[GridTable, ...]
+    layout: Layout
 
     def show(self, console: Console) -> None:
-        """Print the grid tables, held-out splits first."""
+        """Print the paper's table, where it is of several benchmarks; then the grid tables, held out first."""
+        if len(self.layout.columns) > 1 and not self.layout.empty:
+            console.print(layout_to_rich(self.layout))
+            console.print()
         for table in self.tables:
             console.print(to_rich(table))
             console.print()
@@ -91,7 +97,8 @@ def write(
     charts = quality.charts(shown) + corruption.charts(shown, per_query)
     charts += isoflops.charts(laws) if laws else []
     in_layout = layout(tables)
-    markdown = (layout_to_markdown(in_layout), published_markdown(), to_markdown(tables))
+    markdown = [layout_to_markdown(in_layout), published_markdown(), to_markdown(tables)]
+    markdown += [domains_to_markdown(laws)] if laws else []
     svgs = {chart.name: drawing.to_svg(chart) for chart in charts}
     contents = {f"{name}.svg": svg for name, svg in svgs.items()}
     contents |= {f"{chart.name}.png": drawing.to_png(chart) for chart in charts}
@@ -110,7 +117,7 @@ def write(
     _forget(store, set(contents))
     more = {name: name for name in contents if name not in FILES.values()}
     paths = {label: f"{store.uri}/{FOLDER}/{name}" for label, name in (FILES | more).items()}
-    return Report(paths, tables)
+    return Report(paths, tables, in_layout)
 
 
 def _forget(store: Store, written: set[str]) -> None:

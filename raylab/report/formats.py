@@ -10,8 +10,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from raylab.evaluation.domains import OUT_OF_DOMAIN
 from raylab.experiment.objectives import OBJECTIVES
-from raylab.report.rows import TRAINED, UNTRAINED, Result, Variation, benchmarks
+from raylab.report.rows import TRAINED, UNTRAINED, Benchmark, Result, Variation, benchmarks
 from raylab.report.tables import GridTable, Line
 
 NOTHING = "-"
@@ -20,7 +21,8 @@ BELOW = "below untrained"
 BEATS, BEATS_NOTE = (
     "\u2020",
     "\u2020: better than its twin of the other head, otherwise alike (paired t-test over queries, Holm "
-    "over all such pairs of this split and measure, p \u2264 0.05).",
+    "over a family, p \u2264 0.05: in domain all such pairs of this split and measure, out of domain those of all "
+    "collections by this measure).",
 )
 _TEXT = ("size", "head", "objective", "variant", "budget")
 _GAIN = "vs untrained"
@@ -143,11 +145,17 @@ def note(table: GridTable) -> str:
 
 
 def title(table: GridTable) -> str:
-    """Benchmark, measure and number of queries."""
+    """Benchmark, whether it is validation or out of domain, measure and number of queries."""
     benchmark = table.benchmark
     queries = "" if benchmark.queries is None else f", {count(benchmark.queries)} queries"
-    validation = "" if benchmark.held_out else " (validation)"
-    return f"{benchmark.name}{validation}: {benchmark.primary}{queries}"
+    return f"{benchmark.name}{kind_of(benchmark)}: {benchmark.primary}{queries}"
+
+
+def kind_of(benchmark: Benchmark) -> str:
+    """` (validation)`, ` (out of domain)`, or nothing: held out, in domain."""
+    if benchmark.domain == OUT_OF_DOMAIN:
+        return f" ({OUT_OF_DOMAIN})"
+    return "" if benchmark.held_out else " (validation)"
 
 
 def to_rich(table: GridTable) -> Table:

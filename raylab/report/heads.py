@@ -53,8 +53,8 @@ class HeadsCompared:
 def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[HeadsCompared]:
     """Every sparse cell with its dense twin on the primary measure of every benchmark.
 
-    A benchmark's pairs are one family (`raylab.scaling.twins`), and the same one wherever its tests are
-    shown. Ordered as `benchmarks`, then by size, objective and variant; empty where no cell has a twin,
+    Pairs that ask one question are one family (`raylab.scaling.twins`), and the same one wherever its tests
+    are shown. Ordered as `benchmarks`, then by size, objective and variant; empty where no cell has a twin,
     or a benchmark fewer than 2 queries.
 
     Args:
@@ -62,13 +62,18 @@ def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[Heads
     """
     variants = {row.variant: Variation.of(row) for row in rows if row.kind == TRAINED}
     sizes = list(dict.fromkeys(row.size for row in rows))  # by parameters
+    every = benchmarks(rows)
+    results = pd.DataFrame([vars(row) for row in rows])
+    by_place: dict[tuple[str, str, str], list[Twins]] = {}
+    for measure in dict.fromkeys(benchmark.primary for benchmark in every):
+        for pair in twins(results, per_query, measure):
+            by_place.setdefault((pair.collection, pair.split, measure), []).append(pair)
     compared = []
-    for benchmark in benchmarks(rows):
-        where = benchmark.collection, benchmark.split
-        own = pd.DataFrame([vars(row) for row in rows if (row.collection, row.split) == where])
+    for benchmark in every:
+        place = benchmark.collection, benchmark.split, benchmark.primary
         found = [
             HeadsCompared(benchmark, variants[pair.variant], pair)
-            for pair in twins(own, per_query, benchmark.primary)
+            for pair in by_place.get(place, ())
         ]
         compared += sorted(found, key=lambda one: _order(sizes, one))
     return compared

@@ -1,15 +1,17 @@
-"""The laws of a report: what is fitted, forecast and claimed of its held-out splits."""
+"""The laws of a report: what is fitted, forecast and claimed of its held-out splits, in domain and out of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from raylab.evaluation.entropy import MEASURE as ENTROPY
-from raylab.report.rows import TRAINED, Result, benchmarks
-from raylab.scaling import Law, Series, Study, claims, laws_of, series
+from raylab.report.published import same_benchmark
+from raylab.report.rows import TRAINED, Benchmark, Result, benchmarks
+from raylab.scaling import Law, Series, Study, laws_of, macro_means, series
+from raylab.scaling.claims import plain_recipe, slope_claims, sparse_claims
+from raylab.scaling.twins import twins
 
 GAIN = "nDCG@10"
 TARGETS = (ENTROPY, GAIN)
@@ -21,24 +23,46 @@ def study(
 ) -> Study:
     """Fit what the runs allow: laws of N and D where budgets vary, else of the one that varies.
 
-    Validation splits are left out, and runs of other variants than the plain recipe and budgets.
+    Validation splits are left out, but for MS MARCO dev, which is published; so are runs of other variants than
+    the plain recipe and budgets. Where cells are measured on several collections out of domain, laws and slopes
+    are also of the mean over them; which head is better is tested on each alone.
     """
     fitted = Study(draws)
     if not any(row.kind == TRAINED for row in rows):
         return fitted
-    for benchmark in benchmarks(rows):
-        where: dict[str, Any] = {"collection": benchmark.collection, "split": benchmark.split}
-        if not benchmark.held_out:
-            continue
-        for one in series(results, per_query, TARGETS, **where):
-            for law in _laws(one):
-                fitted.add(one, law)
+    shown = [one for one in benchmarks(rows) if one.held_out or _is_published(one)]
+    place = {(one.collection, one.split): number for number, one in enumerate(shown)}
+    every = [
+        one for one in series(results, per_query, TARGETS) if (one.collection, one.split) in place
+    ]
+    every.sort(key=lambda one: place[one.collection, one.split])
+    means = macro_means(every)
+    for one in (*every, *means):
+        for law in _laws(one):
+            fitted.add(one, law)
+    # Entropies of two heads have two temperatures: which head is better they do not tell. One draw: the
+    # t-test is what counts here, not the randomisation test.
+    pairs = twins(results, per_query, GAIN, draws=1)
+    for where in place:
         for measure in TARGETS:
-            if measure in benchmark.measures:
-                tests = claims(results, per_query, measure, draws=draws, **where)
-                # Entropies of two heads have two temperatures: which head is better they do not tell.
-                fitted.claims += [one for one in tests if measure != ENTROPY or not one.size]
+            own = _plain(every, where, measure)
+            fitted.claims += slope_claims(own, draws=draws)
+            fitted.claims += sparse_claims(own, pairs if measure == GAIN else [])
+    fitted.claims += slope_claims([plain_recipe(one) for one in means], draws=draws)
+    fitted.compare_domains([*every, *means])
     return fitted
+
+
+def _is_published(benchmark: Benchmark) -> bool:
+    return same_benchmark(benchmark.collection, benchmark.split) is not None
+
+
+def _plain(every: Sequence[Series], where: tuple[str, str], measure: str) -> list[Series]:
+    return [
+        plain_recipe(one)
+        for one in every
+        if (one.collection, one.split) == where and one.measure == measure
+    ]
 
 
 def _laws(whole: Series) -> tuple[Law, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from raylab.data.registry import protocol
+from raylab.evaluation.domains import IN_DOMAIN, OUT_OF_DOMAIN, Domain, domain
 from raylab.experiment import heads, objectives
 from raylab.storage.tables import Result, column_types
 
@@ -59,7 +60,8 @@ class Benchmark:
     """One split of one collection: what it is measured by and on how many queries.
 
     `measures`: those the results hold, the primary one first. `held_out` is false for a validation
-    split (`valid`, `dev`) of a collection that has another split.
+    split (`valid`, `dev`) of a collection that has another split and that trained the cells. `domain`: out
+    of domain where every trained cell was trained on another collection.
     """
 
     collection: str
@@ -67,6 +69,7 @@ class Benchmark:
     measures: tuple[str, ...]
     queries: int | None
     held_out: bool
+    domain: Domain = IN_DOMAIN
 
     @property
     def primary(self) -> str:
@@ -144,22 +147,28 @@ def rank(known: Sequence[str], name: str | None) -> tuple[int, str]:
 
 
 def benchmarks(rows: Sequence[Result]) -> list[Benchmark]:
-    """The benchmarks the rows speak of: held-out splits first, then by collection and split."""
+    """The benchmarks the rows speak of: held-out splits first, in domain first, then by collection and split."""
+    by_place: dict[tuple[str, str], list[Result]] = {}
+    for row in rows:
+        by_place.setdefault((row.collection, row.split), []).append(row)
+    trained_on = {row.trained_on or row.collection for row in rows if row.kind == TRAINED}
     known = []
-    for collection, split in sorted({(row.collection, row.split) for row in rows}):
-        selected = [row for row in rows if (row.collection, row.split) == (collection, split)]
-        splits = {row.split for row in rows if row.collection == collection}
+    for (collection, split), selected in sorted(by_place.items()):
+        splits = {other for name, other in by_place if name == collection}
         queries = {row.queries for row in selected if row.queries is not None}
+        own = {row.trained_on for row in selected if row.kind == TRAINED} or trained_on
+        inside = not own or any(domain(collection, one) == IN_DOMAIN for one in own)
         known.append(
             Benchmark(
                 collection,
                 split,
                 _measures(collection, split, {row.measure for row in selected}),
                 max(queries, default=None),
-                held_out=split not in VALIDATION_SPLITS or splits <= VALIDATION_SPLITS,
+                split not in VALIDATION_SPLITS or splits <= VALIDATION_SPLITS or not inside,
+                IN_DOMAIN if inside else OUT_OF_DOMAIN,
             )
         )
-    return sorted(known, key=lambda benchmark: not benchmark.held_out)
+    return sorted(known, key=lambda one: (not one.held_out, one.domain != IN_DOMAIN))
 
 
 def _measures(collection: str, split: str, present: set[str]) -> tuple[str, ...]:

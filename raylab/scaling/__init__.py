@@ -9,10 +9,16 @@ isoflop(runs[0], fitted); claims(results, per_query)
 
 from raylab.scaling.bootstrap import Interval
 from raylab.scaling.claims import Claim, claims
+from raylab.scaling.domain_differences import (
+    DomainDifference,
+    exponent_differences,
+    slope_difference,
+)
 from raylab.scaling.fit import Fit, fit
 from raylab.scaling.forecast import Forecast, Predicted, forecast
 from raylab.scaling.isoflop import Optimum, isoflop
 from raylab.scaling.laws import LAWS, Law, find_law, laws_of
+from raylab.scaling.macro import macro_means
 from raylab.scaling.points import Facts, Series, series, slices
 from raylab.scaling.rows import COLUMNS, rows
 from raylab.scaling.study import Refusal, Study
@@ -21,6 +27,7 @@ __all__ = [
     "COLUMNS",
     "LAWS",
     "Claim",
+    "DomainDifference",
     "Facts",
     "Fit",
     "Forecast",
@@ -32,12 +39,15 @@ __all__ = [
     "Series",
     "Study",
     "claims",
+    "exponent_differences",
     "find_law",
     "fit",
     "forecast",
     "isoflop",
     "laws_of",
+    "macro_means",
     "rows",
     "series",
     "slices",
+    "slope_difference",
 ]

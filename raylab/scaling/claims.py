@@ -5,8 +5,8 @@
 2. `flat in size`: distilled ones (KD) do not: a claim of equivalence, so the 90 % interval of the same
    slope must lie inside a margin (two one-sided tests of 5 %, Schuirmann 1987).
 3. `sparse beats dense`, at equal size and objective: paired over queries, means over seeds, corrected by Holm for
-   all pairs of the split and measure (`raylab.scaling.twins`). It is of these trained models: noise between
-   seeds is not in it.
+   all pairs that ask the same question (`raylab.scaling.twins`). It is of these trained models: noise between
+   seeds is not in it. It is never of a mean over collections.
 
 1 and 2 are about sizes, so sizes are what is counted: a slope over 5 of them has 3 degrees of freedom,
 however many budgets and seeds each has.
@@ -27,8 +27,8 @@ import pandas as pd
 
 from raylab.experiment.config import ConfigError
 from raylab.experiment.heads import DENSE, SPARSE
-from raylab.experiment.objectives import CL, KD
-from raylab.scaling.bootstrap import Interval, interval
+from raylab.experiment.objectives import CL, KD, Objective
+from raylab.scaling.bootstrap import Interval, interval, within_strata
 from raylab.scaling.clusters import Noise, draw_noise
 from raylab.scaling.points import Facts, Series, as_loss, is_entropy, series
 from raylab.scaling.twins import LEVEL, Twins, twins
@@ -95,22 +95,36 @@ def claims(
         results, per_query, (measure,), collection=collection, split=split, variant=variant
     )
     if variant is None:
-        series_found = [_plain(one) for one in series_found]
+        series_found = [plain_recipe(one) for one in series_found]
     wanted = [one for one in series_found if objective in (None, one.objective)]
-    tests = []
-    for one in wanted:
-        if head in (None, one.head) and one.objective == CL.name:
-            tests.append(_slope_test(IMPROVES, one, n, 0.95, margin, draws, seed))
-    for one in wanted:
-        if head in (None, one.head) and one.objective == KD.name:
-            tests.append(_slope_test(FLAT, one, n, 0.90, margin, draws, seed))
+    of_head = [one for one in wanted if head in (None, one.head)]
+    tests = slope_claims(of_head, margin=margin, n=n, draws=draws, seed=seed)
     if head is None:
         # One draw: the t-test is what counts here, not the randomisation test.
-        tests += _sparse_tests(wanted, twins(results, per_query, measure, draws=1), n)
+        tests += sparse_claims(wanted, twins(results, per_query, measure, draws=1), n)
     return tests
 
 
-def _plain(whole: Series) -> Series:
+def slope_claims(
+    series_found: Sequence[Series],
+    *,
+    margin: float = MARGIN,
+    n: str = "parameters",
+    draws: int = 1000,
+    seed: int = 0,
+) -> list[Claim]:
+    """The claims about size: those of CL, then those of KD."""
+    tests: list[Claim] = []
+    kinds: tuple[tuple[Name, Objective, float], ...] = ((IMPROVES, CL, 0.95), (FLAT, KD, 0.90))
+    for claim, objective, confidence in kinds:
+        for one in series_found:
+            if one.objective == objective.name:
+                tests.append(_slope_test(claim, one, n, confidence, margin, draws, seed))
+    return tests
+
+
+def plain_recipe(whole: Series) -> Series:
+    """The runs of the plain recipe, or where a series has none those of its budgets."""
     plain = np.array([variant == "" for variant in whole.variants])
     return whole.keep(plain) if plain.any() else whole
 
@@ -129,31 +143,36 @@ def slope(
     Raises:
         ConfigError: fewer than 3 sizes, or than 2 more than the sets of them that budgets join.
     """
+    one, design = size_design(one, n)
+    values_RQ = as_loss(one.measure, one.losses_RQ)  # the measure itself, in its own direction
+    values_R = values_RQ.mean(1)
+    inverse = np.linalg.pinv(design)
+    residuals_R = values_R - design @ (inverse @ values_R)
+    deviations_RQ = within_strata(values_RQ - values_R[:, None], one.strata)
+    noise = draw_noise(deviations_RQ, residuals_R, design, one.clusters, draws, seed, one.strata)
+    estimate = float(inverse[0] @ values_R)
+    draws_B = estimate + (noise.queries_BR + noise.runs_BR) @ inverse[0]
+    return interval(estimate, draws_B, confidence), noise
+
+
+def size_design(one: Series, n: str = "parameters") -> tuple[Series, np.ndarray]:
+    """The runs whose N is known, and log10 N beside a constant for each budget, float64 [R, 1 + budgets].
+
+    Raises:
+        ConfigError: as `slope`.
+    """
     n_R = one.covariate("N", n)
     known = np.isfinite(n_R) & (n_R > 0)
     one, n_R = one.keep(known, f"no {n}"), n_R[known]
     groups = [(v, b) for _, v, b in one.designs]
-    design = np.column_stack(
-        [
-            np.log10(n_R),
-            *(np.array([g == group for g in groups], float) for group in sorted(set(groups))),
-        ]
-    )
     if _freedom(n_R, groups) < 1:
         sizes = len(set(one.sizes))
         raise ConfigError(
             f"{one.name}: a slope over sizes needs 3 of them, joined by budgets that they share; there are "
             f"{sizes} sizes, {len(set(groups))} budgets"
         )
-    values_RQ = _values(one)
-    values_R = values_RQ.mean(1)
-    inverse = np.linalg.pinv(design)
-    residuals_R = values_R - design @ (inverse @ values_R)
-    deviations_RQ = values_RQ - values_R[:, None]
-    noise = draw_noise(deviations_RQ, residuals_R, design, one.clusters, draws, seed)
-    estimate = float(inverse[0] @ values_R)
-    draws_B = estimate + (noise.queries_BR + noise.runs_BR) @ inverse[0]
-    return interval(estimate, draws_B, confidence), noise
+    constants = [np.array([g == group for g in groups], float) for group in sorted(set(groups))]
+    return one, np.column_stack([np.log10(n_R), *constants])
 
 
 def _freedom(n_R: np.ndarray, groups: Sequence[tuple[str, float]]) -> int:
@@ -167,11 +186,6 @@ def _freedom(n_R: np.ndarray, groups: Sequence[tuple[str, float]]) -> int:
             joined[n] = union
     parts = len({id(part) for part in joined.values()})
     return len(sizes) - 1 - parts
-
-
-def _values(one: Series) -> np.ndarray:
-    """The measure itself, in its own direction: of a loss that lacks to 1, 1 - loss."""
-    return as_loss(one.measure, one.losses_RQ)
 
 
 def _slope_test(
@@ -223,7 +237,10 @@ def _flatness(estimate: Interval, margin: float) -> str:
 # ------------------------------------------------------------------------------- sparse or dense
 
 
-def _sparse_tests(series_found: Sequence[Series], pairs: Sequence[Twins], n: str) -> list[Claim]:
+def sparse_claims(
+    series_found: Sequence[Series], pairs: Sequence[Twins], n: str = "parameters"
+) -> list[Claim]:
+    """The claim about heads, of every pair whose runs are in the series."""
     parts: dict[tuple, dict[str, Series]] = defaultdict(dict)
     for one in series_found:
         for size, variant in dict.fromkeys(zip(one.sizes, one.variants, strict=True)):

@@ -18,7 +18,7 @@ Legend: R runs, Q queries, B draws, P parameters, G clusters of a level.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,22 +85,38 @@ def draw_noise(
     clusters: Sequence[tuple[str, Sequence[Hashable]]],
     draws: int,
     seed: int,
+    strata: Sequence[int] = (),
 ) -> Noise:
     """Draws of both kinds of noise, in the unit of the residuals.
 
     Args:
-        deviations_RQ: of each query's value from its run's mean, float64.
+        deviations_RQ: of each query's value from its run's mean, float64; with strata those of
+            `within_strata`.
         residuals_R: of least squares.
         tangent_RP: derivatives of the fitted values by the parameters.
         clusters: names and labels [R] of levels, coarsest first, nested; that of single runs is added.
         seed: the result is a function of the arguments.
+        strata: how many consecutive queries are drawn among themselves.
     """
     rng = np.random.default_rng(seed)
-    shift_BR = query_shifts(deviations_RQ, draws, rng)
+    shift_BR = query_shifts(deviations_RQ, draws, rng, strata)
+    of_runs = draw_run_noise(deviations_RQ, residuals_R, tangent_RP, clusters, draws, rng)
+    return replace(of_runs, queries_BR=shift_BR)
+
+
+def draw_run_noise(
+    deviations_RQ: np.ndarray,
+    residuals_R: np.ndarray,
+    tangent_RP: np.ndarray,
+    clusters: Sequence[tuple[str, Sequence[Hashable]]],
+    draws: int,
+    rng: np.random.Generator,
+) -> Noise:
+    """Draws of the noise of runs alone, as in `draw_noise`; what queries do is 0."""
     levels = find_levels(deviations_RQ, residuals_R, tangent_RP, clusters)
     variances_BL = _draw_variances(levels, draws, rng)
     runs_BR = _draw_runs(levels, variances_BL, rng)
-    return Noise(shift_BR, runs_BR, variances_BL, levels)
+    return Noise(np.zeros_like(runs_BR), runs_BR, variances_BL, levels)
 
 
 def find_levels(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from raylab.experiment.config import ConfigError
-from raylab.scaling.bootstrap import Interval, interval
+from raylab.scaling.bootstrap import Interval, interval, within_strata
 from raylab.scaling.clusters import SIZES, Noise, draw_noise
 from raylab.scaling.laws import Law, find_law
 from raylab.scaling.points import Facts, Series
@@ -33,7 +33,8 @@ class Fit(Facts):
     where there are several (`raylab.scaling.clusters`). `r_squared`: of the losses. `residual`: standard
     deviation of the log residuals, of runs less parameters. `at_bounds`: parameters that the data do not
     hold within bounds (a floor of 0, an exponent of 0.01 or 10). `series`: the runs fitted. `definition`:
-    the law itself. `noise`: what each draw added to each run's log loss, but for its queries.
+    the law itself. `noise`: what each draw added to each run's log loss, but for its queries. `squares_R`,
+    `tangent_RP`: log residuals of least squares and the law's derivatives there. `starts_SP`: of the solver.
     """
 
     law: str
@@ -55,6 +56,23 @@ class Fit(Facts):
     theta_BP: np.ndarray = field(repr=False)
     centre_K: np.ndarray = field(repr=False)
     unit: float = field(repr=False)
+    squares_R: np.ndarray = field(repr=False)
+    tangent_RP: np.ndarray = field(repr=False)
+    starts_SP: np.ndarray = field(repr=False)
+
+    @property
+    def deviations_RQ(self) -> np.ndarray:
+        """Of each query's loss from its run's, as a share of it, float64."""
+        return self.series.losses_RQ / self.series.losses_R[:, None] - 1
+
+    def exponents_of_moved(self, log_noise_BR: np.ndarray) -> dict[str, np.ndarray]:
+        """The law's exponents, by name, of losses that are the fit's own times the noise, float64 [B] each."""
+        law = self.definition
+        covariates = [self.series.covariate(name, self.n, self.d) for name in law.covariates]
+        x_RK = np.log(np.stack(covariates, -1)) - self.centre_K
+        log_fitted_R = np.log(law.value(self.theta_P, x_RK))
+        theta_BP = solve_draws(law, x_RK, log_fitted_R + log_noise_BR, self.theta_P, self.starts_SP)
+        return {name: theta_BP[:, place] for name, place in law.exponents.items()}
 
     def predict(self, *covariates: np.ndarray | float) -> Interval:
         """The law's loss and its interval, where a run of infinitely many seeds and queries would lie.
@@ -139,9 +157,11 @@ def fit(
     theta_P, starts = solve(rule, x_RK, losses_R / unit)
     log_fitted_R = np.log(rule.value(theta_P, x_RK))
     residuals_R = np.log(losses_R / unit) - log_fitted_R
-    deviations_RQ = kept.losses_RQ / losses_R[:, None] - 1
+    deviations_RQ = within_strata(kept.losses_RQ / losses_R[:, None] - 1, kept.strata)
     squares_R, tangent_RP = _squares(rule, theta_P, x_RK, losses_R / unit)
-    noise = draw_noise(deviations_RQ, squares_R, tangent_RP, kept.clusters, draws, seed)
+    noise = draw_noise(
+        deviations_RQ, squares_R, tangent_RP, kept.clusters, draws, seed, kept.strata
+    )
     _check_sizes(kept, rule, noise)
     noise_BR = log_shift(noise.queries_BR) + noise.runs_BR
     theta_BP = solve_draws(rule, x_RK, log_fitted_R + noise_BR, theta_P, starts)
@@ -174,6 +194,9 @@ def fit(
         theta_BP=theta_BP,
         centre_K=centre_K,
         unit=unit,
+        squares_R=squares_R,
+        tangent_RP=tangent_RP,
+        starts_SP=starts,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from raylab.experiment.config import ConfigError
-from raylab.scaling.bootstrap import Interval, interval, query_shifts
+from raylab.scaling.bootstrap import Interval, interval, query_shifts, within_strata
 from raylab.scaling.clusters import BRANCHES, LARGEST_LOG, RUNS, SIZES
 from raylab.scaling.fit import Fit, fit, log_shift
 from raylab.scaling.laws import HoldOut, Law, find_law
@@ -86,8 +86,9 @@ def forecast(
     held_out = held_out.keep(usable, "held out, without the covariates of the law")
     rng = np.random.default_rng([seed, 1])
     deviations = held_out.losses_RQ / held_out.losses_RQ.mean(1, keepdims=True) - 1
+    deviations = within_strata(deviations, held_out.strata)
     # The same seed as the fit's, and the first thing it draws: the same queries.
-    shift_BR = query_shifts(deviations, draws, np.random.default_rng(seed))
+    shift_BR = query_shifts(deviations, draws, np.random.default_rng(seed), held_out.strata)
     predictions = tuple(
         _predict(fitted, held_out, np.flatnonzero(own_R), shift_BR, n, d, rng)
         for own_R in (

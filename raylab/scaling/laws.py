@@ -80,6 +80,12 @@ class Law:
         return (*range(1, 1 + 2 * len(self.covariates)), 0)
 
     @property
+    def exponents(self) -> dict[str, int]:
+        """Names of the reported exponents, each with its place in theta."""
+        named = zip(self.parameters, self.places, strict=True)
+        return {name: place for name, place in named if place and place % 2 == 0}
+
+    @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest theta, float64 [P] each: no floor below 0, no negative exponent."""
         pairs = [(0.0, np.inf)] + [LOG_TERMS, EXPONENTS] * len(self.covariates)

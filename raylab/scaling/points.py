@@ -1,7 +1,8 @@
 """The results table as series of runs: what a law is fitted to.
 
-A series is one (head, objective, collection, split, measure). Its targets are losses: contrastive
-entropy (`CE@256`, nats) as it is, and of any other measure, such as nDCG@10, what lacks to 1.
+A series is one (head, objective, collection, split, measure) of runs trained on one collection. Its targets
+are losses: contrastive entropy (`CE@256`, nats) as it is, and of any other measure, such as nDCG@10, what
+lacks to 1.
 
 Legend: R runs, Q queries.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from raylab.evaluation.domains import IN_DOMAIN, Domain, domain
 from raylab.experiment.config import ConfigError
 from raylab.scaling.clusters import RUNS, SIZES
 from raylab.scaling.laws import Law, find_law
@@ -40,7 +42,8 @@ _COLUMNS = (
 class Facts:
     """What every figure states: which results it is of, and how many.
 
-    `where`: the part of a series, such as `budget 1e+12`, or nothing. `points`: distinct designs
+    `domain`: whether the runs were trained on the collection. `where`: the part of a series, such as
+    `budget 1e+12`, or nothing. `points`: distinct designs
     (size and budget). `window`: lowest and highest N (parameters), D (of the fit's choice) and C (FLOPs)
     of the runs, nan where unknown. `excluded`: runs left out, each with the reason.
     """
@@ -50,6 +53,7 @@ class Facts:
     collection: str
     split: str
     measure: str
+    domain: Domain
     where: str
     n_runs: int
     points: int
@@ -65,7 +69,8 @@ class Series:
 
     `numbers`: float64 [R] of each run by name, nan where unknown: `parameters` (non-embedding N), `with_head`
     (and the vocabulary head), `tokens`, `examples` (D), `spent_flops` (C), `budget_flops`,
-    `retrieval_flops`, `index_bytes`. `losses_RQ`: float64, of each query.
+    `retrieval_flops`, `index_bytes`. `losses_RQ`: float64, of each query. `strata`: how many consecutive
+    queries are of each collection, where there are several (`raylab.scaling.macro`).
     """
 
     head: str
@@ -82,6 +87,8 @@ class Series:
     losses_RQ: np.ndarray
     where: str = ""
     excluded: tuple[str, ...] = ()
+    domain: Domain = IN_DOMAIN
+    strata: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -149,7 +156,9 @@ class Series:
 
     def facts(self, n: str = "parameters", d: str = "tokens") -> dict[str, Any]:
         """The fields of `Facts`."""
-        names = ("head", "objective", "collection", "split", "measure", "where", "excluded")
+        names = (
+            "head", "objective", "collection", "split", "measure", "domain", "where", "excluded",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names} | {
             "n_runs": len(self.systems),
             "points": len(set(self.designs)),
@@ -192,8 +201,8 @@ def series(
     values = _values(per_query, set(rows["system"]), set(rows["measure"]))
     keys = ["head", "objective", "collection", "split", "measure"]
     every = [
-        _series(dict(zip(keys, key, strict=True)), group, values)
-        for key, group in rows.groupby(keys, sort=True)
+        _series(dict(zip(keys, key, strict=False)), key[-1], group, values)
+        for key, group in rows.groupby([*keys, "trained_on"], sort=True)
     ]
     order = {measure: place for place, measure in enumerate(measures)}
     return sorted(
@@ -220,6 +229,7 @@ def trained_rows(results: pd.DataFrame, variant: str | None = None) -> pd.DataFr
     twice = rows.loc[rows.duplicated(_RUN)]
     if len(twice):
         raise ConfigError(f"two rows of the results table are about {tuple(twice.iloc[0][_RUN])}")
+    rows["trained_on"] = rows["trained_on"].fillna("") if "trained_on" in rows.columns else ""
     rows["with_head"] = rows["parameters"].astype(float) + rows["head_parameters"].astype(float)
     return rows.sort_values(["parameters", "budget_flops", "system", "seed"], kind="stable")
 
@@ -242,7 +252,7 @@ def _values(
 
 
 def _series(
-    key: dict[str, str], rows: pd.DataFrame, values: dict[tuple, pd.Series]
+    key: dict[str, Any], trained_on: str, rows: pd.DataFrame, values: dict[tuple, pd.Series]
 ) -> Series | None:
     runs = [tuple(run) for run in rows[_RUN].itertuples(index=False, name=None)]
     have = np.array([run in values for run in runs])
@@ -269,6 +279,7 @@ def _series(
         query_ids=tuple(queries),
         losses_RQ=losses_RQ,
         excluded=tuple(excluded),
+        domain=domain(key["collection"], trained_on),
     )
     whole = whole.keep(np.isfinite(losses_RQ.sum(1)), "a value is not finite")
     return whole.keep(np.greater(whole.losses_R, 0), "its loss is not positive")

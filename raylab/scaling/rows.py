@@ -1,4 +1,4 @@
-"""Fits, forecasts, optima and claims as flat rows: an estimate a row, with all that it rests on."""
+"""Fits, forecasts, optima, claims and domains compared as flat rows: an estimate a row, with all it rests on."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 
 from raylab.scaling.bootstrap import Interval
 from raylab.scaling.claims import Claim
+from raylab.scaling.domain_differences import DomainDifference
 from raylab.scaling.fit import Fit
 from raylab.scaling.forecast import Forecast
 from raylab.scaling.isoflop import Optimum
 from raylab.scaling.points import Facts
 
 COLUMNS: tuple[str, ...] = (
-    "row", "head", "objective", "collection", "split", "measure", "where", "law", "n", "d", "about",
+    "row", "head", "objective", "collection", "split", "measure", "domain", "where", "law", "n", "d", "about",
     "quantity", "value", "low", "high", "confidence", "measured", "relative_error", "verdict", "p",
     "family", "question", "r_squared", "degrees_of_freedom", "clusters", "n_runs", "points", "n_queries", "seeds",
     "lowest_N", "highest_N", "lowest_D", "highest_D", "lowest_C", "highest_C", "excluded",
 )  # fmt: skip
 
 
-def rows(estimate: Fit | Forecast | Optimum | Claim) -> list[dict[str, Any]]:
+def rows(estimate: Fit | Forecast | Optimum | Claim | DomainDifference) -> list[dict[str, Any]]:
     """The estimates of a result under `COLUMNS`; a column that means nothing to one is None."""
     common = dict.fromkeys(COLUMNS) | _facts(estimate)
     if isinstance(estimate, Fit):
@@ -55,6 +56,19 @@ def rows(estimate: Fit | Forecast | Optimum | Claim) -> list[dict[str, Any]]:
         if not known:
             return [common | {"quantity": "N"}]
         return [common | _estimate(name, one, estimate.confidence) for name, one in known.items()]
+    if isinstance(estimate, DomainDifference):
+        of = f"{estimate.quantity} of {estimate.law}" if estimate.law else estimate.quantity
+        common |= {"row": "domain", "about": f"{of}, against {estimate.against}"}
+        named = {
+            "in domain": estimate.inside, "out of domain": estimate.outside,
+            "difference": estimate.difference,
+        }  # fmt: skip
+        return [
+            common
+            | _estimate(name, one, estimate.confidence)
+            | {"verdict": estimate.verdict if name == "difference" else None}
+            for name, one in named.items()
+        ]
     quantity = "difference" if estimate.size else "slope per decade"
     return [
         common
@@ -80,7 +94,7 @@ def _estimate(name: str, one: Interval, confidence: float) -> dict[str, Any]:
 
 def _facts(facts: Facts) -> dict[str, Any]:
     names = (
-        "head", "objective", "collection", "split", "measure", "where", "law", "n", "d",
+        "head", "objective", "collection", "split", "measure", "domain", "where", "law", "n", "d",
         "degrees_of_freedom", "clusters", "n_runs", "points", "n_queries",
     )  # fmt: skip
     row = {name: getattr(facts, name, None) for name in names}

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from raylab.experiment.config import ConfigError
 from raylab.scaling.claims import Claim
+from raylab.scaling.domain_differences import (
+    SLOPE,
+    DomainDifference,
+    domain_pairs,
+    exponent_differences,
+    slope_difference,
+)
 from raylab.scaling.fit import Fit, fit
 from raylab.scaling.forecast import Forecast, forecast
 from raylab.scaling.isoflop import Optimum, isoflop
@@ -17,10 +24,13 @@ from raylab.scaling.points import Series, slices
 
 @dataclass(frozen=True)
 class Refusal:
-    """What could not be made of a series under a law: `what` is `fit`, `forecast` or `optima`."""
+    """What could not be made of a series: `what` is `fit`, `forecast`, `optima` or `difference`.
+
+    `law`: None for the difference of a slope; a difference is of the series out of domain.
+    """
 
     what: str
-    law: Law
+    law: Law | None
     series: Series
     reason: str
     hold_out: str = ""  # of a forecast
@@ -28,10 +38,11 @@ class Refusal:
     @property
     def named(self) -> str:
         """`chinchilla`, `chinchilla without the largest size`, `optima of chinchilla`."""
-        if self.what == "optima":
-            return f"optima of {self.law.name}"
+        law = SLOPE if self.law is None else self.law.name
+        if self.what in ("optima", "difference"):
+            return f"{self.what} of {law}"
         without = f" without the largest {self.hold_out}" if self.hold_out else ""
-        return f"{self.law.name}{without}"
+        return f"{law}{without}"
 
 
 @dataclass
@@ -45,10 +56,13 @@ class Study:
     forecasts: list[Forecast] = field(default_factory=list)
     optima: list[Optimum] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    domains: list[DomainDifference] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
 
-    def made(self) -> Iterator[Fit | Forecast | Optimum | Claim]:
-        yield from (*self.fits, *self.forecasts, *self.optima, *self.claims)
+    def made(self) -> Iterator[Fit | Forecast | Optimum | Claim | DomainDifference]:
+        yield from (
+            *self.fits, *self.forecasts, *self.optima, *self.claims, *self.domains,
+        )  # fmt: skip
 
     def add(self, whole: Series, law: str | Law) -> None:
         """Fit a law to each slice of a series that it is about, without the head and with it.
@@ -64,6 +78,40 @@ class Study:
             whole.covariate(name)
         for part in slices(whole, law):
             self._add(part, law)
+
+    def compare_domains(self, series_found: Sequence[Series]) -> None:
+        """Set slopes, and exponents of the fits there are, out of domain against those in domain.
+
+        N is without the head. What cannot be compared is refused, with the reason.
+        """
+        for inside, outside in domain_pairs(series_found):
+            try:
+                self.domains.append(
+                    slope_difference(inside, outside, draws=self.draws, seed=self.seed)
+                )
+            except ConfigError as error:
+                self._refuse("difference", None, outside, error, of=inside.name)
+            for within in self._fits_of(inside):
+                without = [
+                    one
+                    for one in self._fits_of(outside)
+                    if (one.law, one.where) == (within.law, within.where)
+                ]
+                try:
+                    if not without:
+                        raise ConfigError(f"{within.law} is not fitted out of domain")
+                    self.domains += exponent_differences(within, without[0], self.draws, self.seed)
+                except ConfigError as error:
+                    self._refuse("difference", within.definition, outside, error)
+
+    def _fits_of(self, whole: Series) -> list[Fit]:
+        names = ("head", "objective", "collection", "split", "measure", "domain")
+        return [
+            one
+            for one in self.fits
+            if one.n == "parameters"
+            and all(getattr(one, name) == getattr(whole, name) for name in names)
+        ]
 
     def _add(self, part: Series, law: Law) -> None:
         options: dict[str, Any] = {"d": self.d, "draws": self.draws, "seed": self.seed}
@@ -86,9 +134,15 @@ class Study:
                 self._refuse("optima", law, part, error)
 
     def _refuse(
-        self, kind: str, law: Law, part: Series, error: ConfigError, hold_out: str = ""
+        self,
+        kind: str,
+        law: Law | None,
+        part: Series,
+        error: ConfigError,
+        hold_out: str = "",
+        of: str = "",
     ) -> None:
-        reason = str(error).removeprefix(f"{part.name}: ")
+        reason = str(error).removeprefix(f"{of or part.name}: ")
         self.refused.append(Refusal(kind, law, part, reason, hold_out))
 
 

@@ -56,6 +56,55 @@ def test_twins_are_tested_per_split_on_the_primary_measure_over_the_mean_of_seed
         assert test.difference == pytest.approx((means[test.b] - means[test.a]).mean())
 
 
+def test_out_of_domain_all_pairs_on_all_collections_are_one_family(tmp_path, make_results, ledger):
+    """Holm is over 9 pairs x 3 collections; the pairs in domain keep a family of theirs."""
+    outside = [("fiqa", "test"), ("nfcorpus", "test"), ("trec-covid", "test")]
+    results = make_results(splits=[("scifact", "test"), *outside])
+    results["trained_on"] = np.where(results["kind"] == "trained", "scifact", None)
+    results["head_parameters"] = results["head_parameters"].fillna(0)
+    results.loc[results["collection"] == "fiqa", "value"] -= 0.05 * results["head"].eq("sparse")
+    per_query = per_query_of(results)
+    rows = read_rows(results)
+    found = compare_heads(rows, per_query)
+    assert [one.benchmark.collection for one in found[::9]] == [
+        "scifact", "fiqa", "nfcorpus", "trec-covid",
+    ]  # fmt: skip
+    assert [one.comparison.family for one in found] == [9] * 9 + [27] * 27
+    told = {one.twins.question for one in found[9:]}
+    assert told == {"sparse against dense on 3 collections out of domain by nDCG@10"}
+    for own in (found[:9], found[9:]):
+        raw = np.array([one.comparison.p_t for one in own])
+        order = np.argsort(raw)
+        steps = np.maximum.accumulate(np.minimum(1, raw[order] * np.arange(len(raw), 0, -1)))
+        by_hand = np.empty(len(raw))
+        by_hand[order] = steps
+        assert [one.comparison.p_t_holm for one in own] == pytest.approx(list(by_hand))
+    # The same in the claims, whatever part of them is asked for, and in the tables' marks.
+    expected = {(f.benchmark.collection, f.size, f.objective): f.comparison.p_t_holm for f in found}
+    for chosen in ({}, {"collection": "fiqa"}, {"objective": "kd"}):
+        tests = [one for one in claims(results, per_query, draws=10, **chosen) if one.size]
+        assert tests
+        for one in tests:
+            assert one.p == expected[one.collection, one.size, one.objective]
+            assert one.family == (9 if one.collection == "scifact" else 27)
+    store = Store(str(tmp_path / "lab"))
+    written = report.write(store, results, ledger, per_query, draws=10)
+    for table in written.tables:
+        winners = {one.winner for one in found if one.benchmark == table.benchmark} - {None}
+        assert {line.system for line in table.lines if line.beats_twin} == winners
+    text = files_of(store)["index.html"].decode()
+    assert (
+        "one family a question: sparse against dense on scifact test by nDCG@10, 9 pairs; sparse against "
+        "dense on 3 collections out of domain by nDCG@10, 27 pairs." in text
+    )
+
+
+def test_cells_of_two_collections_are_no_twins(make_results):
+    results = make_results(sizes=["pico-1x64"], splits=[("nfcorpus", "test")])
+    results["trained_on"] = np.where(results["head"] == "dense", "scifact", "fiqa")
+    assert compare_heads(read_rows(results), per_query_of(results)) == []
+
+
 def test_twins_of_each_variant_are_tested_and_the_better_cell_is_marked(make_results):
     results = budgeted(make_results(objectives=["cl"], splits=[("scifact", "test")]), (1e13, 2e12))
     results.loc[results["system"] == "sparse-pico-2x128-cl-2e+12", "value"] += 0.3
@@ -76,6 +125,7 @@ def test_twins_of_each_variant_are_tested_and_the_better_cell_is_marked(make_res
     assert "\u2020: better than its twin" in note(table)
 
 
+@pytest.mark.long
 def test_the_page_shows_them_and_is_the_same_when_made_again(tmp_path, results, ledger):
     store = Store(str(tmp_path / "lab"))
     per_query = per_query_of(results)

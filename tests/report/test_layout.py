@@ -1,13 +1,23 @@
 """The paper's layout: a row a size and head, a group an objective; LaTeX that balances; published rows."""
 
+import io
 import re
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from raylab.data.registry import BEIR_SETS
 from raylab.report import published
 from raylab.report.heads import compare_heads, mark
-from raylab.report.layout import latex, layout, published_markdown, to_latex, to_markdown
+from raylab.report.layout import (
+    latex,
+    layout,
+    published_markdown,
+    to_latex,
+    to_markdown,
+    to_rich,
+)
 from raylab.report.rows import benchmarks, read_rows
 from raylab.report.tables import grid_table
 from tests.report.conftest import budgeted
@@ -46,12 +56,12 @@ def test_budgets_are_a_column_in_numeric_order(make_results):
 
 def test_published_rows_stand_beside_the_same_benchmark_and_no_other(make_results):
     made = layout_of(make_results(splits=MARCO))
-    assert made.columns == ("msmarco dl19", "msmarco dl20", "msmarco dev")
+    assert made.headings == ("MS MARCO dev MRR@10", "DL19 nDCG@10", "DL20 nDCG@10")
     rows = {name.partition(" (")[0]: entries for name, entries in made.references}
-    assert [e and e.value for e in rows["SPLADE-v3"][:3]] == [0.723, 0.754, 0.402]
+    assert [e and e.value for e in rows["SPLADE-v3"][:3]] == [0.402, 0.723, 0.754]
     assert rows["SPLADE-v3"][3:] == (None,) * 6
     # Beside cells of its own objective, CL+KD.
-    assert [e and e.value for e in rows["Lion-SP-8B"]] == [None] * 8 + [0.417]
+    assert [e and e.value for e in rows["Lion-SP-8B"]] == [None] * 6 + [0.417, None, None]
     sliced = layout_of(make_results(splits=[("msmarco-slice", s) for _, s in MARCO]))
     assert [name for name, _ in sliced.references] == ["BM25"]
 
@@ -61,7 +71,7 @@ def test_many_of_beirs_sets_stand_as_their_mean_which_says_of_how_many(make_resu
     marco = [("msmarco", "dl19")]
     results = make_results(sizes=["pico-1x64"], objectives=["cl"], splits=marco + sets)
     made = layout_of(results)
-    assert made.columns == ("msmarco dl19", "BEIR-13")
+    assert made.columns == ("DL19", "BEIR-13")
     values = results[(results["kind"] == "trained") & (results["measure"] == "nDCG@10")]
     for (size, head, *_), entries in made.rows:
         own = values[(values["size"] == size) & (values["head"] == head)]
@@ -74,6 +84,62 @@ def test_many_of_beirs_sets_stand_as_their_mean_which_says_of_how_many(make_resu
     assert fewer.columns == ("BEIR, 12 of 13 sets",)
     few = layout_of(make_results(sizes=["pico-1x64"], objectives=["cl"], splits=sets[:3]))
     assert few.columns == tuple(f"{name} test" for name in BEIR_SETS[:3])
+
+
+def trained_on(results, collection):
+    """The results of cells that one collection trained."""
+    return results.assign(trained_on=np.where(results["kind"] == "trained", collection, None))
+
+
+def test_in_domain_stands_before_out_of_domain_and_headings_say_which(make_results):
+    splits = [("nfcorpus", "test"), ("scifact", "test"), ("scifact", "valid"), ("fever", "dev")]
+    made = layout_of(trained_on(make_results(objectives=["cl"], splits=splits), "scifact"))
+    # Choices were made on a validation split of the collection that trains, and on no other.
+    assert made.headings == (
+        "scifact test nDCG@10, in domain",
+        "fever dev nDCG@10, out of domain",
+        "nfcorpus test nDCG@10, out of domain",
+    )
+    text, tex = to_markdown(made), to_latex(made)
+    assert "| CL scifact test nDCG@10, in domain | CL fever dev nDCG@10, out of domain |" in text
+    assert r" &  & in domain & \multicolumn{2}{c}{out of domain} \\" in tex
+    assert layout_of(make_results(splits=splits[1:3])).headings == ("scifact test nDCG@10",)
+
+
+def test_the_papers_table_is_marco_the_tracks_and_the_mean_out_of_domain(make_results):
+    sets = [(name, "test") for name in BEIR_SETS]
+    results = make_results(sizes=["pico-1x64"], splits=[*sets, *MARCO])
+    made = layout_of(trained_on(results, "msmarco"))
+    assert made.headings == (
+        "MS MARCO dev MRR@10, in domain",
+        "DL19 nDCG@10, in domain",
+        "DL20 nDCG@10, in domain",
+        "BEIR-13 nDCG@10, out of domain",
+    )
+    rows = {name.partition(" (")[0]: entries for name, entries in made.references}
+    assert [e and e.value for e in rows["SPLADE-v3"][:4]] == [0.402, 0.723, 0.754, 0.517]
+    # Trained on one of BEIR's sets, the mean is of the twelve others.
+    made = layout_of(trained_on(results, "scifact"))
+    assert (made.columns[0], made.columns[-1]) == ("scifact test", "BEIR, 12 of 13 sets")
+    assert made.domains == ("in domain",) + ("out of domain",) * 4
+    (size, head), entries = made.rows[0]
+    own = results[(results["system"] == f"{head}-{size}-cl") & (results["measure"] == "nDCG@10")]
+    others = own[own["collection"].isin(BEIR_SETS) & (own["collection"] != "scifact")]
+    assert entries[len(made.columns) - 1].value == pytest.approx(others["value"].mean())
+
+
+def test_the_terminal_has_a_line_a_cell_and_a_column_a_benchmark(make_results):
+    made = layout_of(make_results(splits=MARCO))
+    console = Console(width=80, file=io.StringIO())
+    console.print(to_rich(made))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    own = {tuple(line[:3]): line[3:] for line in lines if len(line) == 6}
+    assert len(own) == 3 * 2 * 3
+    entries = dict(made.rows)
+    for (size, head, objective), values in own.items():
+        start = 3 * made.groups.index(objective)
+        assert values == [e.marked for e in entries[size, head][start : start + 3]]
+    assert [line[-3:] for line in lines if line[:1] == ["SPLADE-v3"]] == [["40.2", "72.3", "75.4"]]
 
 
 def test_marks_are_those_of_the_tests(make_results):
@@ -97,6 +163,7 @@ def test_latex_balances_and_every_row_has_every_column(make_results):
         budgeted(make_results(objectives=["cl"]), (1e12, 2e12)),
         make_results(seeds=[0, 1]),
         make_results(splits=[("odd_name & 100%", "test")]),
+        trained_on(make_results(splits=[*MARCO, ("nfcorpus", "test")]), "msmarco"),
     ):
         made = layout_of(results)
         text = to_latex(made)

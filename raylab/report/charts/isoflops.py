@@ -43,7 +43,12 @@ _Z = 1.96
 
 def charts(study: Study) -> list[Chart]:
     """A chart a head, a panel an objective and held-out split; empty without surfaces to draw."""
-    surfaces = [fit for fit in study.fits if fit.law == _LAW and fit.measure == ENTROPY]
+    # No row of the results is of a mean over collections.
+    surfaces = [
+        fit
+        for fit in study.fits
+        if fit.law == _LAW and fit.measure == ENTROPY and not fit.series.strata
+    ]
     heads = sorted({fit.head for fit in surfaces}, key=lambda head: rank(HEADS, head))
     drawn = []
     for head in heads:

@@ -18,7 +18,7 @@ from raylab.report.tables import Estimate, GridTable, Line
 _TEXT = frozenset((
     "measured by", "system", "size", "head", "objective", "variant", "budget", "stage", "split", "kind", "seed",
     "fingerprint", "about", "source", "law", "N", "part", "held out", "claim", "verdict", "of", "method",
-    "place", "window", "measure",
+    "place", "window", "measure", "in domain", "out of domain",
 ))
 # fmt: on
 
@@ -74,18 +74,16 @@ def _classes(lines: Sequence[Line]) -> Iterable[str]:
 
 def in_layout(grid: Layout) -> Block:
     """The grid in the paper's layout."""
-    several = len(grid.columns) > 1
-    names = [f"{g} {c}" if several else g for g in grid.groups for c in grid.columns]
+    names = [f"{group} {heading}" for group in grid.groups for heading in grid.headings]
     pad = ("",) * (len(grid.names) - 1)
     rows = [(*row_names, *map(_shown, entries)) for row_names, entries in grid.rows]
     references = [(name, *pad, *map(_shown, entries)) for name, entries in grid.references]
-    measured = ", ".join(f"{c}: {m}" for c, m in zip(grid.columns, grid.measures, strict=True))
     return Block(
         "In the layout of the paper",
         columns((*grid.names, *names)),
         (*rows, *references),
         (*("" for _ in rows), *("baseline" for _ in references)),
-        note=f"{measured}. {grid.note}",
+        note=grid.note,
     )
 
 
@@ -126,7 +124,7 @@ def wide(rows: Sequence[Result], benchmark: Benchmark) -> Block:
         values = (_value(by_measure.get(measure)) for measure in benchmark.measures)
         body.append((system, NOTHING if seed is None else str(seed), *values))
     return Block(
-        benchmark.name + ("" if benchmark.held_out else " (validation)"),
+        benchmark.name + formats.kind_of(benchmark),
         columns(("system", "seed", *benchmark.measures)),
         tuple(body),
         rows_filter=benchmark.rows_filter,

@@ -46,7 +46,7 @@ def claims_block(tests: Sequence[Claim]) -> Block:
                 *where,
                 NOTHING,
                 _majority(claims),
-                f"{_counted(claims)} (Holm, family of {claims[0].family})",
+                f"{_counted(claims)} (Holm, family of {claims[0].family}: {claims[0].question})",
                 NOTHING,
                 f"{len(claims)} pairs",
             )
@@ -59,7 +59,7 @@ def claims_block(tests: Sequence[Claim]) -> Block:
         note="Improves with size: of CL, the 95 % interval of the slope excludes 0, in the direction that is "
         "better. Flat in size: of KD, its 90 % interval lies within the margin (equivalence). Both "
         "within budgets; df: of sizes, which are what a slope over sizes counts. Sparse beats dense: paired "
-        "t-tests, Holm over the family of all pairs of the split and measure, as in the table of pairs.",
+        "t-tests, Holm over the family named, as in the table of pairs; never of a mean over collections.",
     )
 
 
@@ -139,7 +139,7 @@ def refusals(study: Study) -> list[str]:
     """Reasons, each with the series that it is of: a line a reason."""
     by_reason: dict[tuple[str, str], list[Series]] = {}
     for one in study.refused:
-        reason = _too_few(one.series, one.law) if one.what == "fit" else one.reason
+        reason = _too_few(one.series, one.law) if one.what == "fit" and one.law else one.reason
         by_reason.setdefault((one.named, reason), []).append(one.series)
     return [f"{law}: {reason} ({_all(of)})." for (law, reason), of in by_reason.items()]
 

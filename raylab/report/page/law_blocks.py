@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from raylab.report.formats import NOTHING, quantity
+from raylab.report.page import domains
 from raylab.report.page.blocks import Block, columns
 from raylab.report.page.findings import claims_block, negative, refusals
 from raylab.report.page.law_texts import (
@@ -37,6 +38,7 @@ class Section:
     designs: Block
     optima: Block
     claims: Block
+    domains: Block
     held: str
     refused: tuple[str, ...]
     excluded: tuple[str, ...]
@@ -54,6 +56,7 @@ def section(study: Study) -> Section:
         _designs(study.forecasts),
         _optima(study),
         claims_block(study.claims),
+        domains.block(study),
         f"{held} of {len(designs)} designs held out lie within their 95 % prediction intervals."
         if designs
         else "",

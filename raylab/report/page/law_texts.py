@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
+from raylab.evaluation.domains import OUT_OF_DOMAIN
 from raylab.report.formats import objective_label, quantity
-from raylab.scaling import Claim, Fit, Forecast, Interval
+from raylab.scaling import Claim, DomainDifference, Fit, Forecast, Interval
 from raylab.scaling.points import Facts
 
 OF = ("head", "objective", "split", "measure")
@@ -15,8 +16,11 @@ _HUGE = 1e6  # beyond this, and below its inverse, powers of ten
 
 
 def of_series(one: Facts) -> tuple[str, ...]:
-    """The cells under `OF`."""
-    return one.head, objective_label(one.objective), f"{one.collection} {one.split}", one.measure
+    """The cells under `OF`; a split says where it is out of domain."""
+    split = f"{one.collection} {one.split}"
+    if one.domain == OUT_OF_DOMAIN != one.split:
+        split += f" ({OUT_OF_DOMAIN})"
+    return one.head, objective_label(one.objective), split, one.measure
 
 
 def interval_text(one: Interval) -> str:
@@ -33,7 +37,7 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def freedom_text(one: Fit | Forecast | Claim) -> str:
+def freedom_text(one: Fit | Forecast | Claim | DomainDifference) -> str:
     """Degrees of freedom and what they are of: `3 of 5 sizes`."""
     return f"{one.degrees_of_freedom:.3g} of {one.clusters}"
 
