@@ -13,7 +13,14 @@ from raylab.training.pretraining import Rung, train_tokenizer
 _ON_RAY = "jobs"  # the folder
 # They start clusters of their own: before the one that the other tests share (tests/jobs/conftest.py).
 _OWN_CLUSTER = {"test_pool.py", "test_node_loss.py", "test_notebook.py"}
-_LONG = {"test_laws.py", "test_figures.py"}  # files most of whose tests draw or fit for seconds
+# Files most of whose tests draw, fit or start processes for seconds.
+_LONG = {
+    "test_laws.py",
+    "test_figures.py",
+    "test_page.py",
+    "test_coverage.py",
+    "test_object_storage.py",
+}
 
 
 # Before xdist reads the groups.

@@ -56,3 +56,15 @@ def test_a_training_step_is_timed_without_ray_and_deepspeed():
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "| tiny | sparse |" in result.stdout
+
+
+def test_a_driver_goes_through_all_its_steps():
+    command = [sys.executable, ROOT / "benchmarks" / "driver_side.py", "--smoke"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    steps = [
+        line.split(" | ")[0].strip("| ") for line in result.stdout.splitlines() if " | " in line
+    ]
+    assert steps[1:-1] == [
+        "groups", "runs", "make", "collect", "again", "read", "tests", "laws", "report",
+    ]  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raylab.evaluation.intervals import mean_interval
+from raylab.evaluation.intervals import mean_interval, mean_intervals
 
 
 def test_agrees_with_scipy_percentile_bootstrap():
@@ -53,3 +53,14 @@ def test_one_query_and_equal_values_have_no_width():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         mean_interval(*arguments)
+
+
+def test_samples_taken_together_have_the_bits_that_they_have_alone():
+    """Draws are those of one array of resamples, whatever is computed at once and beside what."""
+    rng = np.random.default_rng(1)
+    samples = [rng.random(n) for n in (3, 2_000, 3, 2_000, 700)] + [np.ones(3)]
+    for sample, found in zip(samples, mean_intervals(samples), strict=True):
+        assert found == mean_interval(sample)
+        drawn = np.random.default_rng(0).integers(sample.size, size=(2_000, sample.size))
+        low, high = np.quantile(sample[drawn].mean(1), [0.025, 0.975])
+        assert found == (sample.mean(), low, high)

@@ -144,6 +144,7 @@ def test_holm_is_the_closure_of_bonferroni(p):
     assert (holm(p) <= bonferroni(p)).all()
 
 
+@pytest.mark.long
 def test_under_the_null_each_test_errs_as_often_as_its_level_and_a_family_not_more():
     """400 experiments of 4 equal systems: 6 pairs on 2 measures, skewed values with many zeros."""
     rng, trials, level = RNG(0), 400, 0.05

@@ -16,6 +16,7 @@ import pandas as pd
 
 from raylab.cli.experiment import run_experiment
 from raylab.cli.main import app
+from raylab.storage.merging import of_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,6 +124,11 @@ def run_disturbed(arguments: list[str], disturb: Callable[[ThisProcess], None]) 
 
 def measures(lab: Path) -> pd.DataFrame:
     return without_times(pd.read_parquet(lab / "results.parquet"))
+
+
+def measures_of_cells(lab: Path, cells: str) -> pd.DataFrame:
+    """`measures` of the cells of a filter, and of what stands beside them."""
+    return without_times(of_cells(pd.read_parquet(lab / "results.parquet"), cells))
 
 
 def without_times(results: pd.DataFrame) -> pd.DataFrame:

@@ -46,9 +46,11 @@ class Finished:
 def finished_grid(
     ray_cluster, tmp_path_factory, collection_folder, ladder_file, teacher_folder
 ) -> Finished:
-    """A grid of four cells, every head and objective, run once a session; what changes it takes a copy."""
+    """A grid of four cells, every head and objective, run once a session; what changes it takes a copy.
+
+    Its runs last some seconds, so that there is time to kill one.
+    """
     lab = tmp_path_factory.mktemp("grid") / "lab"
-    arguments = command(
-        collection_folder, ladder_file, teacher_folder, lab, "--cells", ",".join(CELLS)
-    )
+    options = ("--cells", ",".join(CELLS), "--budget", "8e10")
+    arguments = command(collection_folder, ladder_file, teacher_folder, lab, *options)
     return Finished(lab, arguments, run_here(arguments))

@@ -114,7 +114,7 @@ def test_a_duplicate_passage(damaged, tmp_path, ladder_file, teacher_folder):
     """The two may be far apart in the file, and in different blocks of Ray Data: both are named."""
     lab = tmp_path / "lab"
     line = append(damaged / "corpus.jsonl", json.dumps({"_id": "p004", "text": "again"}))
-    message = refusal(command(damaged, ladder_file, teacher_folder, lab), lab, alone=True)
+    message = refusal(command(damaged, ladder_file, teacher_folder, lab), lab)
     assert message.startswith(f"{damaged / 'corpus.jsonl'}:{line}: duplicate passage id 'p004'")
     assert "(first at line 5)" in message
 

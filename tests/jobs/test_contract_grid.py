@@ -1,4 +1,7 @@
-"""Budgets on a real grid: several from one run each, MNTP charged, a total that ends it cleanly."""
+"""Budgets on a real grid: several from one run each, MNTP charged, a total that ends it cleanly.
+
+In `make test`, tests/jobs/test_grid.py holds the contract of its cells and a total budget that is spent.
+"""
 
 import pandas as pd
 import pytest
@@ -10,6 +13,7 @@ from raylab.planning.flops import Shape, adaptation_flops
 from tests.jobs.commands import command, run_here
 
 BUDGETS = (3e10, 6e10)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 TOTAL = 1.3e11  # of 1.8e11 that all four would take
 
 
@@ -45,7 +49,6 @@ def test_a_total_budget_leaves_out_what_it_does_not_hold_and_says_so(limited):
     assert "not trained, the total budget is spent: dense-tiny-cl-6e+10-seed0" in output
 
 
-@pytest.mark.slow
 def test_without_it_the_rest_is_made_and_nothing_again(whole):
     lab, kept = whole
     table = trained(lab)
@@ -53,7 +56,6 @@ def test_without_it_the_rest_is_made_and_nothing_again(whole):
     assert (table.loc[kept.index, "fingerprint"] == kept["fingerprint"]).all()
 
 
-@pytest.mark.slow
 def test_planned_and_spent_agree_and_cells_of_a_budget_too(whole):
     """Within 2 %, and within 1 % of each other."""
     table = trained(whole[0])

@@ -12,7 +12,14 @@ import pandas as pd
 import psutil
 import pytest
 
-from tests.jobs.commands import ThisProcess, command, measures, run_disturbed, run_here
+from tests.jobs.commands import (
+    ThisProcess,
+    command,
+    measures,
+    measures_of_cells,
+    run_disturbed,
+    run_here,
+)
 
 # Several grids a test: a machine at work on other things takes its time.
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_800)]
@@ -32,20 +39,15 @@ def cells(request) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed_lab(
-    finished_grid, tmp_path_factory, collection_folder, ladder_file, teacher_folder, cells
-) -> Path:
+def undisturbed_lab(finished_grid) -> Path:
     """The storage of a grid that nobody killed."""
-    lab = tmp_path_factory.mktemp("undisturbed") / "lab"
-    begin_after(finished_grid.lab, lab, (*DATA_STAGES, "backbone"))
-    run_here(command(collection_folder, ladder_file, teacher_folder, lab, *cells))
-    return lab
+    return finished_grid.lab
 
 
 @pytest.fixture(scope="module")
-def undisturbed(undisturbed_lab) -> pd.DataFrame:
-    """Its table."""
-    return measures(undisturbed_lab)
+def undisturbed(undisturbed_lab, cells) -> pd.DataFrame:
+    """Its table, of the cells and what stands beside them."""
+    return measures_of_cells(undisturbed_lab, cells[1])
 
 
 def begin_after(done: Path, lab: Path, stages: tuple[str, ...]) -> None:
@@ -150,7 +152,7 @@ def test_kill_a_train_worker(small, undisturbed_lab, undisturbed):
 
 @pytest.mark.slow
 def test_kill_an_encoding_actor(small, undisturbed_lab, undisturbed):
-    """In `make test`, tests/jobs/test_whole_path.py kills one of `raylab search`."""
+    """In `make test`, tests/jobs/test_evaluate.py kills one."""
     lab, arguments = small
     begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone", "retriever"))
     run_disturbed(arguments, kill_one("ray::Encoder.encode"))
@@ -167,14 +169,17 @@ def test_kill_an_actor_that_scans_without_an_index(small, undisturbed_lab, undis
     pd.testing.assert_frame_equal(
         measures(lab).drop(columns="index_bytes"), undisturbed.drop(columns="index_bytes")
     )
-    for file in undisturbed_lab.glob("run/*/attempt-*/run.trec.gz"):
-        (same,) = (lab / "run" / file.parents[1].name).glob("attempt-*/run.trec.gz")
+    files = list(lab.glob("run/*/attempt-*/run.trec.gz"))
+    assert files
+    for file in files:
+        (same,) = (undisturbed_lab / "run" / file.parents[1].name).glob("attempt-*/run.trec.gz")
         assert same.read_bytes() == file.read_bytes()
     assert all(index.name.startswith("bm25-") for index in (lab / "index").iterdir())
     ledger = pd.read_parquet(lab / "ledger.parquet")
     own = ledger[ledger["stage"] == "hits"]
     whole = pd.read_parquet(undisturbed_lab / "ledger.parquet")
-    passages = whole[whole["stage"] == "embedding-part"]
+    systems = tuple(f"{name}-" for name in set(own["name"]))
+    passages = whole[(whole["stage"] == "embedding-part") & whole["name"].str.startswith(systems)]
     heads = undisturbed["head"].dropna().nunique()
     assert len(own) == passages["name"].str.rpartition("-")[0].nunique() == 2 * heads
     assert 0 < own["unstored_bytes"].sum() < passages["size_bytes"].sum()

@@ -87,7 +87,7 @@ def test_a_killed_command_goes_on_and_writes_the_same(
 def test_a_killed_actor_is_replaced(
     ray_cluster, tmp_path, collection_folder, teacher_folder, expected
 ):
-    """In `make test`, tests/jobs/test_whole_path.py kills one that encodes."""
+    """In `make test`, tests/jobs/test_evaluate.py kills one that encodes."""
     lab, out = tmp_path / "lab", tmp_path / "scores.parquet"
 
     def disturb(driver) -> None:

@@ -6,8 +6,9 @@ import shutil
 import pandas as pd
 import pytest
 
-from tests.jobs.commands import run_here
+from tests.jobs.commands import run_disturbed, run_here
 from tests.jobs.conftest import CELLS
+from tests.jobs.test_crash import kill_one
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,12 @@ def other_folder(tmp_path_factory, collection_folder):
 
 @pytest.fixture(scope="module")
 def extended(finished_grid, tmp_path_factory, other_folder):
-    """(storage, output): a finished grid, and the same command with one collection more."""
+    """(storage, output): a finished grid, and the same command with one collection more; an actor dies at its work."""
     lab = tmp_path_factory.mktemp("extended") / "lab"
     shutil.copytree(finished_grid.lab, lab)
     arguments = [str(lab) if a == str(finished_grid.lab) else a for a in finished_grid.arguments]
-    return lab, run_here([*arguments, "--evaluate", str(other_folder)])
+    kill = kill_one("ray::Encoder.encode")
+    return lab, run_disturbed([*arguments, "--evaluate", str(other_folder)], kill)
 
 
 def test_it_is_measured_and_nothing_is_trained(finished_grid, extended):

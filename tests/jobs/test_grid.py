@@ -90,6 +90,20 @@ def copied(finished_grid, tmp_path) -> tuple[Path, list[str]]:
     return lab, [a.replace(str(finished_grid.lab), str(lab)) for a in finished_grid.arguments]
 
 
+def test_a_total_budget_that_is_spent_starts_nothing_more_and_says_so(copied):
+    """The six cells of the ladder, of which four are trained."""
+    lab, arguments = copied
+    place = arguments.index("--cells")
+    before = measures(lab)
+    spent = before[before["kind"] == "trained"].drop_duplicates("system")["spent_flops"].sum()
+    total = ["--total-budget", f"{spent * 1.1:g}"]
+    output = run_here([*arguments[:place], *arguments[place + 2 :], *total])
+    assert "2 cell(s) are not started" in output
+    assert "not trained, the total budget is spent: " in output
+    assert "sparse-tiny-kd-seed0" in output
+    pd.testing.assert_frame_equal(measures(lab), before)
+
+
 def test_a_damaged_checkpoint_is_named_and_made_again_with_the_same_result(finished_grid, copied):
     lab, arguments = copied
     weights = next((lab / "retriever").glob("dense-tiny-cl-*/attempt-*/model.safetensors"))

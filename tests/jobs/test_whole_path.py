@@ -317,10 +317,8 @@ def stopped_at_work(driver: subprocess.Popen, lab: Path) -> list[psutil.Process]
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize(
-    "name",
-    ["scifact", *(pytest.param(name, marks=pytest.mark.slow) for name in ("slice", "nfcorpus"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scifact", "slice", "nfcorpus"])
 def test_an_actor_dies_and_the_run_is_that_of_a_naive_loop(name, request, tmp_path, checkpoints):
     case, lab = CASES[name], tmp_path / "lab"
     embedded = case.place == "scifact"

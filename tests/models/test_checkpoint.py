@@ -177,6 +177,7 @@ def elsewhere(checkpoints, hub_base, tmp_path_factory):
         return dict(found)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_sentence_transformers_gives_the_same_representations(elsewhere, checkpoints, name):
     for place, right in enumerate(checkpoints[name][1]):

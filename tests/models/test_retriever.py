@@ -70,6 +70,7 @@ def test_batches_keep_the_token_budget_and_hold_every_text_once(lengths, batch_t
         assert padded > batch_tokens or (padded > 1.02 * sum(real) and fair)
 
 
+@pytest.mark.long
 def test_padding_stays_within_two_percent_on_ms_marco(shared_data):
     """Random batches of these passages pad to 1.68 times the real tokens."""
     source = open_collection(str(shared_data / "msmarco-slice"))

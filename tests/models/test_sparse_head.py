@@ -260,6 +260,7 @@ def test_the_measure_of_memory_sees_the_naive_logits():
     assert peak >= 4 * 64 * 4096 * 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("frozen", [True, False])
 def test_logits_of_all_terms_are_never_held(frozen):
     texts, length, _, vocabulary = shape = (16, 256, 16, 16_384)

@@ -29,7 +29,6 @@ SCALE = 0.5
     ("processor", "chosen"),
     [
         ("this one", ""),
-        ("Haswell", "equal or copies"),
         pytest.param("Haswell", "", marks=pytest.mark.slow),
     ],
 )

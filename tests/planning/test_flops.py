@@ -236,6 +236,8 @@ LLAMAS = {
     "8b": ((32, 4096, 14336, 32, 8, 128, False), 6_979_588_096),
 }
 
+SOME_LLAMAS = ["1b", pytest.param("3b", marks=pytest.mark.slow), "8b"]
+
 
 def llama(size: str, attention: str = "eager") -> LlamaForCausalLM:
     """One of the paper's models without its weights."""
@@ -277,7 +279,7 @@ def test_encoding_with_the_papers_models(size, head):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("size", LLAMAS)
+@pytest.mark.parametrize("size", SOME_LLAMAS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("lora", [None, Lora()], ids=["full", "lora"])
 def test_training_the_papers_models(size, lora, checkpointing):
@@ -303,7 +305,7 @@ def test_training_the_papers_models(size, lora, checkpointing):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("size", LLAMAS)
+@pytest.mark.parametrize("size", SOME_LLAMAS)
 @pytest.mark.parametrize("lora", [None, Lora()], ids=["full", "lora"])
 def test_mntp_with_the_papers_models(size, lora):
     """The recipe's blocks of 512, of which 102 tokens each are predicted."""

@@ -121,6 +121,7 @@ def test_slopes_intervals_hold_the_truth_as_often_as_they_say(seeds):
     assert low <= hits <= high
 
 
+@pytest.mark.long
 def test_a_slope_at_the_margin_is_called_flat_no_more_than_once_in_twenty():
     trials, flat = 100, 0
     for trial in range(trials):

@@ -345,6 +345,7 @@ def test_scores_that_were_made_give_the_groups_that_were_mined(teaching, teacher
         assert row["positive_score"] == other["positive_score"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("margin", [0.0, 0.05, 10.0])
 def test_the_margin_leaves_out_what_the_teacher_takes_for_relevant(
     teaching, teacher_folder, margin

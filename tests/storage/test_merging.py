@@ -102,6 +102,7 @@ def test_an_artifact_is_in_the_ledger_once(tmp_path):
     assert ledger["seconds"].sum() == 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("protocol", ["file", "memory"])
 def test_several_drivers_at_once_lose_nothing(tmp_path, protocol):
     """Also on an object storage, where nothing keeps two drivers apart."""

@@ -73,7 +73,9 @@ def test_what_is_shared_is_counted_once(model_folder, tmp_path):
     assert own == pytest.approx(sum(costs) + sum(decays))
 
 
-@pytest.mark.parametrize("stop", [2, 4, 5, 8, 9, 11, 13])
+@pytest.mark.parametrize(
+    "stop", [5, 9, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (2, 4, 8, 11, 13))]
+)
 def test_killed_anywhere_it_goes_on_and_ends_the_same(model_folder, tmp_path, stop):
     ensure_process_group()
     kept, made = tmp_path / "kept", {}
@@ -109,7 +111,10 @@ def on_workers(model_folder, folder, zero):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize(
+    "zero",
+    [2, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_branches_of_sharded_state(model_folder, tmp_path, zero):
     make_task(model_folder, tmp_path, **TUNING)  # writes the store once
     for pairs in in_workers(2, on_workers, model_folder, tmp_path, zero):

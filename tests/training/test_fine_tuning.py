@@ -66,6 +66,7 @@ def by_workers(model_folder, tmp_path_factory):
     return {w: in_workers(w, all_gradients, model_folder, folder) for w in (1, 2, 4)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda c: "-".join(map(str, CASES[c].values())))  # fmt: skip
 def test_neither_workers_nor_micro_batches_change_loss_or_gradient(by_workers, case):
     reference_loss, reference = by_workers[1][0][case][0]

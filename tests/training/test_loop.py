@@ -80,6 +80,7 @@ def resume_on_workers(model_folder: Path, folder: Path):
     return [(weights, rate, history) for weights, rate, _, _, history in (whole, *parts)]
 
 
+@pytest.mark.long
 def test_two_workers_resume_where_they_were(model_folder, tmp_path):
     make_task(model_folder, tmp_path)  # writes the store once
     for results in in_workers(2, resume_on_workers, model_folder, tmp_path):
@@ -256,6 +257,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(model_fo
     assert_stopped([stop_on_nan(model_folder, tmp_path, 0)])
 
 
+@pytest.mark.long
 def test_all_workers_stop_when_one_has_a_bad_batch(model_folder, tmp_path):
     make_task(model_folder, tmp_path)
     assert_stopped(in_workers(2, stop_on_nan, model_folder, tmp_path, 1))
@@ -277,6 +279,7 @@ def stop_on_infinite_gradient(model_folder: Path, folder: Path) -> None:
         assert reporter.steps == [1, 2]
 
 
+@pytest.mark.long
 def test_a_gradient_that_is_not_finite_stops_the_run(model_folder, tmp_path):
     """DeepSpeed alone would skip such a step in silence, or take it.
 
