@@ -42,8 +42,9 @@ def show_plan(grid: Grid, execution: Execution, options: Options, console: Conso
         )
     )
     hours = sum(float(row["device hours"]) for row in rows)
+    told = f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
     console.print(
-        f"in all {plan.flops:.3g} FLOPs, {hours:.3g} device hours, {hours * price:,.2f} at {price} an hour"
+        f"in all {plan.flops:.3g} FLOPs, {told} device hours, {hours * price:,.2f} at {price} an hour"
     )
     if any(cell.estimated for cell in plan.cells):
         console.print(

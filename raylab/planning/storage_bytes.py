@@ -9,7 +9,8 @@ b bytes of a trained weight, G training groups, M listed negatives, Q queries, k
 
     collection   Parquet: share of the text + i + 4 a passage
     tokens       t a token (2 or 4), 10 + i a passage; a store for each family of tokenizers
-    groups       Parquet: the query, and an id and a score for each of 1 + M passages
+    groups       Parquet: the query, and an id and a score for each of 1 + M passages; candidates before them
+                 without scores, and the scores of a teacher that is a model, by pair
     arrays       37 + 8 M + the query's text and id a group
     backbone     4 a trained weight: the adapter after MNTP (4 V D more for embeddings' second name)
     retriever    as backbone where others find the base on a hub, else b for every weight; the tokenizer's files
@@ -178,7 +179,14 @@ def data_bytes(
     if any(cell.fine_tuning.pseudo_fraction > 0 for cell in grid.cells()):
         groups += trains.passages.titled
     query = trains.query_bytes
-    stored["groups"] = groups * _group_bytes(negatives, query, groups, trains.passages)
+    an_id, a_score = _listed_bytes(negatives, groups, trains.passages)
+    listed = 1 + negatives
+    mined = grid.collection not in EMBEDDED and not _is_file(grid.teacher)
+    if mined:
+        stored["candidates"] = groups * (query + 12 + listed * an_id)
+    if mined and grid.teacher is not None:
+        stored["scores"] = groups * listed * (an_id + a_score + math.log2(max(groups, 2)) / 8 + 1)
+    stored["groups"] = groups * (query + 12 + listed * (an_id + a_score))
     stored["arrays"] = groups * (37 + 8 * negatives + query + trains.passages.id_bytes)
     return stored
 
@@ -195,19 +203,21 @@ def token_store_bytes(
     return stores
 
 
+def _is_file(teacher: str | None) -> bool:
+    return teacher is not None and Path(teacher).is_file()
+
+
 def _listed_negatives(grid: Grid) -> int:
-    is_file = grid.teacher is not None and Path(grid.teacher).is_file()
-    return _PUBLISHED_NEGATIVES if is_file and grid.collection not in EMBEDDED else _MINED_NEGATIVES
+    published = _is_file(grid.teacher) and grid.collection not in EMBEDDED
+    return _PUBLISHED_NEGATIVES if published else _MINED_NEGATIVES
 
 
-def _group_bytes(negatives: int, query_bytes: float, groups: int, texts: Texts) -> float:
-    """Of a group in Parquet, whose values stand in a dictionary as long as this holds them."""
-    listed = 1 + negatives
-    values = max(min(groups, _GROUPS_A_FILE) * listed, 2)
+def _listed_bytes(negatives: int, groups: int, texts: Texts) -> tuple[float, float]:
+    """Of (an id, a score) in Parquet, whose values stand in a dictionary as long as this holds them."""
+    values = max(min(groups, _GROUPS_A_FILE) * (1 + negatives), 2)
     fits = min(texts.count, values) * (texts.id_bytes + 4) <= _DICTIONARY
     an_id = math.log2(max(texts.count, 2)) / 8 if fits else texts.id_bytes + 4
-    a_score = 4 + (math.log2(values) / 8 if 4 * values <= _DICTIONARY else 0)
-    return query_bytes + 12 + listed * (an_id + a_score)
+    return an_id, 4 + (math.log2(values) / 8 if 4 * values <= _DICTIONARY else 0)
 
 
 # --------------------------------------------------------------------------------- checkpoints
