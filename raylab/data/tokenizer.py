@@ -98,7 +98,7 @@ class Tokenizer:
             f"tokenizer {self.source!r}; end it with a space, a line break or a special token"
         )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the vocabulary, merges and normalisation, not of the folder it came from."""
         return hashlib.sha256(json.dumps(self._state(), sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,11 @@ class Address:
     identity: Any
     inputs: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.stage, self.identity, self.inputs)
 
-    @property
+    @cached_property
     def path(self) -> str:
         return path_of(self.stage, self.name, self.fingerprint)
 

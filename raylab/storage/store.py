@@ -356,9 +356,13 @@ class Store:
         )
 
     def _sweep_home(self, path: str) -> int:
-        attempts = {name for name in self.files.names(path) if name.startswith("attempt-")}
+        names = self.files.names(path)
+        attempts = {name for name in names if name.startswith("attempt-")}
         if not attempts:
             return 0
+        stage = path.partition("/")[0]
+        if len(attempts) == 1 and MANIFEST in names and not stage.endswith(SHARDS):
+            return 0  # the one that the manifest names; of many artifacts it is not read
         artifact = self._read_manifest(path)
         if artifact is not None:
             attempts.discard(artifact.manifest["attempt"])
