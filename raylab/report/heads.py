@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from raylab.evaluation.domains import IN_DOMAIN
 from raylab.evaluation.significance import Comparison
 from raylab.report.rows import (
     OBJECTIVES,
@@ -66,7 +67,8 @@ def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[Heads
     results = pd.DataFrame([vars(row) for row in rows])
     by_place: dict[tuple[str, str, str], list[Twins]] = {}
     for measure in dict.fromkeys(benchmark.primary for benchmark in every):
-        for pair in twins(results, per_query, measure):
+        asked = results.loc[_asked(results, every, measure)]
+        for pair in twins(asked, per_query, measure):
             by_place.setdefault((pair.collection, pair.split, measure), []).append(pair)
     compared = []
     for benchmark in every:
@@ -77,6 +79,19 @@ def compare_heads(rows: Sequence[Result], per_query: pd.DataFrame) -> list[Heads
         ]
         compared += sorted(found, key=lambda one: _order(sizes, one))
     return compared
+
+
+def _asked(results: pd.DataFrame, every: Sequence[Benchmark], measure: str) -> list[bool]:
+    """Which rows are of a question that is asked by a measure: of splits whose primary one it is, and of
+    all out of domain where it is that of one of them."""
+    domains = {one.domain for one in every if one.primary == measure} - {IN_DOMAIN}
+    of = {
+        (one.collection, one.split)
+        for one in every
+        if one.primary == measure or one.domain in domains
+    }
+    places = zip(results["collection"], results["split"], strict=True)
+    return [place in of for place in places]
 
 
 def mark(table: GridTable, tests: Sequence[HeadsCompared]) -> GridTable:

@@ -93,8 +93,12 @@ def slope_difference(
     draws: int = 1000,
     seed: int = 0,
     margin: float = MARGIN,
+    known: dict[tuple, Interval] | None = None,
 ) -> DomainDifference:
     """The slope of the measure on log10 N out of domain, less that in domain, over the runs of both.
+
+    Args:
+        known: slopes that were found with the same n, draws and seed; those found here are added.
 
     Raises:
         ConfigError: as `slope`; no runs that both have.
@@ -112,10 +116,19 @@ def slope_difference(
     noise = draw_noise(stacked_RQ, residuals_R, design, inside.clusters, draws, seed, strata)
     value = float(inverse_PR[0] @ difference_R)
     draws_B = value + (noise.queries_BR + noise.runs_BR) @ inverse_PR[0]
-    own = [slope(one, n, _CONFIDENCE, draws, seed)[0] for one in (inside, outside)]
+    known = {} if known is None else known
+    for one in (inside, outside):
+        if _identity(one) not in known:
+            known[_identity(one)] = slope(one, n, _CONFIDENCE, draws, seed)[0]
+    own = [known[_identity(one)] for one in (inside, outside)]
     return _difference(
         outside.facts(n), inside, noise, own, value, draws_B, margin, n=n, quantity=SLOPE
     )
+
+
+def _identity(one: Series) -> tuple:
+    """What tells a series from the others of one table, by its runs too."""
+    return one.name, one.domain, *runs_of(one)
 
 
 def exponent_differences(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylab.experiment.config import ConfigError
+from raylab.scaling.bootstrap import Interval
 from raylab.scaling.claims import Claim
 from raylab.scaling.domain_differences import (
     SLOPE,
@@ -84,10 +85,11 @@ class Study:
 
         N is without the head. What cannot be compared is refused, with the reason.
         """
+        known: dict[tuple, Interval] = {}
         for inside, outside in domain_pairs(series_found):
             try:
                 self.domains.append(
-                    slope_difference(inside, outside, draws=self.draws, seed=self.seed)
+                    slope_difference(inside, outside, draws=self.draws, seed=self.seed, known=known)
                 )
             except ConfigError as error:
                 self._refuse("difference", None, outside, error, of=inside.name)
