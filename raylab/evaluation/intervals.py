@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_DRAWS_TOGETHER_CELLS = 2**22
+_DRAWS_TOGETHER_CELLS = 2**20
 
 
 def mean_interval(
@@ -21,24 +21,52 @@ def mean_interval(
     0: the bootstrap cannot see beyond its sample. Raises ValueError for no values, a value that is
     not finite, a confidence outside (0, 1) or draws < 1.
     """
+    return mean_intervals([values], confidence, draws, seed)[0]
+
+
+def mean_intervals(
+    samples: Sequence[Sequence[float] | np.ndarray],
+    confidence: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> list[tuple[float, float, float]]:
+    """`mean_interval` of each sample; those of one size share the draws that they have alone."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; it must be at least 1")
+    checked = [_checked(values) for values in samples]
+    by_size: dict[int, list[int]] = {}
+    for place, sample in enumerate(checked):
+        if not (sample == sample[0]).all():
+            by_size.setdefault(sample.size, []).append(place)
+    intervals = [(float(sample[0]),) * 3 for sample in checked]
+    tail = (1 - confidence) / 2
+    for places in by_size.values():
+        own = [checked[place] for place in places]
+        for place, sample, means in zip(places, own, _drawn_means(own, draws, seed), strict=True):
+            low, high = np.quantile(means, [tail, 1 - tail])
+            intervals[place] = float(sample.mean()), float(low), float(high)
+    return intervals
+
+
+def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size == 0:
         raise ValueError(f"values have shape {sample.shape}; a flat list of at least one is needed")
     if not np.isfinite(sample).all():
         raise ValueError(f"value {int(np.argmin(np.isfinite(sample)))} is not a finite number")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; it must be at least 1")
-    if (sample == sample[0]).all():
-        constant = float(sample[0])
-        return constant, constant, constant
+    return sample
+
+
+def _drawn_means(samples: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
+    """Means of resamples of samples of one size, float64 [samples, draws]."""
+    size = samples[0].size
     rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    together = max(1, _DRAWS_TOGETHER_CELLS // sample.size)
+    means = np.empty((len(samples), draws))
+    together = max(1, _DRAWS_TOGETHER_CELLS // size)
     for start in range(0, draws, together):
-        n = min(together, draws - start)
-        means[start : start + n] = sample[rng.integers(sample.size, size=(n, sample.size))].mean(1)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(sample.mean()), float(low), float(high)
+        drawn = rng.integers(size, size=(min(together, draws - start), size))
+        for place, sample in enumerate(samples):
+            means[place, start : start + len(drawn)] = np.take(sample, drawn).mean(1)
+    return means

@@ -19,6 +19,7 @@ import numpy as np
 from raylab.data.faults import CollectionError, Kind, RecordError
 from raylab.data.files import lines
 from raylab.data.grammar import run_line
+from raylab.evaluation.plain_runs import plain_hits
 
 Qrels = dict[str, dict[str, int]]
 """Query id -> passage id -> grade."""
@@ -60,9 +61,11 @@ class Ranking(Sequence):
                 f"passage {str(ids[place])!r} has score {scores[place]}; "
                 "a score is a finite float32 number"
             )
-        by_id = np.argsort(ids, kind="stable")[::-1]
-        order = by_id[np.argsort(-values[by_id], kind="stable")]
-        return cls(ids[order], _strictly_decreasing(values[order]))
+        if not (values[1:] < values[:-1]).all():  # else they stand in order, as in a file of ours
+            by_id = np.argsort(ids, kind="stable")[::-1]
+            order = by_id[np.argsort(-values[by_id], kind="stable")]
+            ids, values = ids[order], values[order]
+        return cls(ids, _strictly_decreasing(values))
 
     def __len__(self) -> int:
         return len(self.passage_ids)
@@ -141,6 +144,9 @@ def read_run(path: str | Path) -> Run:
     CollectionError ("FILE:LINE: ...") for a wrong number of columns, a score that is not a finite
     float32 number, a duplicate (query, passage), or text that is not UTF-8.
     """
+    plain = _read_plain(path)
+    if plain is not None:
+        return plain
     hits: dict[str, dict[str, float]] = {}
     for line, text in lines(Path(path)):
         try:
@@ -159,6 +165,22 @@ def read_run(path: str | Path) -> Run:
         return Run.from_pairs(pairs)
     except ValueError as error:
         raise CollectionError(f"{path}: {error}") from None
+
+
+def _read_plain(path: str | Path) -> Run | None:
+    """A run in the form that tools write; None of another one, whose lines are then read one by one."""
+    hits = plain_hits(path)
+    if hits is None:
+        return None
+    rankings = {}
+    try:
+        for query_id in sorted(hits):
+            parts = hits.pop(query_id)
+            ids = [passage_id for ids, _ in parts for passage_id in ids.to_pylist()]
+            rankings[query_id] = Ranking.of(ids, np.concatenate([scores for _, scores in parts]))
+    except ValueError:  # a passage twice: which line has it again is for the other reader to say
+        return None
+    return Run(rankings)
 
 
 def write_run(run: Run, path: str | Path, tag: str = "raylab") -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from raylab.evaluation.entropy import MEASURE as ENTROPY_MEASURE
-from raylab.evaluation.intervals import mean_interval
+from raylab.evaluation.intervals import mean_intervals
 from raylab.experiment.config import Backbone, Execution
 from raylab.experiment.grid import Cell
 from raylab.models.backbone import load_config, resolve_source
@@ -68,37 +69,47 @@ def collect(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Add to results, per-query values and ledger; returns the storage's current results, and its ledger."""
     by_name = {system.name: (system, cell) for system, cell in measured.systems}
-    results: list[Result] = []
-    per_query: list[QueryValue] = []
+    backbones = dict.fromkeys(system.backbone for system, _ in measured.systems)
+    parameters = {backbone: _parameters(backbone, execution) for backbone in backbones}
+    rows: list[dict[str, Any]] = []
+    samples: list[np.ndarray] = []
+    of_queries: list[tuple[dict[str, Any], pd.DataFrame]] = []
     for (collection, name, split), (run, measures) in measured.evaluations.items():
         system, cell = by_name.get(name, (None, None))
         profile = measured.profiles.get((collection, name))
-        facts = _facts(system, cell, measured, run, execution)
+        facts = _facts(system, cell, measured, run, parameters)
         facts |= _efficiency(run, profile, split)
         where = {"collection": collection, "split": split}
         zeros = measures.meta.get("without_relevant", {})
         for source, values in _sources(store, run, measures, profile, split):
             for measure, rows_of_measure in values.groupby("measure", sort=False):
-                value, low, high = mean_interval(rows_of_measure["value"].to_numpy())
-                interval = {
-                    "value": value,
-                    "ci_low": low,
-                    "ci_high": high,
-                    "queries": len(rows_of_measure),
-                }
+                samples.append(rows_of_measure["value"].to_numpy())
                 counted = {"measure": measure, "without_relevant": zeros.get(measure)}
-                row: Any = _EMPTY | facts | where | counted | interval
-                results.append(Result(**row | {"run": source.fingerprint}))
+                counted |= {"queries": len(rows_of_measure), "run": source.fingerprint}
+                rows.append(_EMPTY | facts | where | counted)
             key = {"system": facts["system"], "seed": facts.get("seed"), **where}
-            per_query += [
-                QueryValue(source.fingerprint, **key, **record)
-                for record in values.to_dict("records")
-            ]
+            of_queries.append(({"fingerprint": source.fingerprint, **key}, values))
+    results = []
+    for row, (value, low, high) in zip(rows, mean_intervals(samples), strict=True):
+        row |= {"value": value, "ci_low": low, "ci_high": high}
+        results.append(Result(**row))
     used = [*measured.used, *(a for pair in measured.evaluations.values() for a in pair)]
     unique = {artifact.path: artifact for artifact in [*used, *measured.profiles.values()]}
-    add_rows(store, PER_QUERY, per_query, QueryValue)
+    add_rows(store, PER_QUERY, _query_values(of_queries), QueryValue)
     ledger = add_rows(store, LEDGER, map(LedgerRow.of, unique.values()), LedgerRow)
     return current(add_rows(store, RESULTS, results, Result)), ledger
+
+
+def _query_values(
+    of_queries: Sequence[tuple[dict[str, Any], pd.DataFrame]],
+) -> Iterator[QueryValue]:
+    """The rows of the values per query, one at a time: there are millions of them."""
+    names: dict[str, str] = {}  # one string for all systems that answer a query
+    for key, values in of_queries:
+        columns = (values[name].tolist() for name in ("measure", "query_id", "value"))
+        for measure, query_id, value in zip(*columns, strict=True):
+            query_id = names.setdefault(query_id, query_id)
+            yield QueryValue(**key, measure=measure, query_id=query_id, value=value)
 
 
 _EMPTY: dict[str, Any] = dict.fromkeys(Result.__dataclass_fields__) | {"variant": "", "varied": ""}
@@ -134,14 +145,14 @@ def _facts(
     cell: Cell | None,
     measured: Measured,
     run: Artifact,
-    execution: Execution,
+    parameters: Mapping[Backbone, int],
 ) -> dict[str, Any]:
     if system is None:
         return {"kind": "baseline", "system": BM25, "fingerprint": run.fingerprint}
     facts = {
         "size": system.backbone.name,
         "head": system.head.name,
-        "parameters": _parameters(system.backbone, execution),
+        "parameters": parameters[system.backbone],
         "compute_dtype": system.backbone.compute_dtype,
     }
     if cell is None:

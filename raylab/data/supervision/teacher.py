@@ -143,7 +143,7 @@ def group_rows(
         }
         if scores is not None:
             row["positive_score"] = _score(scores, query.query_id, positive)
-            row["negative_scores"] = [_score(scores, query.query_id, p) for p in chosen]
+            row["negative_scores"] = _scores(scores, query.query_id, chosen)
         if margin is not None:
             row = _without_false_negatives(row, margin)
         if margin is None or row["negatives"]:
@@ -158,6 +158,15 @@ def _without_false_negatives(row: dict, margin: float) -> dict:
         "negative_scores": list(itertools.compress(row["negative_scores"], kept)),
         "mined": sum(kept[: row["mined"]]),
     }
+
+
+def _scores(
+    scores: Mapping[tuple[str, str], float], query_id: str, passage_ids: Sequence[str]
+) -> list[float]:
+    values = [scores.get((query_id, passage_id)) for passage_id in passage_ids]
+    if None in values or not all(map(math.isfinite, values)):  # pyright: ignore[reportArgumentType]
+        return [_score(scores, query_id, passage_id) for passage_id in passage_ids]  # it raises
+    return values  # pyright: ignore[reportReturnType]
 
 
 def _score(scores: Mapping[tuple[str, str], float], query_id: str, passage_id: str) -> float:
