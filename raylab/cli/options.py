@@ -171,7 +171,9 @@ class Options:
     ] = _number(POSITIVE)
     cache_gib: Annotated[
         float | None,
-        _executed("GiB of a node's disk for copies from object storage; not given: all but a tenth"),
+        _executed(
+            "GiB of a node's disk for copies from object storage; not given: all but a tenth"
+        ),
     ] = _number(POSITIVE)
     no_index: Annotated[
         bool | None,

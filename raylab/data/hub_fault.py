@@ -36,7 +36,7 @@ def check_hub(source: str) -> None:
     except ValueError:  # no name of a repository, which the library says
         return
     except Exception as error:  # of the HTTP library, which the hub's has changed before
-        raise HubError(f"{_unreachable(source)} ({type(error).__name__})") from error
+        raise HubError(_unreachable(source)) from error
     status, code = response.status_code, response.headers.get("X-Error-Code")
     has_token = "authorization" in headers
     if code == "GatedRepo" or (status == _FORBIDDEN and has_token):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 
+from raylab.data.hub_fault import check_hub, hub_fault
 from raylab.experiment.config import Backbone, ConfigError
 from raylab.models.backbone import resolve_source
 from raylab.storage.checksums import checksum
@@ -147,10 +148,11 @@ def _on_hub(repository: str, owner: str) -> tuple[Path, Mapping[str, str]]:
     except Exception:  # not in the cache: it is looked up on the hub
         cached = None
     try:
+        check_hub(repository)
         revision = HfApi().model_info(repository, files_metadata=True)
         folder = Path(snapshot_download(repository, revision=revision.sha, allow_patterns=_SMALL))
     except Exception as error:  # the hub's client raises a dozen kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = hub_fault(repository, error) or type(error).__name__
         raise ConfigError(f"{owner}: no model at {repository!r} ({reason})") from None
     large = {f.rfilename: f.lfs.sha256 for f in revision.siblings or [] if f.lfs is not None}
     return folder, large
