@@ -20,7 +20,17 @@ from raylab.cli.shared import Storage
 from raylab.experiment.config import ConfigError
 
 if TYPE_CHECKING:
-    from raylab.scaling import Claim, Facts, Fit, Forecast, Interval, Optimum, Series, Study
+    from raylab.scaling import (
+        Claim,
+        DomainDifference,
+        Facts,
+        Fit,
+        Forecast,
+        Interval,
+        Optimum,
+        Series,
+        Study,
+    )
 
 console = Console(width=None if sys.stdout.isatty() else 200)
 
@@ -50,10 +60,11 @@ def fit(
 ) -> None:
     """Fit scaling laws to the trained runs, forecast the largest, find optima, test the claims.
 
+    Where the runs were measured out of domain too, every slope and exponent stands beside its own in domain.
     Every interval is of the hierarchical bootstrap: sizes, runs and branches, then queries. L(N) is fitted
     a budget at a time and L(D) a size at a time; targets are losses: CE@256, and 1 - nDCG@10.
     """
-    from raylab.scaling import LAWS, Study, claims, series
+    from raylab.scaling import LAWS, Study, claims, macro_means, series
     from raylab.scaling.points import D_CHOICES, MEASURES
     from raylab.storage.tables import PER_QUERY, RESULTS
 
@@ -72,9 +83,11 @@ def fit(
         described = ", ".join(f"{n} {v}" for n, v in given.items() if v is not None)
         raise ConfigError(f"{storage}: no trained run with values of {described or 'a measure'}")
     study = Study(draws, data, seed)
-    for one in chosen_series:
+    every = [*chosen_series, *macro_means(chosen_series)]
+    for one in every:
         for name in _laws(law, one):
             study.add(one, name)
+    study.compare_domains(every)
     study.claims += claims(results, per_query, margin=margin, draws=draws, seed=seed, **chosen)
     if out is not None:
         with output_stream("--out", out) as stream:
@@ -116,6 +129,16 @@ def _show(study: Study) -> None:
     if study.claims:
         columns = ("claim", "of", "estimate", "verdict", "counts")
         _print("claims", columns, map(_claim, study.claims))
+    if study.domains:
+        columns = (
+            "of",
+            "out of domain",
+            "in domain",
+            "value in, out, out less in",
+            "verdict",
+            "counts",
+        )
+        _print("in domain and out of domain", columns, map(_domains, study.domains))
     for refused in study.refused:
         what = "" if refused.what == "fit" else f"{refused.named}: "
         print(f"not fitted: {refused.series.name}: {what}{refused.reason}")
@@ -222,3 +245,16 @@ def _claim(one: Claim) -> tuple[str, ...]:
     of = f"{_name(one)} {one.size}".strip()
     family = f"\nfamily of {one.family}: {one.question}" if one.question else ""
     return one.claim, of, estimate, one.verdict, f"{_counts(one)}{family}"
+
+
+def _domains(one: DomainDifference) -> tuple[str, ...]:
+    values = "\n".join(map(_interval, (one.inside, one.outside, one.difference)))
+    of = f"{one.quantity} of {one.law}" if one.law else one.quantity
+    return (
+        of,
+        _name(one),
+        one.against,
+        values,
+        f"{one.verdict}, margin {one.margin:g}",
+        _counts(one),
+    )

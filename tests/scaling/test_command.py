@@ -119,3 +119,32 @@ def test_what_was_left_out_is_told_where_nothing_is_fitted(tmp_path):
     assert (code, err) == (0, "")
     assert "not fitted: " in text
     assert "excluded: dense-s2-cl-seed0: no values per query" in text
+
+
+def test_slopes_out_of_domain_stand_beside_those_in_domain(tmp_path):
+    """The dense slope is half as steep on the other collection; the runs are the same."""
+    sizes = (("s1", 10**4), ("s2", 10**5), ("s3", 10**6), ("s4", 10**7))
+    pieces = []
+    for collection, gain in (("planted", 0.1), ("other", 0.05)):
+        grid = {
+            (size, n, "dense", "cl", "nDCG@10"): [0.3 + gain * place, 0.302 + gain * place]
+            for place, (size, n) in enumerate(sizes)
+        }
+        results, per_query = (one.assign(collection=collection) for one in tables(grid))
+        pieces.append((results.assign(trained_on="planted"), per_query))
+    out = tmp_path / "fits.csv"
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    code, text, err = run("--storage", write(folder, pieces), "--draws", 100, "--out", out)
+    assert (code, err) == (0, "")
+    assert "in domain and out of domain" in text
+    with out.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["row"] == "domain"]
+    slopes = {row["quantity"]: float(row["value"]) for row in rows if not row["law"]}
+    assert slopes == pytest.approx(
+        {"in domain": 0.1, "out of domain": 0.05, "difference": -0.05}, abs=1e-6
+    )
+    (difference,) = [row for row in rows if row["quantity"] == "difference" and not row["law"]]
+    assert (difference["verdict"], difference["collection"], difference["domain"]) == (
+        "differs", "other", "out of domain",
+    )  # fmt: skip
