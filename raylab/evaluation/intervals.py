@@ -40,7 +40,7 @@ def mean_intervals(
     for place, sample in enumerate(checked):
         if not (sample == sample[0]).all():
             by_size.setdefault(sample.size, []).append(place)
-    intervals = [(float(sample[0]),) * 3 for sample in checked]
+    intervals = [(float(one[0]), float(one[0]), float(one[0])) for one in checked]
     tail = (1 - confidence) / 2
     for places in by_size.values():
         own = [checked[place] for place in places]
