@@ -1,8 +1,8 @@
 """The disk and memory that a node needs beside the storage, for what its processes read and hold.
 
 disk     base models, as a hub gives them; and where the storage is remote, copies of what is read, which
-         `raylab.storage.store` keeps: tokens and arrays; with indexes, embeddings and indexes as well, each of
-         which some node reads once, so that the nodes share them
+         `raylab.storage.node_cache` keeps while there is room: tokens and arrays; with indexes, embeddings and
+         indexes as well, each of which some node reads once, so that the nodes share them
 memory   of a process: an encoder loads a model, and holds a shard in float32 twice; a search holds the hits of
          two parts, ids as strings of 4 bytes a character
 objects  Ray's object store: ingest sorts one collection after the other; what does not fit is spilled to disk

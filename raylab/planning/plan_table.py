@@ -114,7 +114,8 @@ def node_notes(node: NodeNeeds) -> list[str]:
     disk = f"a node's disk: {size(node.disk)} (base models {size(node.models)}, copies of tokens and groups "
     disk += f"{size(node.data)}, checkpoints {size(node.checkpoints)})"
     if node.copied:
-        disk += f"; and all nodes together {size(node.copied)} of copied embeddings and indexes (none with --no-index)"
+        disk += f"; and all nodes together {size(node.copied)} of copied embeddings and indexes (none with "
+        disk += "--no-index; a full disk drops the oldest)"
     memory = (
         f"memory of a process beside its device: an encoder {size(node.encoder)}, a search {size(node.searcher)}, a "
         f"scan (--no-index) {size(node.scanner)}; Ray's object store sorts up to {size(node.objects)}, over all nodes"
