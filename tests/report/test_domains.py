@@ -47,6 +47,13 @@ def test_exponents_and_slopes_stand_side_by_side_with_their_difference(tmp_path)
     store = Store(str(tmp_path / "lab"))
     report.write(store, results, pd.DataFrame({"stage": []}), per_query, draws=60)
     files = files_of(store)
+    # The paper's table is the first of the page and of the Markdown.
+    headings = [f"CL {name}" for name in (
+        "scifact test nDCG@10, in domain", "fiqa test nDCG@10, out of domain",
+        "nfcorpus test nDCG@10, out of domain",
+    )]  # fmt: skip
+    assert Page(files["index.html"].decode()).tables[0][0] == ["size", "head", *headings]
+    assert files["table.md"].decode().startswith("### The grid\n\n| size | head | " + headings[0])
     table = table_headed(Page(files["index.html"].decode()), "head", "objective", "measure", "of")
     rows = [dict(zip(table[0], row, strict=True)) for row in table[1:]]
     # The mean over collections is first, then each; slope and exponent of both measures.
