@@ -117,8 +117,9 @@ def node_notes(node: NodeNeeds) -> list[str]:
         disk += f"; and all nodes together {size(node.copied)} of copied embeddings and indexes (none with "
         disk += "--no-index; a full disk drops the oldest)"
     memory = (
-        f"memory of a process beside its device and its libraries: an encoder {size(node.encoder)}, a search {size(node.searcher)}, a "
-        f"scan (--no-index) {size(node.scanner)}; Ray's object store sorts up to {size(node.objects)}, over all nodes"
+        f"memory of a process beside its device and its libraries: an encoder {size(node.encoder)}, "
+        f"a search {size(node.searcher)}, a scan (--no-index) {size(node.scanner)}; "
+        f"Ray's object store sorts up to {size(node.objects)}, over all nodes"
     )
     return [disk, memory]
 

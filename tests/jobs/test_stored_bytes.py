@@ -17,6 +17,9 @@ from tests.jobs.commands import ROOT, run_here
 from tests.jobs.conftest import CELLS
 
 _FOLDERS = {"embedding-part": "embeddings"}  # the parts of an artifact of embeddings, and itself
+_LARGE = (
+    20_000  # bytes: below it the few words of the tiny collection are packed as no real text is
+)
 _MANIFEST = 1_500  # bytes of a manifest that may differ, an artifact
 
 
@@ -57,7 +60,7 @@ def test_a_tiny_grid(finished_grid, collection_folder, ladder_file, teacher_fold
     )
     storage = plan_of(grid, str(collection_folder))
     planned = {stage.stage: stage.stored for stage in storage.stages}
-    agree(planned, finished_grid.lab, 0.15)
+    agree({s: size for s, size in planned.items() if size > _LARGE}, finished_grid.lab, 0.15)
     everything = sum(
         size for stage, (size, _) in stored(finished_grid.lab).items() if stage in planned
     )
