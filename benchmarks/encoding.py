@@ -142,7 +142,7 @@ def bare(work: Work) -> Callable[[int], Took]:
 
 @ray.remote(num_cpus=1)
 class Timed:
-    """What `raylab.stages.encode.Encoder` does, with its process's CPU time told."""
+    """What `raylab.jobs.work.WorkActor` does, with its process's CPU time told."""
 
     def __init__(self, store: Store, execution: Execution):
         torch.set_num_threads(1)

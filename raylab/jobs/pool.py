@@ -22,7 +22,8 @@ log = logging.getLogger("raylab")
 T = TypeVar("T")
 _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 _DEATHS_A_TASK = 5  # a task that takes so many actors with it is at fault itself
-_IDLE_S = 0.5
+_IDLE_S = 0.1
+_KEPT_IDLE_S = 30.0  # an actor without a task, while a feed is open
 _LOOK_S = 5.0  # how often the cluster's size is looked at while nothing happens
 
 
@@ -33,8 +34,14 @@ class Feed(Generic[T]):
         self.queue: list[T] = []
         self.closed = False
 
-    def add(self, tasks: Iterable[T]) -> None:
-        self.queue += tasks
+    def add(self, tasks: Iterable[T], first: bool = False) -> None:
+        """To do; ``first``: before what waits."""
+        if self.closed:
+            return
+        if first:
+            self.queue[:0] = tasks
+        else:
+            self.queue += tasks
 
     def close(self) -> None:
         """No more tasks come, and those that wait are let go."""
@@ -67,17 +74,27 @@ def run_on_actors(
     queue = list(tasks) if not isinstance(tasks, Feed) else tasks.queue
     starting: dict[ray.ObjectRef, Any] = {}
     working: dict[ray.ObjectRef, tuple[Any, T]] = {}
+    idle: list[tuple[Any, T | None, float]] = []  # with what they did last, and since when
     deaths: Counter[int] = Counter()
     try:
         while queue or working or (feed is not None and not feed.closed):
-            room = limit() - len(working)
-            while len(starting) < min(room, len(queue)):
+            most, now = limit(), time.monotonic()
+            while idle and queue and len(working) < most:
+                actor, last, _ = idle.pop()
+                chosen = following(last, queue)
+                working[do(actor, chosen)] = actor, chosen
+            # Only a feed may still have tasks for those that have none.
+            kept = most - len(working) if feed is not None else 0
+            while idle and (len(idle) > kept or now - idle[0][2] > _KEPT_IDLE_S):
+                ray.kill(idle.pop(0)[0])
+            while len(starting) < min(most - len(working) - len(idle), len(queue)):
                 actor = start()
                 starting[actor.ready.remote()] = actor
             if not starting and not working:  # no task yet, or no room
                 time.sleep(_IDLE_S)
                 continue
-            ready, _ = ray.wait([*starting, *working], num_returns=1, timeout=_LOOK_S)
+            look_s = _LOOK_S if feed is None else _IDLE_S
+            ready, _ = ray.wait([*starting, *working], num_returns=1, timeout=look_s)
             for ref in ready:
                 actor, task = (starting.pop(ref), None) if ref in starting else working.pop(ref)
                 try:
@@ -96,15 +113,12 @@ def run_on_actors(
                         raise RuntimeError(message) from None
                     continue
                 deaths[id(None)] = 0
+                idle.append((actor, task, time.monotonic()))
                 if task is not None:
                     finished(task, result)
-                if queue and len(working) < limit():
-                    chosen = following(task, queue)
-                    working[do(actor, chosen)] = actor, chosen
-                else:
-                    ray.kill(actor)
     finally:
-        for actor in [*starting.values(), *(actor for actor, _ in working.values())]:
+        at_work = [actor for actor, _ in working.values()]
+        for actor in [*starting.values(), *at_work, *(actor for actor, _, _ in idle)]:
             ray.kill(actor)
 
 

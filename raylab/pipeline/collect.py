@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from raylab.planning.flops import Shape
 from raylab.stages.encode import System
 from raylab.stages.profile import ENTROPY
 from raylab.storage.artifacts import Artifact
-from raylab.storage.merging import add_rows, current
+from raylab.storage.merging import add_rows, current, rows_without
 from raylab.storage.store import Store
 from raylab.storage.tables import (
     LEDGER,
@@ -30,6 +32,9 @@ from raylab.storage.tables import (
     QueryValue,
     Result,
 )
+
+OfQueries: TypeAlias = tuple[dict[str, Any], pd.DataFrame]
+"""What values per query are of (columns of `QueryValue`), and the values."""
 
 # Of a retriever's manifest, under the same names.
 _NOTED = (
@@ -65,23 +70,85 @@ class Measured:
 
 
 def collect(
-    store: Store, measured: Measured, execution: Execution
+    store: Store,
+    measured: Measured,
+    execution: Execution,
+    interim: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Add to results, per-query values and ledger; returns the storage's current results, and its ledger."""
+    """Add to results, values per query and ledger what they do not hold yet; returns current results, and the ledger.
+
+    What they hold is not read again.
+
+    Args:
+        interim: parts of tables, by table, that were added while the grid ran (`raylab.pipeline.arriving`):
+            the same rows come in the grid's own order now.
+    """
+    before = _before(store, RESULTS, interim)
+    known = set() if before is None else _subjects(current(before))
+    rows, of_queries = rows_of(store, measured, execution, known)
+    if rows or before is None or interim.get(RESULTS):
+        values = query_values(of_queries)
+        add_rows(store, PER_QUERY, values, QueryValue, interim.get(PER_QUERY, ()))
+    used = [*measured.used, *(a for pair in measured.evaluations.values() for a in pair)]
+    unique = {artifact.path: artifact for artifact in [*used, *measured.profiles.values()]}
+    ledger = _before(store, LEDGER, {})
+    told = set() if ledger is None else set(ledger["fingerprint"])
+    new = [artifact for artifact in unique.values() if artifact.fingerprint not in told]
+    if new or ledger is None:
+        ledger = add_rows(store, LEDGER, map(LedgerRow.of, new), LedgerRow)
+    if rows or before is None or interim.get(RESULTS):
+        before = add_rows(store, RESULTS, rows, Result, interim.get(RESULTS, ()))
+    return current(before), ledger
+
+
+def _before(store: Store, name: str, interim: Mapping[str, Collection[str]]) -> pd.DataFrame | None:
+    try:
+        return rows_without(store, name, interim.get(name, ()))
+    except FileNotFoundError:
+        return None
+
+
+_WHERE = ("system", "seed", "collection", "split")
+
+
+def _subjects(results: pd.DataFrame) -> set[tuple]:
+    """What the rows are about, and the run or profile that they are of."""
+    columns = [results[name].tolist() for name in (*_WHERE, "run")]
+    return {
+        (system, None if pd.isna(seed) else int(seed), *others)
+        for system, seed, *others in zip(*columns, strict=True)
+    }
+
+
+def rows_of(
+    store: Store,
+    measured: Measured,
+    execution: Execution,
+    known: Collection[tuple] = frozenset(),
+) -> tuple[list[Result], list[OfQueries]]:
+    """Rows of the results, and values per query with what they are of.
+
+    Args:
+        known: (system, seed, collection, split, fingerprint of the run or profile), to pass over.
+    """
     by_name = {system.name: (system, cell) for system, cell in measured.systems}
     backbones = dict.fromkeys(system.backbone for system, _ in measured.systems)
     parameters = {backbone: _parameters(backbone, execution) for backbone in backbones}
     rows: list[dict[str, Any]] = []
     samples: list[np.ndarray] = []
-    of_queries: list[tuple[dict[str, Any], pd.DataFrame]] = []
+    of_queries: list[OfQueries] = []
     for (collection, name, split), (run, measures) in measured.evaluations.items():
         system, cell = by_name.get(name, (None, None))
         profile = measured.profiles.get((collection, name))
         facts = _facts(system, cell, measured, run, parameters)
         facts |= _efficiency(run, profile, split)
         where = {"collection": collection, "split": split}
+        subject = (facts["system"], facts.get("seed"), collection, split)
         zeros = measures.meta.get("without_relevant", {})
-        for source, values in _sources(store, run, measures, profile, split):
+        for source, read in _sources(store, run, measures, profile, split):
+            if (*subject, source.fingerprint) in known:
+                continue
+            values = read()
             for measure, rows_of_measure in values.groupby("measure", sort=False):
                 samples.append(rows_of_measure["value"].to_numpy())
                 counted = {"measure": measure, "without_relevant": zeros.get(measure)}
@@ -93,16 +160,10 @@ def collect(
     for row, (value, low, high) in zip(rows, mean_intervals(samples), strict=True):
         row |= {"value": value, "ci_low": low, "ci_high": high}
         results.append(Result(**row))
-    used = [*measured.used, *(a for pair in measured.evaluations.values() for a in pair)]
-    unique = {artifact.path: artifact for artifact in [*used, *measured.profiles.values()]}
-    add_rows(store, PER_QUERY, _query_values(of_queries), QueryValue)
-    ledger = add_rows(store, LEDGER, map(LedgerRow.of, unique.values()), LedgerRow)
-    return current(add_rows(store, RESULTS, results, Result)), ledger
+    return results, of_queries
 
 
-def _query_values(
-    of_queries: Sequence[tuple[dict[str, Any], pd.DataFrame]],
-) -> Iterator[QueryValue]:
+def query_values(of_queries: Sequence[OfQueries]) -> Iterator[QueryValue]:
     """The rows of the values per query, one at a time: there are millions of them."""
     names: dict[str, str] = {}  # one string for all systems that answer a query
     for key, values in of_queries:
@@ -117,13 +178,20 @@ _EMPTY: dict[str, Any] = dict.fromkeys(Result.__dataclass_fields__) | {"variant"
 
 def _sources(
     store: Store, run: Artifact, measures: Artifact, profile: Artifact | None, split: str
-) -> Iterator[tuple[Artifact, pd.DataFrame]]:
-    """What per-query values are of, and the values; no row where no query has a positive."""
-    yield run, pq.read_table(store.local(measures) / "measures.parquet").to_pandas()
-    if profile is not None:
-        table = pq.read_table(store.local(profile) / ENTROPY).to_pandas()
+) -> Iterator[tuple[Artifact, Callable[[], pd.DataFrame]]]:
+    """What values per query are of, and what reads them; no row where no query has a positive."""
+
+    def measured() -> pd.DataFrame:
+        return pq.read_table(store.local(measures) / "measures.parquet").to_pandas()
+
+    def entropies(of: Artifact) -> pd.DataFrame:
+        table = pq.read_table(store.local(of) / ENTROPY).to_pandas()
         table = table[table["split"] == split].drop(columns="split")
-        yield profile, table.assign(measure=ENTROPY_MEASURE)
+        return table.assign(measure=ENTROPY_MEASURE)
+
+    yield run, measured
+    if profile is not None:
+        yield profile, partial(entropies, profile)
 
 
 def _efficiency(run: Artifact, profile: Artifact | None, split: str) -> dict[str, float | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,6 +27,7 @@ from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest
 from raylab.jobs.pools import data_pool, ray_pool
 from raylab.jobs.progress import Display, Monitor
+from raylab.pipeline.arriving import Arrivals
 from raylab.pipeline.collect import Measured, collect
 from raylab.pipeline.driver import sole_driver
 from raylab.pipeline.evaluation import SystemsEvaluation
@@ -41,9 +42,7 @@ from raylab.stages.stage import Stage, StageKind, find_or_make, write_list
 from raylab.stages.teach import make_groups
 from raylab.stages.tokenise import tokenise
 from raylab.storage.artifacts import Artifact, DamagedArtifact
-from raylab.storage.merging import read_current
 from raylab.storage.store import Store
-from raylab.storage.tables import PER_QUERY
 
 log = logging.getLogger("raylab")
 _DAMAGE_ROUNDS = 3
@@ -89,14 +88,13 @@ def run_grid(
                 )
                 try:
                     measured = pipeline.run()
-                    results, ledger = collect(store, measured, execution)
+                    results, ledger = collect(store, measured, execution, pipeline.interim)
                 except DamagedArtifact as damage:
                     log.warning("%s; it will be made again", damage)
                     store.discard(damage.path)
                     continue
             left_out = tuple(c.run_name for c in grid.cells() if c not in measured.trained)
-            per_query = read_current(store, PER_QUERY)
-            pages = report.write(store, results, ledger, per_query, command)
+            pages = report.write_unless_standing(store, results, ledger, command)
             return Outcome(results, pages, not pipeline.connected, left_out)
         raise RuntimeError(
             f"{store.uri}: artifacts were damaged again and again; check the storage"
@@ -125,6 +123,7 @@ class GridPipeline:
         self.sources = (source, *further)
         self.plan, self.store, self.monitor, self.stack = plan, store, monitor, stack
         self.connected = False
+        self.interim: Mapping[str, Collection[str]] = {}
 
     def connect(self) -> None:
         """Connect to Ray, at the first stage that has something to do."""
@@ -146,12 +145,15 @@ class GridPipeline:
         used = [one.collection for one in stages.measured]
         for kind in ("tokenise", "teach", "arrange"):
             used += self._data(kind, [stage for stage in every if stage.kind == kind], stages)
-        running = self.execution, self.store, self.monitor, self.connect
+        arrivals = Arrivals(stages, self.execution, self.store)
+        running = self.execution, self.store, self.monitor, self.connect, arrivals.add
         training = Training(stages, self.plan, *running)
         self.monitor.planned = {c.run_name: training.durations.flops(c) for c in stages.cells}
-        trained = training.run()
-        systems = stages.systems(list(trained))
-        evaluated = SystemsEvaluation(stages, systems, *running).run()
+        with arrivals.adding():
+            trained = training.run()
+            systems = stages.systems(list(trained))
+            evaluated = SystemsEvaluation(stages, systems, *running).run()
+        self.interim = arrivals.parts
         adapted = self.store.find_all(stages.starts.values())
         used += [artifact for artifact in adapted if artifact is not None]
         used += [*trained.values(), *evaluated.used]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,20 @@ from raylab.data.sources import Source
 from raylab.data.texts import Texts, passage_ids
 from raylab.data.tokens import find_ids
 from raylab.experiment.config import Backbone, Encoding, Execution
-from raylab.index.embeddings import as_stored, read_row, shards
+from raylab.index.embeddings import as_stored, read_row
 from raylab.index.export import write_ciff, write_faiss, write_json_vectors
 from raylab.index.kernels.topk import merge_topk
 from raylab.index.kinds import index_class
-from raylab.jobs.encode import encode_all
 from raylab.jobs.ingest import ingest
-from raylab.jobs.pool import encoders
 from raylab.jobs.pools import data_pool
-from raylab.jobs.scan import scan_all
-from raylab.jobs.tasks import build_index, evaluate_all, run_all
+from raylab.jobs.work import work_all
 from raylab.models.opening import AnyRetriever, Checkpoint, open_retriever
+from raylab.pipeline.measuring import Measuring, PairWork, Phase
 from raylab.stages.encode import Embeddings, EncodeTask, System, query_task
-from raylab.stages.scan import Scan
 from raylab.stages.search import Evaluation, IndexTask, open_index, search_index
 from raylab.stages.stage import Stage, find_or_make
 from raylab.stages.tokenise import tokenise, tokens_address
+from raylab.stages.work import Task
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
 
@@ -122,46 +120,57 @@ class Retrieval:
         )
         return find_or_make(self.store, [stage], make)[0]
 
-    def _encoded(self, tasks: list[EncodeTask]) -> list[Artifact]:
-        def make(missing: list[EncodeTask]) -> None:
-            self.connect()
-            self.say(f"encoding {len(missing)} of {len(tasks)} shard(s)")
-            encode_all(self.store, self.execution, missing, self._finished)
-
-        return find_or_make(self.store, tasks, make)
-
-    def _finished(self, task: EncodeTask, warning: str | None) -> None:
-        if warning:
-            self.say(f"WARNING {task.address.name}: {warning}")
-
     @functools.cached_property
     def embeddings(self) -> Embeddings:
         """What is, or would be, stored of all passages."""
         count = self.collection.meta["passages"]
         return Embeddings(self.system, self.encoding, self.texts, count)
 
+    def _pair(self, split: str | None = None) -> PairWork:
+        """What there is to make, with the run and the measures of a split or without."""
+        name, queries, searches = self.collection.meta["name"], {}, {}
+        if split is not None:
+            task = query_task(self.system, self.encoding, self.collection, split)
+            passages = self.embeddings.address
+            queries[split] = task
+            searches[split] = Evaluation(
+                self.system.name, self.collection, split, task.address, passages
+            )
+        pair = name, self.system.name
+        return PairWork(pair, self.collection, self.embeddings, queries, searches, None)
+
+    def _made(self, pair: PairWork, until: Phase) -> None:
+        """Make what is missing, on Ray."""
+        measuring = Measuring(self.store, self.execution, say=self.say, until=until)
+        tasks = measuring.begin([pair])
+        if not tasks:
+            return
+        self.connect()
+        encoding = sum(isinstance(task, EncodeTask) for task in tasks)
+        if encoding:
+            every = len(self.embeddings.parts(self.execution.shard_passages)) + len(pair.queries)
+            self.say(f"encoding {encoding} of {every} shard(s)")
+
+        def finished(task: Task, warning: str | None) -> list[Task]:
+            if warning:
+                self.say(f"WARNING {task.address.name}: {warning}")
+            return measuring.finished(task)
+
+        work_all(self.store, self.execution, tasks, finished)
+
     @functools.cached_property
     def parts(self) -> list[Artifact]:
         """The parts of the embeddings, in row order."""
-        parts = self.embeddings.made_parts(self.store)
-        if parts is None:
-            tasks = self.embeddings.parts(self.execution.shard_passages)
-            parts = self._encoded(tasks)
-            self.embeddings.commit(self.store, tasks)
-        return parts
+        pair = self._pair()
+        self._made(pair, "represent")
+        return pair.parts
 
     @functools.cached_property
     def indexes(self) -> tuple[Artifact, ...]:
         """An index for every part of the embeddings."""
-        tasks = [IndexTask(part) for part in self.parts]
-
-        def make(missing: list[IndexTask]) -> None:
-            self.connect()
-            self.say(f"indexing {len(missing)} of {len(tasks)} shard(s)")
-            calls = [(build_index, (self.store, task.part)) for task in missing]
-            run_all(calls, 4 * encoders(self.execution), lambda: None)
-
-        return tuple(find_or_make(self.store, tasks, make))
+        pair = self._pair()
+        self._made(pair, "index")
+        return tuple(self.store.all_committed(IndexTask(part).address for part in pair.parts))
 
     def export(self, places: Mapping[str, Path]) -> None:
         """Write all passages in other engines' formats (`raylab.index.export`).
@@ -243,38 +252,11 @@ class Retrieval:
 
     def run(self, split: str) -> tuple[Artifact, Artifact]:
         """(run, measures) of a split's queries, under the collection's protocol."""
-        task = query_task(self.system, self.encoding, self.collection, split)
-        (queries,) = self._encoded([task])
-        evaluation = Evaluation(
-            self.system.name, self.collection, split, queries, self.embeddings.address
-        )
-
-        def make(_: list[Evaluation]) -> None:
-            ready = evaluation
-            if not self.execution.no_index:
-                ready = replace(evaluation, indexes=self.indexes)
-            elif self.store.find(evaluation.run_address) is None:
-                ready = replace(evaluation, hits=self._hits(split, queries))
-            self.connect()
-            at_once = 4 * encoders(self.execution)
-            evaluate_all(self.store, [ready], at_once, self.execution.use_gpu, lambda: None)
-
-        (measures,) = find_or_make(self.store, [evaluation], make)
-        return self.store.committed(evaluation.run_address), measures
-
-    def _hits(self, split: str, queries: Artifact) -> Artifact:
-        """Of a split's queries, from passages that are scored as they are encoded."""
-        rows = tuple(shards(self.embeddings.count, self.execution.shard_passages))
-        scan = Scan(self.embeddings, self.collection, rows, {split: queries}, None)
-
-        def make(_: list[Scan]) -> None:
-            self.connect()
-            self.say(f"scanning {len(rows)} shard(s)")
-            scan_all(self.store, self.execution, [scan], lambda hits: None)
-
-        (hits,) = find_or_make(self.store, [scan], make)
-        self.say(f"{hits.meta['unstored_bytes']:,} bytes of embeddings not stored")
-        return hits
+        pair = self._pair(split)
+        self._made(pair, "measure")
+        evaluation = pair.searches[split]
+        run, measures = self.store.all_committed([evaluation.run_address, evaluation.address])
+        return run, measures
 
     def means(self, measures: Artifact) -> dict[str, float]:
         """Means over the queries, by the measure's name."""

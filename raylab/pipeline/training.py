@@ -1,4 +1,4 @@
-"""The training half of a grid: MNTP and fine-tuning as trials of one queue, encoding on what they leave free."""
+"""The training half of a grid: MNTP and fine-tuning as trials of one queue, measuring on what they leave free."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from raylab.experiment.config import Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell
 from raylab.jobs.cluster import device_bytes
-from raylab.jobs.filling import filling
 from raylab.jobs.progress import Monitor
 from raylab.jobs.train import training_devices
 from raylab.jobs.trials import Job, RunQueue, run_trials
-from raylab.pipeline.evaluation import missing_tasks
+from raylab.jobs.work import filling
+from raylab.pipeline.evaluation import warn
+from raylab.pipeline.measuring import Measuring, PairWork, pairs_of
 from raylab.pipeline.stages import GridStages
 from raylab.planning.contract import within_total
 from raylab.planning.durations import Durations
 from raylab.planning.plan import GridPlan, check_plan
 from raylab.planning.scheduling import Item, Queue
-from raylab.stages.encode import EncodeTask
 from raylab.stages.train import AdaptationJob, FineTuningJob, family_key, jobs_name
+from raylab.stages.work import Task
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
 
@@ -30,6 +31,7 @@ class Training:
 
     Args:
         connect: connects to Ray; called before anything runs.
+        arrived: is told of every system that is measured on a collection, as it is.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class Training:
         store: Store,
         monitor: Monitor,
         connect: Callable[[], None],
+        arrived: Callable[[PairWork], None],
     ):
+        self.arrived = arrived
         self.stages, self.plan, self.execution = stages, plan, execution
         self.store, self.monitor, self.connect = store, monitor, connect
         self.durations = Durations(plan, execution)
@@ -144,17 +148,19 @@ class Training:
                 )
 
     def _run_jobs(self, jobs: dict[str, Job], items: list[Item]) -> None:
-        """Run the jobs, and encode what they make on devices that they leave free."""
+        """Run the jobs, and measure what they make on devices that they leave free."""
         monitor, execution, stages = self.monitor, self.execution, self.stages
         queue = RunQueue(Queue(items), lambda: training_devices(execution))
 
-        def encoded(task: EncodeTask, warning: str | None) -> None:
-            if warning:
-                monitor.say(f"WARNING {task.system.name}: {warning}")
+        measuring = Measuring(self.store, execution, self.arrived, monitor.say)
 
-        with filling(self.store, execution, queue.free, encoded) as fill:
-            for system in stages.untrained:
-                fill(missing_tasks(self.store, execution, stages, system))
+        def done(task: Task, warning: str | None) -> list[Task]:
+            warn(monitor, task, warning)
+            return measuring.finished(task)
+
+        with filling(self.store, execution, queue.free, done) as fill:
+            untrained = [(system, None) for system in stages.untrained]
+            fill(measuring.begin(pairs_of(stages, untrained)))
 
             def finished(name: str) -> None:
                 job = jobs[name]
@@ -169,7 +175,7 @@ class Training:
                     monitor.spent[cell.run_name] = facts["spent_flops"]
                     loss = f"{facts['steps']} steps, loss {facts['loss']:.4g}"
                     monitor.advance(f"{cell.run_name}: {loss}")
-                    system = stages.system(cell)
-                    fill(missing_tasks(self.store, execution, stages, system))
+                    systems = [(stages.system(cell), cell)]
+                    fill(measuring.begin(pairs_of(stages, systems, baselines=False)))
 
             run_trials(self.store, jobs, queue, finished)

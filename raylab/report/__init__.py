@@ -14,6 +14,7 @@ import pandas as pd
 from rich.console import Console
 
 from raylab.experiment.config import check
+from raylab.report import standing
 from raylab.report.charts.chart import shown_tables
 from raylab.report.formats import to_csv, to_markdown, to_rich
 from raylab.report.heads import compare_heads, mark
@@ -110,23 +111,39 @@ def write(
         contents["laws.csv"] = laws_to_csv(laws).encode()
     page = Contents(rows, results, ledger, tables, in_layout, charts, svgs, tests, laws, command)
     contents["index.html"] = render(page).encode()  # the last: it links to the others
+    standing.forget(store)
     if command is not None:
         store.put_text(COMMAND, command + "\n")
     for name, data in contents.items():
         store.put_bytes(f"{FOLDER}/{name}", data)
     _forget(store, set(contents))
     more = {name: name for name in contents if name not in FILES.values()}
-    paths = {label: f"{store.uri}/{FOLDER}/{name}" for label, name in (FILES | more).items()}
-    return Report(paths, tables, in_layout)
+    return Report(_paths(store, FILES | more), tables, in_layout)
+
+
+def _paths(store: Store, files: dict[str, str]) -> dict[str, str]:
+    return {label: f"{store.uri}/{FOLDER}/{name}" for label, name in files.items()}
 
 
 def _forget(store: Store, written: set[str]) -> None:
     """Remove charts and laws of a report before this one that it no longer has."""
-    folder = f"{store.root}/{FOLDER}"
-    for path in store.fs.ls(folder, detail=False):
-        name = path.rpartition("/")[2]
+    for name in store.files.names(FOLDER):
         if name not in written and _OURS.fullmatch(name):
-            store.fs.rm_file(f"{folder}/{name}")
+            store.files.remove(f"{FOLDER}/{name}")
+
+
+def write_unless_standing(
+    store: Store, results: pd.DataFrame, ledger: pd.DataFrame, command: str | None
+) -> Report:
+    """`write`, from the storage's own values per query, unless the report was made from the same tables."""
+    source, kept = standing.source_of(store, command), standing.kept(store)
+    names = set(store.files.names(FOLDER))
+    if kept is not None and kept.source == source and names.issuperset(kept.files.values()):
+        return Report(_paths(store, kept.files), kept.tables, kept.layout)
+    report = write(store, results, ledger, read_current(store, PER_QUERY), command)
+    files = {label: path.rpartition("/")[2] for label, path in report.paths.items()}
+    standing.keep(store, standing.Shown(source, files, report.tables, report.layout))
+    return report
 
 
 def rebuild(storage_uri: str, draws: int = DRAWS, cells: str = "*") -> Report:
@@ -157,7 +174,6 @@ def rebuild(storage_uri: str, draws: int = DRAWS, cells: str = "*") -> Report:
 
 def _command(store: Store) -> str | None:
     try:
-        with store.fs.open(f"{store.root}/{COMMAND}", "rb") as file:
-            return file.read().decode().strip() or None
+        return store.files.read(COMMAND).decode().strip() or None
     except FileNotFoundError:
         return None

@@ -250,11 +250,3 @@ def commit_shard(store: Store, encoder: ShardEncoder, task: EncodeTask) -> str |
         write_shard(draft.path, ids, matrix, task.encoding.precision)
         draft.meta.update(rows=len(ids), representation=task.system.head.representation, **cost)
     return collapse(matrix) if task.rows is not None and task.rows.start == 0 else None
-
-
-def next_for(last: EncodeTask | None, queue: list[EncodeTask]) -> EncodeTask:
-    """The first task of the same checkpoint, which the actor has loaded, else the first of all."""
-    if last is None:
-        return queue.pop(0)
-    same = next((i for i, t in enumerate(queue) if t.system.weights == last.system.weights), 0)
-    return queue.pop(same)

@@ -113,8 +113,8 @@ class Piece:
 class Scanner:
     """Scans in this process."""
 
-    def __init__(self, store: Store, execution: Execution):
-        self.store, self.encoder = store, ShardEncoder(store, execution)
+    def __init__(self, store: Store, execution: Execution, encoder: ShardEncoder | None = None):
+        self.store, self.encoder = store, encoder or ShardEncoder(store, execution)
         self.device = "cuda" if execution.use_gpu else None
         self.ready_for: tuple[str, Queries, Pairs | None] | None = None
 

@@ -64,6 +64,17 @@ def bm25_address(collection: Artifact, part: str) -> Address:
     return Address(INDEX, f"bm25-{part}", {"format": 4, "part": part}, inputs)
 
 
+@dataclass(frozen=True)
+class BM25Task:
+    """The BM25 index of a collection's passages, which all its splits search."""
+
+    collection: Artifact
+
+    @property
+    def address(self) -> Address:
+        return bm25_address(self.collection, PASSAGES)
+
+
 def build_bm25(store: Store, collection: Artifact, part: str) -> Artifact:
     """Commit the BM25 index of a collection's passages, unless it is there."""
     address = bm25_address(collection, part)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -35,19 +36,39 @@ _KEYS = {
 _SUBJECT = ("system", "seed", "collection", "split", "measure")
 
 
-def add_rows(store: Store, name: str, rows: Iterable[Any], row: type) -> pd.DataFrame:
-    """Add rows (of dataclass `row`) to a table of the storage, and return the whole table."""
+def add_rows(
+    store: Store, name: str, rows: Iterable[Any], row: type, instead_of: Collection[str] = ()
+) -> pd.DataFrame:
+    """Add rows (of dataclass `row`) to a table of the storage, and return the whole table.
+
+    ``instead_of``: parts (of `add_part`) whose rows are among these.
+    """
+    add_part(store, name, rows, row)
+    for part in instead_of:
+        with suppress(FileNotFoundError):
+            store.files.remove(part)
+    return merge(store, name)
+
+
+def add_part(store: Store, name: str, rows: Iterable[Any], row: type) -> str:
+    """Add rows as a part, which `merge` puts into the table; returns its path below the root."""
     buffer = io.BytesIO()
     pq.write_table(table_of(rows, row), buffer)
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()[:16]
-    before = _parts(store, name)
-    store.put_bytes(f"{_folder(name)}/{time.time_ns():020d}-{digest}.parquet", data)
+    before = parts_of(store, name)
+    path = f"{_folder(name)}/{time.time_ns():020d}-{digest}.parquet"
+    store.put_bytes(path, data)
     for part in before:
         if part.endswith(f"-{digest}.parquet"):  # the same rows stand in the new part
             store.files.remove(part)
+    return path
+
+
+def merge(store: Store, name: str) -> pd.DataFrame:
+    """Write the whole table from its parts, and return it."""
     while True:
-        parts = _parts(store, name)
+        parts = parts_of(store, name)
         try:
             whole = _merged(store, name, parts)
         except FileNotFoundError:  # another driver has put its rows into a new part
@@ -55,15 +76,27 @@ def add_rows(store: Store, name: str, rows: Iterable[Any], row: type) -> pd.Data
         buffer = io.BytesIO()
         pq.write_table(whole, buffer)
         store.put_bytes(name, buffer.getvalue())
-        if _parts(store, name) == parts:
+        if parts_of(store, name) == parts:
             return whole.to_pandas()
+
+
+def rows_without(store: Store, name: str, parts: Collection[str]) -> pd.DataFrame:
+    """The table as it would be without some of its parts.
+
+    Raises:
+        FileNotFoundError: it has no others.
+    """
+    others = [part for part in parts_of(store, name) if part not in parts]
+    if not others:
+        raise FileNotFoundError(name)
+    return _merged(store, name, others).to_pandas()
 
 
 def _folder(name: str) -> str:
     return f"{_FOLDER}/{name.partition('.')[0]}"
 
 
-def _parts(store: Store, name: str) -> list[str]:
+def parts_of(store: Store, name: str) -> list[str]:
     """The parts of a table, oldest first, by their paths below the root."""
     names = store.files.names(_folder(name))
     return [f"{_folder(name)}/{part}" for part in names if part.endswith(".parquet")]

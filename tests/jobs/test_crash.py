@@ -155,7 +155,7 @@ def test_kill_an_encoding_actor(small, undisturbed_lab, undisturbed):
     """In `make test`, tests/jobs/test_evaluate.py kills one."""
     lab, arguments = small
     begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone", "retriever"))
-    run_disturbed(arguments, kill_one("ray::Encoder.encode"))
+    run_disturbed(arguments, kill_one("ray::WorkActor.work"))
     pd.testing.assert_frame_equal(measures(lab), undisturbed)
 
 
@@ -164,7 +164,7 @@ def test_kill_an_actor_that_scans_without_an_index(small, undisturbed_lab, undis
     """`--no-index`: the same table and the same run files, bit for bit, and no embedding of a passage."""
     lab, arguments = small
     begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone", "retriever"))
-    output = run_disturbed([*arguments, "--no-index"], kill_one("ray::ScanActor.scan"))
+    output = run_disturbed([*arguments, "--no-index"], kill_one("ray::WorkActor.work"))
     assert "bytes of embeddings not stored" in output
     pd.testing.assert_frame_equal(
         measures(lab).drop(columns="index_bytes"), undisturbed.drop(columns="index_bytes")

@@ -39,7 +39,7 @@ def extended(finished_grid, tmp_path_factory, other_folder):
     lab = tmp_path_factory.mktemp("extended") / "lab"
     shutil.copytree(finished_grid.lab, lab)
     arguments = [str(lab) if a == str(finished_grid.lab) else a for a in finished_grid.arguments]
-    kill = kill_one("ray::Encoder.encode")
+    kill = kill_one("ray::WorkActor.work")
     return lab, run_disturbed([*arguments, "--evaluate", str(other_folder)], kill)
 
 

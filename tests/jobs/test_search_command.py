@@ -26,8 +26,8 @@ from raylab.models.retriever import Retriever
 from raylab.pipeline import driver
 from raylab.pipeline import retrieval as retrieve
 from raylab.pipeline.retrieval import Retrieval
-from raylab.stages.encode import ShardEncoder, commit_shard
 from raylab.stages.tokenise import tokens_address
+from raylab.stages.work import Worker, following
 from raylab.storage.store import Store
 from tests.models.test_published import write as write_published
 from tests.stages.collections import committed
@@ -56,19 +56,15 @@ def _tokenised(store, collection, tokenizer, *_):
 def in_this_process(monkeypatch, collection_folder):
     """The stages' own functions one after the other, without the seconds that every actor takes to start."""
 
-    def encode_all(store, execution, tasks, finished):
-        encoder = ShardEncoder(store, execution)
-        for task in tasks:
-            finished(task, commit_shard(store, encoder, task))
-
-    def run_all(calls, limit, finished):
-        for function, arguments in calls:
-            function._function(*arguments)
+    def work_all(store, execution, tasks, finished):
+        worker, queue = Worker(store, execution), list(tasks)
+        while queue:
+            task = following(None, queue)
+            queue[:0] = finished(task, worker.work(task))
 
     monkeypatch.setattr(retrieve, "ingest", lambda store, *_: committed(store, collection_folder))
     monkeypatch.setattr(retrieve, "tokenise", _tokenised)
-    monkeypatch.setattr(retrieve, "encode_all", encode_all)
-    monkeypatch.setattr(retrieve, "run_all", run_all)
+    monkeypatch.setattr(retrieve, "work_all", work_all)
     monkeypatch.setattr(driver, "take_over", lambda *_: None)
 
 

@@ -302,13 +302,13 @@ def stopped_at_work(driver: subprocess.Popen, lab: Path) -> list[psutil.Process]
     """
     if not finished(lab):
         return None
-    actors = processes(driver, "ray::Encoder.encode")
+    actors = processes(driver, "ray::WorkActor.work")
     for actor in actors:
         actor.suspend()
     for actor in actors:
         wait_for(lambda actor=actor: actor.status() == psutil.STATUS_STOPPED, driver)
     begun = set(embeddings(lab)) - set(finished(lab))
-    busy = processes(driver, "ray::Encoder.encode")
+    busy = processes(driver, "ray::WorkActor.work")
     if len(actors) == len(begun) == 2 and busy == actors:
         return actors
     for actor in actors:
