@@ -84,9 +84,9 @@ def write_folders(home: Path) -> tuple[str, list[str], str]:
         folder = home / name
         (folder / "qrels").mkdir(parents=True)
         every = [*splits, "train"] if name == "msmarco" else list(splits)
-        passages = [{"_id": f"p{n}", "title": "", "text": f"passage {n}"} for n in range(8)]
+        passages = [{"_id": f"p{n}", "title": "", "text": f"{name} {n}"} for n in range(8)]
         queries = [
-            {"_id": f"{split}{n}", "text": f"query {n}"} for split in every for n in range(4)
+            {"_id": f"{split}{n}", "text": f"{name} {n}"} for split in every for n in range(4)
         ]
         for file, rows in (("corpus", passages), ("queries", queries)):
             lines = "".join(json.dumps(row) + "\n" for row in rows)
