@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -202,7 +203,8 @@ class Simulation:
             size = content if isinstance(content, int) else len(content)
             path = f"{address.path}/attempt-1/{name}"
             yield Placeholder(path, size, content if isinstance(content, bytes) else None)
-            noted[name] = {"bytes": size, "sha256": "0" * 64, "tag": self.tag}
+            digest = hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest()
+            noted[name] = {"bytes": size, "sha256": digest, "tag": self.tag}
         manifest = {
             "stage": address.stage,
             "name": address.name,
