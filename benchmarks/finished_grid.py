@@ -6,7 +6,7 @@ Manifests, measures and tables are real; other files are placeholders of the rig
 that the server only lists). Then `run_grid` is called in a process of its own.
 
     python benchmarks/finished_grid.py                        # on a folder
-    python benchmarks/finished_grid.py --s3 --wait 0.03       # on an S3 server that waits before each request
+    python benchmarks/finished_grid.py --s3 --wait 0.03       # and on an S3 server that waits before each request
     python benchmarks/finished_grid.py --scale 0.01           # passages and queries; a hundredth
 """
 
@@ -287,22 +287,23 @@ def write_files(files: Iterator[Placeholder], root: Path) -> int:
     return count
 
 
-def write_objects(files: Iterator[Placeholder], prepared: Path, prefix: str, out: Path) -> int:
-    """Into a list for the server's `--fill`, with the files of a folder; returns how many."""
-    count = 0
+def write_objects(files: Iterator[Placeholder], lab: Path, prefix: str, out: Path) -> int:
+    """Into a list for the server's `--fill`, with the other files of a finished laboratory; returns how many."""
+    placed = set()
     with open(out, "w") as stream:
-        for path in (path for path in prepared.rglob("*") if path.is_file()):
-            content = base64.b64encode(path.read_bytes()).decode()
-            key = f"{prefix}/{path.relative_to(prepared)}"
-            stream.write(json.dumps({"key": key, "content": content}) + "\n")
-            count += 1
         for file in files:
             row: dict[str, Any] = {"key": f"{prefix}/{file.path}", "size": file.size, "tag": "same"}
             if file.content is not None:
                 row["content"] = base64.b64encode(file.content).decode()
             stream.write(json.dumps(row) + "\n")
-            count += 1
-    return count
+            placed.add(file.path)
+        for path in (path for path in lab.rglob("*") if path.is_file()):
+            name = str(path.relative_to(lab))
+            if name not in placed:
+                content = base64.b64encode(path.read_bytes()).decode()
+                stream.write(json.dumps({"key": f"{prefix}/{name}", "content": content}) + "\n")
+                placed.add(name)
+    return len(placed)
 
 
 def _run(grid: Grid, storage: str, end: Any) -> None:
@@ -346,9 +347,21 @@ def show(what: str, told: dict[str, float]) -> bool:
     return all(told.get(name, 0.0) < limit for name, limit in LIMITS.items())
 
 
+def _on_a_server(grid: Grid, objects: Path, wait_s: float, home: Path) -> bool:
+    with serving(wait_s, 0.0, "--fill", str(objects)) as server:
+        os.environ.update(server.environment)
+        tempfile.tempdir = str(home)  # copies of artifacts
+        server.asked()
+        told = run(grid, f"s3://{BUCKET}/lab")
+        asked = server.asked()
+    told["fetched bytes"] = asked["bytes fetched"]
+    told["requests"] = sum(asked[kind] for kind in ("GET", "HEAD", "LIST", "PUT", "DELETE"))
+    return show(f"nothing to do, on a server, {1000 * wait_s:.0f} ms a request", told)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--s3", action="store_true", help="on an S3 server instead of a folder")
+    parser.add_argument("--s3", action="store_true", help="on an S3 server as well")
     parser.add_argument(
         "--wait", type=float, default=0.03, help="seconds before each of its requests"
     )
@@ -360,32 +373,16 @@ def main() -> None:
         collection, others, scores = write_folders(home / "data")
         grid = Grid(PICO, collection, evaluation=tuple(others), teacher=scores)
         store = Store(str(home / "lab"))
-        tag = '"same"' if options.s3 else TAG
-        simulation = Simulation(grid, store, options.scale, tag)
-        started = time.perf_counter()
-        if not options.s3:
-            count = write_files(simulation.files(), Path(store.root))
-            print(f"{count:,} files written in {time.perf_counter() - started:.0f} s", flush=True)
-            show("tables and report made", run(grid, store.uri))
-            kept = show("nothing to do", run(grid, store.uri))
-        else:
-            listed = home / "objects.jsonl"
-            count = write_objects(simulation.files(), Path(store.root), "lab", listed)
-            with serving(0.0, 0.0, "--fill", str(listed)) as server:
-                print(f"{count:,} objects in {time.perf_counter() - started:.0f} s", flush=True)
-                os.environ.update(server.environment)
-                uri = f"s3://{BUCKET}/lab"
-                tempfile.tempdir = str(home)  # copies of artifacts
-                show("tables and report made", run(grid, uri))
-                server.disturb(options.wait)
-                server.asked()
-                told = run(grid, uri)
-                asked = server.asked()
-                told["fetched bytes"] = asked["bytes fetched"]
-                told["requests"] = sum(
-                    asked[kind] for kind in ("GET", "HEAD", "LIST", "PUT", "DELETE")
-                )
-                kept = show(f"nothing to do, {1000 * options.wait:.0f} ms a request", told)
+        simulation, started = Simulation(grid, store, options.scale, TAG), time.perf_counter()
+        count = write_files(simulation.files(), Path(store.root))
+        print(f"{count:,} files written in {time.perf_counter() - started:.0f} s", flush=True)
+        show("tables and report made", run(grid, store.uri))
+        kept = show("nothing to do, on a folder", run(grid, store.uri))
+        if options.s3:
+            objects = home / "objects.jsonl"
+            again = Simulation(grid, store, options.scale, '"same"')
+            write_objects(again.files(), Path(store.root), "lab", objects)
+            kept &= _on_a_server(grid, objects, options.wait, home)
         if not kept:
             raise SystemExit(f"over a limit: {LIMITS}")
 
