@@ -6,7 +6,8 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,11 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+
+from raylab.live.facts import EventKind
+from raylab.live.logs import DriverLog
+from raylab.planning.remaining import Standing, remaining
+from raylab.planning.scheduling import Item
 
 _PLAIN_EVERY_S = 20.0
 _POLL_S = 1.0
@@ -33,6 +39,7 @@ class RunProgress:
     loss: float
     at: float
     spends_budget: bool  # of cells; MNTP stands beside their budgets
+    job: str = ""  # the run's name in the queue; several cells may come from one
 
 
 @ray.remote(num_cpus=0)
@@ -54,9 +61,10 @@ class Monitor:
 
     Args:
         display: "live", "lines" now and then, "off"; "auto" is live on a terminal, else lines.
+        log: is told all that is shown, for those who watch from elsewhere.
     """
 
-    def __init__(self, display: Display = "auto"):
+    def __init__(self, display: Display = "auto", log: DriverLog | None = None):
         self.console = Console()
         if display == "auto":
             display = "live" if self.console.is_terminal else "lines"
@@ -68,11 +76,19 @@ class Monitor:
         self.spent: dict[str, float] = {}  # FLOPs of every finished cell, by its run's name
         self.started = time.time()
         self._stop = threading.Event()
-        self._remaining_s: float | None = None
-        self._rate_from: tuple[float, float] | None = None
+        self.log = log
+        self.items: Sequence[Item] = ()  # runs of this command, with their predicted seconds
+        self.devices, self.overhead_s = 1, 0.0
+        self._started: dict[str, float] = {}  # when each of them did
+        self._ended: dict[str, float] = {}  # seconds that each of them took
+        self._stage_from = (self.started, 0)
 
     def say(self, text: str) -> None:
         """One line, in either display."""
+        self._tell("note", self.stage, text)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         if self.display == "lines":
             print(f"[{_clock(time.time() - self.started)}] {text}", flush=True)
         elif self.display == "live":
@@ -80,14 +96,37 @@ class Monitor:
 
     def enter(self, stage: str, total: int, done: int = 0) -> None:
         """A stage begins: `done` of its `total` artifacts are already there."""
+        if self.stage != "start":
+            self._tell("stage-end", self.stage)
         self.stage, self.total, self.done = stage, total, done
-        self.say(f"{stage}: {done} of {total} already done" if done else f"{stage}: {total} to do")
+        self._stage_from = time.time(), done
+        text = f"{done} of {total} already done" if done else f"{total} to do"
+        self._tell("stage", stage, text)
+        self._print(f"{stage}: {text}")
 
     def advance(self, text: str = "") -> None:
         """One artifact of the stage is done."""
         self.done += 1
+        self._tell("made", self.stage, text)
         if text:
-            self.say(f"{self.stage} {self.done}/{self.total}: {text}")
+            self._print(f"{self.stage} {self.done}/{self.total}: {text}")
+
+    def scheduled(self, items: Sequence[Item], devices: int, overhead_s: float) -> None:
+        """The runs of this command, as predicted: the time left follows from them (`remaining`)."""
+        self.items, self.devices, self.overhead_s = items, devices, overhead_s
+
+    def run_event(self, kind: EventKind, name: str, text: str = "") -> None:
+        """A run starts, ends or fails."""
+        if kind == "start":
+            self._started[name] = time.time()
+        elif kind in ("end", "died"):
+            self._ended[name] = time.time() - self._started.get(name, time.time())
+        self._tell(kind, name, text)
+
+    def _tell(self, kind: EventKind, name: str, text: str = "") -> None:
+        if self.log is not None:
+            self.log.event(kind, name, text)
+            self.log.stands(self.stage, self.done, self.total)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -96,13 +135,19 @@ class Monitor:
         loops = {"live": self._live_loop, "lines": self._plain_loop, "off": self._stop.wait}
         thread = threading.Thread(target=loops[self.display], daemon=True)
         thread.start()
+        error: BaseException | None = None
         try:
             yield
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
             self._stop.set()
             thread.join(timeout=5)
             self.say(self.summary({}))
             sys.stdout.flush()
+            if self.log is not None:
+                self.log.close(error)
 
     def _runs(self) -> dict[str, RunProgress]:
         with contextlib.suppress(RayError):
@@ -128,9 +173,10 @@ class Monitor:
         ]
         if self.planned:
             parts.append(f"budget {share:.0%} of {sum(self.planned.values()):.2g} FLOPs")
-        left = self._time_left(share)
+        left = self._time_left(runs)
+        about = "training" if self.stage == "train" else self.stage
         parts.append(
-            f"training left {_clock(left)}"
+            f"{about} left {_clock(left)}"
             if left is not None
             else f"elapsed {_clock(time.time() - self.started)}"
         )
@@ -147,13 +193,26 @@ class Monitor:
                 done += flops * min(runs[run].step / max(runs[run].steps, 1), 1.0)
         return min(done / total, 1.0) if total else 0.0
 
-    def _time_left(self, share: float) -> float | None:
-        if self.stage != "train" or not self.planned:
+    def _time_left(self, runs: dict[str, RunProgress]) -> float | None:
+        """Seconds until the stage ends: of training from its plan, else from the pace so far."""
+        if self.stage != "train":
+            began, done = self._stage_from
+            made = self.done - done
+            return (self.total - self.done) * (time.time() - began) / made if made > 0 else None
+        if not self.items:
             return None
-        if self._rate_from is None or share < self._rate_from[1]:  # a run began again
-            self._rate_from = (time.time(), share)
-        seconds, gained = time.time() - self._rate_from[0], share - self._rate_from[1]
-        return (1 - share) / gained * seconds if gained > 0 and seconds > 5 else None
+        return remaining(self.items, self._standing(runs), self.devices, self.overhead_s).total_s
+
+    def _standing(self, runs: dict[str, RunProgress]) -> dict[str, Standing]:
+        now, shares = time.time(), defaultdict(float)
+        for run in runs.values():
+            shares[run.job] = max(shares[run.job], run.step / max(run.steps, 1))
+        return {
+            name: Standing(self._ended[name], 1.0, True)
+            if name in self._ended
+            else Standing(now - started, min(shares[name], 1.0))
+            for name, started in self._started.items()
+        }
 
     def _plain_loop(self) -> None:
         while not self._stop.wait(_PLAIN_EVERY_S):
@@ -162,7 +221,7 @@ class Monitor:
                 f"{run.run} {run.step}/{run.steps} loss {run.loss:.3g}"
                 for run in self._running(runs)
             )
-            self.say(f"{self.summary(runs)} | {steps}" if steps else self.summary(runs))
+            self._print(f"{self.summary(runs)} | {steps}" if steps else self.summary(runs))
 
     def _live_loop(self) -> None:
         with Live(console=self.console, refresh_per_second=4, transient=True) as live:

@@ -16,6 +16,7 @@ from ray.tune.search import Searcher
 
 from raylab.jobs.cluster import arrow_filesystem, root_cause
 from raylab.jobs.train import train
+from raylab.live.facts import EventKind
 from raylab.planning.scheduling import Queue
 from raylab.stages.train import AdaptationJob, FineTuningJob
 from raylab.storage.store import Store
@@ -28,10 +29,17 @@ class RunQueue:
 
     Args:
         devices: how many there are now.
+        told: is told of runs that start, end and fail, and of devices that must wait: kind, name, text.
     """
 
-    def __init__(self, queue: Queue, devices: Callable[[], int]):
-        self.queue, self.devices = queue, devices
+    def __init__(
+        self,
+        queue: Queue,
+        devices: Callable[[], int],
+        told: Callable[[EventKind, str, str], None] = lambda kind, name, text: None,
+    ):
+        self.queue, self.devices, self.told = queue, devices, told
+        self.waits = False
         self.lock = threading.Lock()
         self.next: list[str] = []
 
@@ -41,11 +49,24 @@ class RunQueue:
             if not self.next:
                 free = self.devices() - self.queue.busy
                 self.next = [item.name for item in self.queue.start(free, time.monotonic())]
-            return self.next.pop(0) if self.next else None
+            if self.next:
+                self.waits = False
+                self.told("start", self.next[0], "")
+                return self.next.pop(0)
+            self._tell_of_waiting()
+            return None
+
+    def _tell_of_waiting(self) -> None:
+        """Once: devices are free, and all that is left waits for runs that go on."""
+        queue, free = self.queue, self.devices() - self.queue.busy
+        if free > 0 and queue.running and any(queue.left.values()) and not self.waits:
+            self.waits = True
+            self.told("wait", min(queue.running), f"{free} free until it ends")
 
     def end(self, name: str, failed: bool) -> None:
         with self.lock:
             (self.queue.drop if failed else self.queue.finish)(name)
+            self.told("died" if failed else "end", name, "")
 
     @property
     def done(self) -> bool:

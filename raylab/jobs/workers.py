@@ -24,6 +24,7 @@ from raylab.data.tokens import PassageStore
 from raylab.experiment.config import Adaptation, Execution, identity
 from raylab.experiment.grid import Cell
 from raylab.jobs.progress import RunProgress
+from raylab.live.logs import RunLog
 from raylab.models.backbone import add_lora, set_lora_dropout
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
@@ -302,6 +303,13 @@ def _commit(
 # --------------------------------------------------------------------------------- reporting
 
 
+def _run_log(job: AdaptationJob | FineTuningJob) -> RunLog | None:
+    """Where rank 0 tells how far the run is; None on other ranks."""
+    if rank_and_world()[0]:
+        return None
+    return RunLog(job.store, job.run_name, job.execution.use_gpu)
+
+
 class RayReporter:
     """Progress to the board and the journal, checkpoints through Ray Train (`raylab.training.loop.Reporter`).
 
@@ -310,8 +318,9 @@ class RayReporter:
     """
 
     def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str]):
-        self.names, self.board = names, job.board
+        self.names, self.board, self.job = names, job.board, job.run_name
         self.spends_budget = isinstance(job, FineTuningJob)
+        self.live = _run_log(job)
         self.journal = Journal(job.store, f"{RUNS}/{run_folder(job)}", rank_and_world()[0] == 0)
         self.meter = Meter(torch.cuda.current_device() if job.execution.use_gpu else None)
         self.last = 0.0
@@ -327,6 +336,16 @@ class RayReporter:
 
     def progress(self, progress: Progress) -> None:
         self.journal.note(progress)
+        if self.live is not None:
+            self.live.note(
+                progress.step,
+                progress.steps,
+                progress.spent_flops,
+                progress.tokens,
+                progress.loss,
+                progress.learning_rate,
+                progress.seconds,
+            )
         now = time.time()
         last_step = progress.step == progress.steps
         if (
@@ -346,6 +365,7 @@ class RayReporter:
                 progress.loss,
                 now,
                 self.spends_budget,
+                self.job,
             )
         )
 

@@ -27,6 +27,7 @@ from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest
 from raylab.jobs.pools import data_pool, ray_pool
 from raylab.jobs.progress import Display, Monitor
+from raylab.live.logs import DriverLog
 from raylab.pipeline.arriving import Arrivals
 from raylab.pipeline.collect import Measured, collect
 from raylab.pipeline.driver import sole_driver
@@ -83,8 +84,9 @@ def run_grid(
     with sole_driver(store):
         for _ in range(_DAMAGE_ROUNDS):
             with contextlib.ExitStack() as stack:
+                monitor = Monitor(display, DriverLog(store))
                 pipeline = GridPipeline(
-                    grid, execution, source, further, teacher, plan, store, Monitor(display), stack
+                    grid, execution, source, further, teacher, plan, store, monitor, stack
                 )
                 try:
                     measured = pipeline.run()
@@ -122,7 +124,7 @@ class GridPipeline:
         self.grid, self.execution, self.teacher = grid, execution, teacher
         self.sources = (source, *further)
         self.plan, self.store, self.monitor, self.stack = plan, store, monitor, stack
-        self.connected = False
+        self.connected = self.accepted = False
         self.interim: Mapping[str, Collection[str]] = {}
 
     def connect(self) -> None:
@@ -131,6 +133,12 @@ class GridPipeline:
             self.connected = True
             self.stack.enter_context(connect(self.execution))
             self.stack.enter_context(self.monitor.watching())
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell the storage how far the grid is: once its input was accepted, and something is missing."""
+        if self.connected and self.accepted and self.monitor.log is not None:
+            self.monitor.log.begin()
 
     def run(self) -> Measured:
         """Every stage in turn.
@@ -139,6 +147,8 @@ class GridPipeline:
             ConfigError, CollectionError, TrainingError, DamagedArtifact: from the stages.
         """
         stages = self._stages(self._ingest())
+        self.accepted = True
+        self._tell()
         every = stages.all()
         write_list(self.store, every)
         self.monitor.cells_total = len(stages.cells)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from raylab.data.ingested import training_part
 from raylab.experiment.config import Execution
@@ -13,6 +13,7 @@ from raylab.jobs.progress import Monitor
 from raylab.jobs.train import training_devices
 from raylab.jobs.trials import Job, RunQueue, run_trials
 from raylab.jobs.work import filling
+from raylab.live.facts import PlannedCell
 from raylab.pipeline.evaluation import warn
 from raylab.pipeline.measuring import Measuring, PairWork, pairs_of
 from raylab.pipeline.stages import GridStages
@@ -78,6 +79,7 @@ class Training:
                 after = (jobs_name(stages.starts[start]),) if start in missing else ()
                 cells = [cell for _, cell in job.cells]
                 items.append(self.durations.training(job.run_name, cells, after))
+            self._tell_plan(chosen, jobs, items)
             self._run_jobs(jobs, items)
         return {cell: made for cell, made in self._found().items() if made is not None}
 
@@ -110,6 +112,45 @@ class Training:
             total = f"total budget {grid.total_budget_flops:.3g} FLOPs"
             monitor.say(f"{total}: {left_out} cell(s) are not started")
         return chosen
+
+    def _tell_plan(self, chosen: set[Cell], jobs: Mapping[str, Job], items: Sequence[Item]) -> None:
+        """What will run, and when by the plan: for the display, and for those who watch."""
+        monitor, stages = self.monitor, self.stages
+        devices = training_devices(self.execution)
+        overhead_s = self.durations.pace.run_s
+        monitor.scheduled(items, devices, overhead_s)
+        if monitor.log is None:
+            return
+        run_of = {
+            cell: name
+            for name, job in jobs.items()
+            if isinstance(job, FineTuningJob)
+            for _, cell in job.cells
+        }
+        cells = [
+            self._planned_cell(cell, run_of.get(cell, cell.run_name), cell in chosen)
+            for cell in stages.cells
+        ]
+        device = self.execution.device or ("gpu" if self.execution.use_gpu else "cpu-core")
+        name = stages.collection.manifest["name"]
+        monitor.log.planned(name, cells, items, devices, device, overhead_s)
+
+    def _planned_cell(self, cell: Cell, run: str, chosen: bool) -> PlannedCell:
+        part = self.durations.cells[cell.run_name]
+        done = cell.run_name in self.monitor.spent
+        return PlannedCell(
+            cell.run_name,
+            run,
+            cell.backbone.name,
+            cell.head.name,
+            cell.objective.name,
+            cell.seed,
+            cell.variant,
+            part.flops,
+            part.steps,
+            part.parameters,
+            "planned" if chosen else "done" if done else "left out",
+        )
 
     def _check_memory(self) -> None:
         """Refuse, before anything is trained, what does not fit; say so where nobody knows."""
@@ -150,7 +191,7 @@ class Training:
     def _run_jobs(self, jobs: dict[str, Job], items: list[Item]) -> None:
         """Run the jobs, and measure what they make on devices that they leave free."""
         monitor, execution, stages = self.monitor, self.execution, self.stages
-        queue = RunQueue(Queue(items), lambda: training_devices(execution))
+        queue = RunQueue(Queue(items), lambda: training_devices(execution), monitor.run_event)
 
         measuring = Measuring(self.store, execution, self.arrived, monitor.say)
 

@@ -15,7 +15,7 @@ predicted durations. Nothing here knows Ray.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,6 +99,12 @@ class Queue:
                 return end, free - devices
         return float("inf"), 0
 
+    def resume(self, name: str, end: float) -> None:
+        """An item that waits for nothing has started already, and is predicted to end then."""
+        self.ready = [entry for entry in self.ready if entry[2] != name]
+        heapq.heapify(self.ready)
+        self.running[name] = end
+
     def finish(self, name: str) -> None:
         """The item is done: what waited for it may start."""
         del self.running[name]
@@ -159,8 +165,13 @@ class Simulated:
         return self.busy_device_s / (self.makespan_s * self.devices) if self.makespan_s else 1.0
 
 
-def simulate(items: Sequence[Item], devices: int) -> Simulated:
+def simulate(
+    items: Sequence[Item], devices: int, running: Collection[str] = frozenset()
+) -> Simulated:
     """Run the queue against a clock that jumps from end to end.
+
+    Args:
+        running: items that have started already; they hold their devices from the start.
 
     Raises:
         ValueError: an item needs more devices than there are.
@@ -170,6 +181,12 @@ def simulate(items: Sequence[Item], devices: int) -> Simulated:
         raise ValueError(f"{largest.name} needs {largest.devices} devices, and there are {devices}")
     queue, now, busy = Queue(items), 0.0, 0.0
     events: list[tuple[float, str]] = []
+    for item in items:
+        if item.name in running:
+            queue.resume(item.name, item.seconds)
+            events.append((item.seconds, item.name))
+            busy += item.seconds * item.devices
+    heapq.heapify(events)
     ends: dict[str, float] = {}
     while not queue.done:
         for item in queue.start(devices - queue.busy, now):

@@ -48,6 +48,7 @@ class Progress:
     shared_flops: float = 0.0
     shared_tokens: float = 0.0
     shared_seconds: float = 0.0
+    learning_rate: float | None = None  # of the step that was taken last; None: not told
 
 
 class Reporter(Protocol):
@@ -277,7 +278,8 @@ class _Loop:
             self.state = self.state.after(flops, tokens, time.perf_counter() - began, loss)
             if step % self.points == 0 or self.state.step == self.horizon:
                 _note(self.history, self.state, loss=loss, learning_rate=rate)
-            self.reporter.progress(self.state.progress(self.horizon))
+            told = self.state.progress(self.horizon)
+            self.reporter.progress(replace(told, learning_rate=rate))
             if keep and self.state.step % self.every == 0 and self.state.step < task.steps:
                 _measure(task, self.engine, self.history, self.state)
                 self.checkpoint()
