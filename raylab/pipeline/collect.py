@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.evaluation.entropy import MEASURE as ENTROPY_MEASURE
@@ -22,7 +23,7 @@ from raylab.planning.flops import Shape
 from raylab.stages.encode import System
 from raylab.stages.profile import ENTROPY
 from raylab.storage.artifacts import Artifact
-from raylab.storage.merging import add_rows, current, rows_without
+from raylab.storage.merging import add_rows, current, rows_without, write_rows
 from raylab.storage.store import Store
 from raylab.storage.tables import (
     LEDGER,
@@ -31,6 +32,7 @@ from raylab.storage.tables import (
     LedgerRow,
     QueryValue,
     Result,
+    schema_of,
 )
 
 OfQueries: TypeAlias = tuple[dict[str, Any], pd.DataFrame]
@@ -88,7 +90,7 @@ def collect(
     rows, of_queries = rows_of(store, measured, execution, known)
     if rows or before is None or interim.get(RESULTS):
         values = query_values(of_queries)
-        add_rows(store, PER_QUERY, values, QueryValue, interim.get(PER_QUERY, ()))
+        write_rows(store, PER_QUERY, values, QueryValue, interim.get(PER_QUERY, ()))
     used = [*measured.used, *(a for pair in measured.evaluations.values() for a in pair)]
     unique = {artifact.path: artifact for artifact in [*used, *measured.profiles.values()]}
     ledger = _before(store, LEDGER, {})
@@ -163,14 +165,20 @@ def rows_of(
     return results, of_queries
 
 
-def query_values(of_queries: Sequence[OfQueries]) -> Iterator[QueryValue]:
-    """The rows of the values per query, one at a time: there are millions of them."""
-    names: dict[str, str] = {}  # one string for all systems that answer a query
-    for key, values in of_queries:
-        columns = (values[name].tolist() for name in ("measure", "query_id", "value"))
-        for measure, query_id, value in zip(*columns, strict=True):
-            query_id = names.setdefault(query_id, query_id)
-            yield QueryValue(**key, measure=measure, query_id=query_id, value=value)
+def query_values(of_queries: Sequence[OfQueries]) -> pa.Table:
+    """The rows of the values per query, in columns: there are millions of them."""
+    schema = schema_of(QueryValue)
+
+    def part(key: dict[str, Any], values: pd.DataFrame) -> pa.Table:
+        columns = [
+            pa.array(values[field.name], field.type, from_pandas=True)
+            if field.name in values.columns
+            else pa.repeat(pa.scalar(key[field.name], field.type), len(values))
+            for field in schema
+        ]
+        return pa.table(columns, schema=schema)
+
+    return pa.concat_tables([schema.empty_table(), *(part(*one) for one in of_queries)])
 
 
 _EMPTY: dict[str, Any] = dict.fromkeys(Result.__dataclass_fields__) | {"variant": "", "varied": ""}

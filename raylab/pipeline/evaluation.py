@@ -6,7 +6,7 @@ them are stored (`raylab.stages.scan`); runs, measures and profiles are the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from raylab.experiment.config import Execution
@@ -80,11 +80,15 @@ class SystemsEvaluation:
         left = [pair for pair in self.pairs if pair.name not in done]
         if left:
             self._measure(left, len(done))
+        measured = {path: artifact for own in done.values() for path, artifact in own.items()}
+        wanted = [address for pair in left for address in pair.wanted()]
+        made = self.store.all_committed(wanted)
+        measured |= {place.path: one for place, one in zip(wanted, made, strict=True)}
         shown = [pair for pair in self.pairs if pair.embeddings is not None]
         fresh = [
             pair for pair in shown if self._behind(pair).fingerprint not in told or pair in left
         ]
-        return self._gathered(shown, fresh)
+        return self._gathered(measured, shown, fresh)
 
     def _measure(self, left: list[PairWork], done: int) -> None:
         self.connect()
@@ -111,21 +115,19 @@ class SystemsEvaluation:
             return pair.scan(self.execution.shard_passages).address
         return pair.embeddings.address
 
-    def _gathered(self, shown: Iterable[PairWork], fresh: list[PairWork]) -> Evaluated:
-        shown, store = list(shown), self.store
-        keys, addresses = [], []
-        for pair in self.pairs:
-            for split, evaluation in pair.searches.items():
-                keys.append((*pair.name, split))
-                addresses += [evaluation.run_address, evaluation.address]
-        found = store.all_committed(addresses)
-        runs_and_measures = zip(found[::2], found[1::2], strict=True)
-        profiles = store.all_committed(one.address for pair in shown for one in pair.profile())
-        return Evaluated(
-            dict(zip(keys, runs_and_measures, strict=True)),
-            dict(zip((pair.name for pair in shown), profiles, strict=True)),
-            self._used(fresh),
-        )
+    def _gathered(
+        self, measured: Mapping[str, Artifact], shown: Iterable[PairWork], fresh: list[PairWork]
+    ) -> Evaluated:
+        """``measured``: what is wanted of every pair, by its path."""
+        evaluations = {
+            (*pair.name, split): (measured[one.run_address.path], measured[one.address.path])
+            for pair in self.pairs
+            for split, one in pair.searches.items()
+        }
+        profiles = {
+            pair.name: measured[one.address.path] for pair in shown for one in pair.profile()
+        }
+        return Evaluated(evaluations, profiles, self._used(fresh))
 
     def _used(self, fresh: list[PairWork]) -> list[Artifact]:
         """Queries, and embeddings with their parts and indexes, or hits."""

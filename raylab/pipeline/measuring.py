@@ -118,12 +118,17 @@ def pairs_of(
     ]
 
 
-def measured_of(store: Store, pairs: Iterable[PairWork]) -> set[Pair]:
-    """Those of which nothing is missing."""
+def measured_of(store: Store, pairs: Iterable[PairWork]) -> dict[Pair, dict[str, Artifact]]:
+    """Those of which nothing is missing, with what is wanted of each by its path."""
     wanted = [(pair.name, address) for pair in pairs for address in pair.wanted()]
     found = store.find_all(address for _, address in wanted)
-    absent = {name for (name, _), one in zip(wanted, found, strict=True) if one is None}
-    return {name for name, _ in wanted} - absent
+    measured: dict[Pair, dict[str, Artifact]] = {name: {} for name, _ in wanted}
+    for (name, address), artifact in zip(wanted, found, strict=True):
+        if artifact is None:
+            measured.pop(name, None)
+        elif name in measured:
+            measured[name][address.path] = artifact
+    return measured
 
 
 Phase = Literal["represent", "index", "search", "measure"]

@@ -37,9 +37,24 @@ _SUBJECT = ("system", "seed", "collection", "split", "measure")
 
 
 def add_rows(
-    store: Store, name: str, rows: Iterable[Any], row: type, instead_of: Collection[str] = ()
+    store: Store,
+    name: str,
+    rows: Iterable[Any] | pa.Table,
+    row: type,
+    instead_of: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Add rows (of dataclass `row`) to a table of the storage, and return the whole table.
+    """As `write_rows`; returns the whole table."""
+    return write_rows(store, name, rows, row, instead_of).to_pandas()
+
+
+def write_rows(
+    store: Store,
+    name: str,
+    rows: Iterable[Any] | pa.Table,
+    row: type,
+    instead_of: Collection[str] = (),
+) -> pa.Table:
+    """Add rows (of dataclass `row`, or in columns of its schema) to a table of the storage; returns the whole table.
 
     ``instead_of``: parts (of `add_part`) whose rows are among these.
     """
@@ -50,10 +65,10 @@ def add_rows(
     return merge(store, name)
 
 
-def add_part(store: Store, name: str, rows: Iterable[Any], row: type) -> str:
+def add_part(store: Store, name: str, rows: Iterable[Any] | pa.Table, row: type) -> str:
     """Add rows as a part, which `merge` puts into the table; returns its path below the root."""
     buffer = io.BytesIO()
-    pq.write_table(table_of(rows, row), buffer)
+    pq.write_table(rows if isinstance(rows, pa.Table) else table_of(rows, row), buffer)
     data = buffer.getvalue()
     digest = hashlib.sha256(data).hexdigest()[:16]
     before = parts_of(store, name)
@@ -65,7 +80,7 @@ def add_part(store: Store, name: str, rows: Iterable[Any], row: type) -> str:
     return path
 
 
-def merge(store: Store, name: str) -> pd.DataFrame:
+def merge(store: Store, name: str) -> pa.Table:
     """Write the whole table from its parts, and return it."""
     while True:
         parts = parts_of(store, name)
@@ -77,7 +92,7 @@ def merge(store: Store, name: str) -> pd.DataFrame:
         pq.write_table(whole, buffer)
         store.put_bytes(name, buffer.getvalue())
         if parts_of(store, name) == parts:
-            return whole.to_pandas()
+            return whole
 
 
 def rows_without(store: Store, name: str, parts: Collection[str]) -> pd.DataFrame:
