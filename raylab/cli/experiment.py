@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from raylab.cli.errors import LaboratoryCommand
 from raylab.cli.files import check_writable, open_store
 from raylab.cli.options import EXECUTION_FIELDS, GRID_FIELDS, Options, shown_defaults, with_options
 from raylab.cli.shared import console as wide_console
+from raylab.cli.watch import beside
 from raylab.data.beir_sets import BEIR, named_collections
 from raylab.experiment.changes import changed_recipe, parse_setting
 from raylab.experiment.config import ConfigError, Execution
@@ -172,7 +174,8 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
         return
     from raylab.pipeline.grid import run_grid  # here, since Ray takes seconds to import
 
-    outcome = run_grid(grid, execution, "lines" if options.plain else "auto", command)
+    with beside(execution.storage) if options.watch else nullcontext():
+        outcome = run_grid(grid, execution, "lines" if options.plain else "auto", command)
     _show(outcome, execution, console)
     done = "everything was done already" if outcome.nothing_to_do else "done"
     print(f"{done} in {time.time() - started:.0f} s")

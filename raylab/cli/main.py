@@ -18,6 +18,7 @@ from raylab.cli.fit import fit
 from raylab.cli.search import encode, index, search
 from raylab.cli.shared import Storage
 from raylab.cli.shared import console as wide_console
+from raylab.cli.watch import watch
 from raylab.experiment.config import ConfigError
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ def raylab(
 
 app.command("run")(run)
 app.command("plan")(plan)
+app.command("watch")(watch)
 
 
 @app.command()

@@ -183,6 +183,10 @@ class Options:
         ),
     ] = None
     gpu: Annotated[bool | None, _executed("one GPU a worker", "--gpu/--no-gpu")] = None
+    watch: Annotated[
+        bool | None,
+        _executed("show it in the browser too, as `raylab watch` does", "--watch"),
+    ] = None
     plain: Annotated[bool | None, _executed("plain lines instead of a live display", "--plain")] = (
         None
     )

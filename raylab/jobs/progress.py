@@ -144,7 +144,7 @@ class Monitor:
         finally:
             self._stop.set()
             thread.join(timeout=5)
-            self.say(self.summary({}))
+            self._print(self.summary({}))
             sys.stdout.flush()
             if self.log is not None:
                 self.log.close(error)

@@ -83,6 +83,7 @@ def adapt(job: AdaptationJob) -> None:
     )
     reporter = RayReporter(job, {job.adaptation.steps: job.run_name})
     _, done, history = run(task, optimization, reporter, job.execution.checkpoints)
+    reporter.ended()
     meta = {
         "backbone": identity(job.backbone),
         "tokenizer": tokenizer.fingerprint,
@@ -161,9 +162,11 @@ def fine_tune(job: FineTuningJob) -> None:
     ends = {steps[member]: member.budget_flops or None for _, member in cells}
     if len(ends) == 1:
         _, done, history = run(task, optimization, reporter, checkpoints, ends[task.steps])
+        reporter.ended()
         finished(task.steps, done, history)
     else:
         run_branches(task, optimization, reporter, checkpoints, ends, finished)
+        reporter.ended()
 
 
 def _retriever_facts(job: FineTuningJob, cell: Cell, task: FineTuningTask) -> dict[str, Any]:
@@ -324,6 +327,11 @@ class RayReporter:
         self.journal = Journal(job.store, f"{RUNS}/{run_folder(job)}", rank_and_world()[0] == 0)
         self.meter = Meter(torch.cuda.current_device() if job.execution.use_gpu else None)
         self.last = 0.0
+
+    def ended(self) -> None:
+        """The run took its last step."""
+        if self.live is not None:
+            self.live.close()
 
     @contextlib.contextmanager
     def resume(self) -> Iterator[Path | None]:

@@ -133,6 +133,14 @@ class RunLog:
         self.gpu = gpu
         self.began = self.last = time.time()
         self.losses: list[float] = []
+        self.latest: tuple[int, int, float, float, float | None, float] = (
+            0,
+            0,
+            0.0,
+            0.0,
+            None,
+            0.0,
+        )
         self.before: tuple[float, float] | None = None  # tokens and seconds of the point before
         self.writer.start()
 
@@ -149,9 +157,22 @@ class RunLog:
         """After each step; a point now and then, and always at the first step and the last."""
         now = time.time()
         self.losses.append(loss)
+        self.latest = step, steps, flops, tokens, learning_rate, seconds
         every_s = min(_EVERY_S, max(_FIRST_S, (now - self.began) / _POINTS_A_TIME))
         if self.before is not None and now - self.last < every_s and step < steps:
             return
+        self._add(now)
+        if step >= steps:
+            self.writer.flush()
+
+    def close(self) -> None:
+        """The run has ended, at its last step or before it where its budget was spent; returns at once."""
+        if self.losses:
+            self._add(time.time())
+        self.writer.close(wait_s=0.0)
+
+    def _add(self, now: float) -> None:
+        step, steps, flops, tokens, learning_rate, seconds = self.latest
         speed = None
         if self.before is not None and seconds > self.before[1]:
             speed = (tokens - self.before[0]) / (seconds - self.before[1])
@@ -162,7 +183,7 @@ class RunLog:
         self.writer.add(
             Point(now, step, steps, flops, mean, learning_rate, tokens, speed, seconds, memory)
         )
-        if first or step >= steps:
+        if first:
             self.writer.flush()
 
     def _peak_bytes(self) -> int:

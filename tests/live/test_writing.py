@@ -96,6 +96,16 @@ def test_a_run_tells_its_first_and_its_last_step_and_the_mean_loss_between(tmp_p
     assert weighted == pytest.approx(sum(range(1, 101)))
 
 
+def test_a_run_that_its_budget_ends_early_tells_its_last_step(tmp_path):
+    store = Store(str(tmp_path))
+    log = RunLog(store, "a", gpu=False)
+    for step in range(1, 8):
+        log.note(step, 11, 1e6 * step, 50.0 * step, float(step), 1e-4, 0.5 * step)
+    log.close()
+    log.writer.close()  # waits for the thread that `close` leaves to itself
+    assert read(Point, lines(store, f"{RUNS}/a")[-1]).step == 7
+
+
 def pairs(points: list[Point]) -> list[tuple[int, Point]]:
     return list(zip([0, *(point.step for point in points)], points, strict=False))
 
