@@ -22,7 +22,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ class Simulation:
         yield from self._artifact(embeddings.address, {"parts.json": content}, meta)
 
     def _artifact(
-        self, address: Address, files: dict[str, int | bytes], meta: dict[str, Any]
+        self, address: Address, files: Mapping[str, int | bytes], meta: dict[str, Any]
     ) -> Generator[Placeholder, None, Artifact]:
         """The files of an artifact, its manifest last; returns the artifact."""
         noted = {}

@@ -160,7 +160,7 @@ def _put(bucket: Any, facts: dict[str, Any]) -> None:
     from moto.s3.models import FakeKey
 
     content = base64.b64decode(facts.get("content", ""))
-    key = FakeKey(facts["key"], content, "123456789012", "us-east-1", etag=facts.get("tag"))
+    key: Any = FakeKey(facts["key"], content, "123456789012", "us-east-1", etag=facts.get("tag"))
     key.bucket_name = bucket.name
     key.contentsize = facts.get("size", len(content))
     bucket.keys[facts["key"]] = key

@@ -10,7 +10,7 @@ import pandas as pd
 
 from tests.jobs.commands import command, run_here
 
-QUERIES, OTHERS = 12, 150  # a split; passages beside the judged ones
+QUERIES, OTHERS = 8, 60  # a split; passages beside the judged ones
 ASSETS = Path(__file__).resolve().parents[2] / "raylab" / "assets"
 
 
