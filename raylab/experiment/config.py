@@ -353,7 +353,9 @@ class Execution:
     embeddings nor indexes of them are stored. `shard_passages`: of an embedding shard, which is
     what one task makes and what is done again when an actor dies. `device`: what a worker runs on, by
     the name it has in a plan; None: asked of the cluster. `concurrent_trials` 0: as many as fit. `cache_gib`: of a
-    node's disk at most, for copies from object storage; None: all but a tenth of it.
+    node's disk at most, for copies from object storage; None: all but a tenth of it. `validate`: points of a
+    fine-tuning run, even in the logarithm of its FLOPs, at which held-out queries are scored; fewer where they would
+    take more than 3 % of the run; 0: none.
     """
 
     storage: str = "lab"
@@ -369,6 +371,7 @@ class Execution:
     shard_passages: int = 2_048
     checkpoints: int = 4
     max_failures: int = 3
+    validate: int = 12
     models_dir: str | None = None
     device: str | None = None
     cache_gib: float | None = None
@@ -383,6 +386,7 @@ class Execution:
         actors = self.encoding_actors
         check(actors >= 0, "encoders", actors, "0 (as many as the cluster takes) or more")
         check(self.shard_passages >= 1, "shard_passages", self.shard_passages, "at least 1")
+        check(self.validate >= 0, "validate", self.validate, "0 (none) or more")
         cache = self.cache_gib
         check(cache is None or cache > 0, "cache_gib", cache, "positive")
         check(self.encoder_cpus > 0, "encoder_cpus", self.encoder_cpus, "positive")

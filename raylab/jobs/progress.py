@@ -40,6 +40,8 @@ class RunProgress:
     at: float
     spends_budget: bool  # of cells; MNTP stands beside their budgets
     job: str = ""  # the run's name in the queue; several cells may come from one
+    tokens: float = 0.0  # without padding, since the first step
+    seconds: float = 0.0  # of steps alone, since the first
 
 
 @ray.remote(num_cpus=0)

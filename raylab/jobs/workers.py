@@ -374,6 +374,8 @@ class RayReporter:
                 now,
                 self.spends_budget,
                 self.job,
+                progress.tokens,
+                progress.seconds,
             )
         )
 

@@ -121,6 +121,12 @@ class Point:
     tokens_per_s: float | None  # since the point before
     seconds: float  # of steps alone
     peak_bytes: int | None  # of rank 0: of its GPU, or of its process
+    gradient_norm: float | None = None  # of the step, before it is clipped
+    held_out: float | None = (
+        None  # contrastive entropy of held-out queries, nats; None: not measured here
+    )
+    active_terms: float | None = None  # of a held-out passage, mean (sparse)
+    collapse: float | None = None  # mean cosine of two held-out passages: 1, all are alike
 
 
 def new_session() -> str:
