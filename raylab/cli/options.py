@@ -53,6 +53,15 @@ def _planned(help: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="Plan", **more)
 
 
+def _points(text: str | int) -> int:
+    """A number of points; off: 0."""
+    if text == "off":
+        return 0
+    if not str(text).isdecimal():
+        raise typer.BadParameter(f"{text}: it must be a number of points, or off")
+    return int(text)
+
+
 _KEPT = "terms a {} keeps at inference (sparse); 0: all; not given: the recipe's"
 
 
@@ -175,6 +184,15 @@ class Options:
             "GiB of a node's disk for copies from object storage; not given: all but a tenth"
         ),
     ] = _number(POSITIVE)
+    validate: Annotated[
+        int | None,
+        _executed(
+            "points of a run at which held-out queries are scored, or off; fewer where they would take more than "
+            "3 % of its FLOPs",
+            metavar="N|off",
+            parser=_points,
+        ),
+    ] = None
     no_index: Annotated[
         bool | None,
         _executed(
@@ -252,6 +270,7 @@ EXECUTION_FIELDS = {
     "encoders": "encoding_actors",
     "encoder_cpus": "encoder_cpus",
     "cache_gib": "cache_gib",
+    "validate": "validate",
     "no_index": "no_index",
     "gpu": "use_gpu",
     "device": "device",

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.data.collections import Topics
 from raylab.data.ingest import PASSAGES, TRAIN_PASSAGES
 from raylab.storage.artifacts import Artifact
+from raylab.storage.store import Store
+
+_TOPICS, _QRELS = "topics.parquet", "qrels.parquet"
 
 
 def load_topics(folder: Path) -> dict[str, Topics]:
     """The topics of a collection artifact, by split."""
+    return _topics(*(pq.read_table(folder / name) for name in (_TOPICS, _QRELS)))
+
+
+def stored_topics(store: Store, collection: Artifact, splits: Collection[str]) -> dict[str, Topics]:
+    """The topics of those of the splits that there are, without a copy of the collection on this machine."""
+    chosen = [("split", "in", list(splits))]
+    files = (store.files.read(f"{collection.path}/{name}") for name in (_TOPICS, _QRELS))
+    return _topics(*(pq.read_table(io.BytesIO(data), filters=chosen) for data in files))
+
+
+def _topics(queries: pa.Table, judgements: pa.Table) -> dict[str, Topics]:
     topics: dict[str, Topics] = {}
-    for row in pq.read_table(folder / "topics.parquet").to_pylist():
-        topics.setdefault(row["split"], Topics(row["split"], {}, {})).queries[row["query_id"]] = (
-            row["text"]
-        )
-    for row in pq.read_table(folder / "qrels.parquet").to_pylist():
-        topics[row["split"]].qrels.setdefault(row["query_id"], {})[row["passage_id"]] = row["grade"]
+    for row in queries.to_pylist():
+        of_split = topics.setdefault(row["split"], Topics(row["split"], {}, {}))
+        of_split.queries[row["query_id"]] = row["text"]
+    for row in judgements.to_pylist():
+        grades = topics[row["split"]].qrels.setdefault(row["query_id"], {})
+        grades[row["passage_id"]] = row["grade"]
     return topics
 
 

@@ -42,6 +42,7 @@ class RunProgress:
     job: str = ""  # the run's name in the queue; several cells may come from one
     tokens: float = 0.0  # without padding, since the first step
     seconds: float = 0.0  # of steps alone, since the first
+    warning: str = ""  # what the run has found wrong so far
 
 
 @ray.remote(num_cpus=0)
@@ -84,6 +85,7 @@ class Monitor:
         self._started: dict[str, float] = {}  # when each of them did
         self._ended: dict[str, float] = {}  # seconds that each of them took
         self._stage_from = (self.started, 0)
+        self._warned: dict[str, str] = {}
 
     def say(self, text: str) -> None:
         """One line, in either display."""
@@ -153,7 +155,9 @@ class Monitor:
 
     def _runs(self) -> dict[str, RunProgress]:
         with contextlib.suppress(RayError):
-            return ray.get(self.board.snapshot.remote(), timeout=5)
+            runs: dict[str, RunProgress] = ray.get(self.board.snapshot.remote(), timeout=5)
+            self._warn(runs)
+            return runs
         return {}
 
     @staticmethod
@@ -215,6 +219,13 @@ class Monitor:
             else Standing(now - started, min(shares[name], 1.0))
             for name, started in self._started.items()
         }
+
+    def _warn(self, runs: dict[str, RunProgress]) -> None:
+        """Say what runs have found wrong, once each."""
+        for run in runs.values():
+            if run.warning and self._warned.get(run.run) != run.warning:
+                self._warned[run.run] = run.warning
+                self.say(f"WARNING {run.run}, step {run.step}: {run.warning}")
 
     def _plain_loop(self) -> None:
         while not self._stop.wait(_PLAIN_EVERY_S):

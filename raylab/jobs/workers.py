@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 
 from raylab.data.ingest import PASSAGES
@@ -23,25 +18,23 @@ from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
 from raylab.experiment.config import Adaptation, Execution, identity
 from raylab.experiment.grid import Cell
-from raylab.jobs.progress import RunProgress
-from raylab.live.logs import RunLog
+from raylab.jobs.reporting import RayReporter
 from raylab.models.backbone import add_lora, set_lora_dropout
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
 from raylab.planning.contract import steps_of
 from raylab.planning.flops import Shape, adaptation_flops, passages_per_query
-from raylab.stages.train import RUNS, AdaptationJob, FineTuningJob, run_folder
+from raylab.stages.train import AdaptationJob, FineTuningJob
+from raylab.stages.validation import validation_texts
 from raylab.storage.artifacts import Address
 from raylab.training.distributed import barrier, rank_and_world, summed
 from raylab.training.energy import Meter
 from raylab.training.engine import Optimization, gathered, learning_rate, seed_worker
 from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
-from raylab.training.journal import Journal
 from raylab.training.loop import History, Progress, run, run_branches
 from raylab.training.losses import negatives_seen
 from raylab.training.mntp import AdaptationTask, MaskedModule, held_out_summary
-
-_NOTE_EVERY_S = 1.0
+from raylab.training.validation import Validation, points_of
 
 
 def work(job: AdaptationJob | FineTuningJob) -> None:
@@ -133,6 +126,7 @@ def fine_tune(job: FineTuningJob) -> None:
         smallest = replace(cell, budget_flops=tuning.pace_flops)
         tuning = tuning.paced(planned_steps(smallest, task))
         task.cell = replace(cell, fine_tuning=tuning)
+    _validate(job, task, tokenizer, steps.values())
     optimization = Optimization(
         learning_rate(tuning, shape.hidden),
         tuning.weight_decay,
@@ -167,6 +161,27 @@ def fine_tune(job: FineTuningJob) -> None:
     else:
         run_branches(task, optimization, reporter, checkpoints, ends, finished)
         reporter.ended()
+
+
+def _validate(
+    job: FineTuningJob, task: FineTuningTask, tokenizer: Tokenizer, ends: Iterable[int]
+) -> None:
+    """Give a task its validation texts and the steps at which they are measured, where some are."""
+    if job.validation is None or not job.execution.validate:
+        return
+    store = PassageStore(job.store.local(job.store.committed(job.tokens)) / PASSAGES)
+    tuning, head = task.cell.fine_tuning, task.cell.head
+    texts = validation_texts(job.validation, store, tokenizer, tuning)
+    micro_batch = job.execution.micro_batch_texts
+    pad_id, temperature = tokenizer.pad_id, tuning.temperature
+    validation = Validation(texts, pad_id, head, task.shape, temperature, micro_batch)
+    if validation.is_empty:
+        return
+    run_flops = task.cost(0)[0] * task.steps
+    points = points_of(task.steps, job.execution.validate, validation.flops, run_flops)
+    if points:
+        task.validation = validation
+        task.measured_at = tuple(sorted({*points, *ends}))
 
 
 def _retriever_facts(job: FineTuningJob, cell: Cell, task: FineTuningTask) -> dict[str, Any]:
@@ -270,6 +285,8 @@ def _summary(done: Progress, history: History, reporter: RayReporter) -> dict[st
         "loss": done.loss,
         "train_seconds": seconds,
         "device_seconds": seconds * workers,
+        "measuring_flops": done.measuring_flops,
+        "measuring_seconds": done.measuring_seconds,
         "history": history,
         "energy_j": _joules(reporter.meter),
         **reporter.journal.lost(),
@@ -301,92 +318,3 @@ def _commit(
                 write(draft.path, state)
                 draft.meta.update(meta)
     barrier()
-
-
-# --------------------------------------------------------------------------------- reporting
-
-
-def _run_log(job: AdaptationJob | FineTuningJob) -> RunLog | None:
-    """Where rank 0 tells how far the run is; None on other ranks."""
-    if rank_and_world()[0]:
-        return None
-    return RunLog(job.store, job.run_name, job.execution.use_gpu)
-
-
-class RayReporter:
-    """Progress to the board and the journal, checkpoints through Ray Train (`raylab.training.loop.Reporter`).
-
-    Args:
-        names: of the runs, by their steps.
-    """
-
-    def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str]):
-        self.names, self.board, self.job = names, job.board, job.run_name
-        self.spends_budget = isinstance(job, FineTuningJob)
-        self.live = _run_log(job)
-        self.journal = Journal(job.store, f"{RUNS}/{run_folder(job)}", rank_and_world()[0] == 0)
-        self.meter = Meter(torch.cuda.current_device() if job.execution.use_gpu else None)
-        self.last = 0.0
-
-    def ended(self) -> None:
-        """The run took its last step."""
-        if self.live is not None:
-            self.live.close()
-
-    @contextlib.contextmanager
-    def resume(self) -> Iterator[Path | None]:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
-
-    def progress(self, progress: Progress) -> None:
-        self.journal.note(progress)
-        if self.live is not None:
-            self.live.note(
-                progress.step,
-                progress.steps,
-                progress.spent_flops,
-                progress.tokens,
-                progress.loss,
-                progress.learning_rate,
-                progress.seconds,
-            )
-        now = time.time()
-        last_step = progress.step == progress.steps
-        if (
-            self.board is None
-            or rank_and_world()[0]
-            or (now - self.last < _NOTE_EVERY_S and not last_step)
-        ):
-            return
-        self.last = now
-        name = self.names.get(progress.steps, self.names[max(self.names)])
-        self.board.note.remote(
-            RunProgress(
-                name,
-                progress.step,
-                progress.steps,
-                progress.spent_flops,
-                progress.loss,
-                now,
-                self.spends_budget,
-                self.job,
-                progress.tokens,
-                progress.seconds,
-            )
-        )
-
-    def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="raylab-checkpoint-"))
-        try:
-            write(folder)
-            ray.train.report(
-                asdict(progress),
-                checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
-                checkpoint_dir_name=f"step-{progress.step:08d}",
-            )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from raylab.live.facts import Point
+from raylab.live.facts import HELD_OUT, Point
 
 MOST_POINTS = 500
-_HELD_OUT = ("held_out", "active_terms", "collapse")  # told of a few points alone
 _NUMBERS = (
     *(
         "step",
@@ -21,7 +20,7 @@ _NUMBERS = (
         "at",
         "gradient_norm",
     ),
-    *_HELD_OUT,
+    *HELD_OUT,
 )
 
 
@@ -65,14 +64,14 @@ class Curve:
                 self._forget_from(point.step)
         self.latest = point
         self.losses.append(point.loss)
-        values = {name: getattr(point, name) for name in _HELD_OUT}
+        values = {name: getattr(point, name) for name in HELD_OUT}
         self.held_out |= {name: value for name, value in values.items() if value is not None}
         if len(self.losses) >= self.width or point.step >= point.steps:
             self._append(point)
 
     def _append(self, point: Point) -> None:
         for name, values in self.columns.items():
-            value = self.held_out.get(name) if name in _HELD_OUT else getattr(point, name)
+            value = self.held_out.get(name) if name in HELD_OUT else getattr(point, name)
             values.append(float("nan") if value is None else value)
         self.columns["loss"][-1] = sum(self.losses) / len(self.losses)
         self.losses, self.held_out = [], {}
@@ -92,7 +91,7 @@ class Curve:
             if name == "loss":
                 pairs = zip(values[::2], values[1::2], strict=True)
                 self.columns[name] = array("d", [(a + b) / 2 for a, b in pairs])
-            elif name in _HELD_OUT:
+            elif name in HELD_OUT:
                 pairs = zip(values[::2], values[1::2], strict=True)
                 self.columns[name] = array("d", [b if b == b else a for a, b in pairs])
             else:

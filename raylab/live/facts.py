@@ -129,6 +129,9 @@ class Point:
     collapse: float | None = None  # mean cosine of two held-out passages: 1, all are alike
 
 
+HELD_OUT = ("held_out", "active_terms", "collapse")  # of `Point`, what few of them have
+
+
 def new_session() -> str:
     """A name for a session: in order of time, and no two alike."""
     return f"{time.time() * 1000:015.0f}-{os.getpid():07d}{uuid.uuid4().hex[:6]}"

@@ -6,11 +6,14 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 from raylab.live.facts import (
     DRIVER,
     EVENTS,
+    HELD_OUT,
     PLAN,
     RUNS,
     DriverState,
@@ -141,6 +144,7 @@ class RunLog:
             None,
             0.0,
         )
+        self.gradient_norm: float | None = None
         self.before: tuple[float, float] | None = None  # tokens and seconds of the point before
         self.writer.start()
 
@@ -153,15 +157,21 @@ class RunLog:
         loss: float,
         learning_rate: float | None,
         seconds: float,
+        gradient_norm: float | None = None,
+        measures: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        """After each step; a point now and then, and always at the first step and the last."""
+        """After each step; a point now and then, and always at the first step, the last and where it was measured.
+
+        `measures`: `held_out`, `active_terms` and `collapse` as in `Point`, where they are known.
+        """
         now = time.time()
+        self.gradient_norm = gradient_norm
         self.losses.append(loss)
         self.latest = step, steps, flops, tokens, learning_rate, seconds
         every_s = min(_EVERY_S, max(_FIRST_S, (now - self.began) / _POINTS_A_TIME))
-        if self.before is not None and now - self.last < every_s and step < steps:
+        if self.before is not None and now - self.last < every_s and step < steps and not measures:
             return
-        self._add(now)
+        self._add(now, measures)
         if step >= steps:
             self.writer.flush()
 
@@ -171,7 +181,7 @@ class RunLog:
             self._add(time.time())
         self.writer.close(wait_s=0.0)
 
-    def _add(self, now: float) -> None:
+    def _add(self, now: float, measures: Mapping[str, float] = MappingProxyType({})) -> None:
         step, steps, flops, tokens, learning_rate, seconds = self.latest
         speed = None
         if self.before is not None and seconds > self.before[1]:
@@ -180,9 +190,9 @@ class RunLog:
         first, self.losses = self.before is None, []
         self.before, self.last = (tokens, seconds), now
         memory = self._peak_bytes()
-        self.writer.add(
-            Point(now, step, steps, flops, mean, learning_rate, tokens, speed, seconds, memory)
-        )
+        point = Point(now, step, steps, flops, mean, learning_rate, tokens, speed, seconds, memory)
+        known = {name: measures[name] for name in HELD_OUT if name in measures}
+        self.writer.add(replace(point, gradient_norm=self.gradient_norm, **known))
         if first:
             self.writer.flush()
 

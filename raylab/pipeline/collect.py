@@ -18,6 +18,7 @@ from raylab.evaluation.intervals import mean_intervals
 from raylab.experiment.config import Backbone, Execution
 from raylab.experiment.grid import Cell
 from raylab.models.backbone import load_config, resolve_source
+from raylab.pipeline.curves import add_curves
 from raylab.pipeline.measured import BM25
 from raylab.planning.flops import Shape
 from raylab.stages.encode import System
@@ -77,7 +78,7 @@ def collect(
     execution: Execution,
     interim: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Add to results, values per query and ledger what they do not hold yet; returns current results, and the ledger.
+    """Add to the tables what they do not hold yet; returns current results, and the ledger.
 
     What they hold is not read again.
 
@@ -91,6 +92,7 @@ def collect(
     if rows or before is None or interim.get(RESULTS):
         values = query_values(of_queries)
         write_rows(store, PER_QUERY, values, QueryValue, interim.get(PER_QUERY, ()))
+    add_curves(store, measured.trained, measured.trained_on)
     used = [*measured.used, *(a for pair in measured.evaluations.values() for a in pair)]
     unique = {artifact.path: artifact for artifact in [*used, *measured.profiles.values()]}
     ledger = _before(store, LEDGER, {})

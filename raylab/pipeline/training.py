@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from raylab.data.ingested import training_part
+from raylab.data.ingested import stored_topics, training_part
 from raylab.experiment.config import Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell
@@ -22,6 +23,7 @@ from raylab.planning.durations import Durations
 from raylab.planning.plan import GridPlan, check_plan
 from raylab.planning.scheduling import Item, Queue
 from raylab.stages.train import AdaptationJob, FineTuningJob, family_key, jobs_name
+from raylab.stages.validation import SPLITS, ValidationQueries, validation_queries
 from raylab.stages.work import Task
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
@@ -186,7 +188,17 @@ class Training:
                     self.store,
                     self.execution,
                     self.monitor.board,
+                    self._validation,
                 )
+
+    @functools.cached_property
+    def _validation(self) -> ValidationQueries | None:
+        """What runs are validated on; None where nobody asks for it."""
+        if not self.execution.validate:
+            return None
+        collection = self.stages.collection
+        topics = stored_topics(self.store, collection, SPLITS)
+        return validation_queries(collection.meta["name"], topics)
 
     def _run_jobs(self, jobs: dict[str, Job], items: list[Item]) -> None:
         """Run the jobs, and measure what they make on devices that they leave free."""

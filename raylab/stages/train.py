@@ -8,6 +8,7 @@ from typing import Any
 
 from raylab.experiment.config import COST_MODEL, Adaptation, Backbone, Encoding, Execution, identity
 from raylab.experiment.grid import Cell
+from raylab.stages.validation import ValidationQueries
 from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 
@@ -87,6 +88,7 @@ class FineTuningJob:
     store: Store
     execution: Execution
     board: Any = None
+    validation: ValidationQueries | None = None
 
     @property
     def address(self) -> Address:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.storage.store import Store
-from raylab.storage.tables import LEDGER, PER_QUERY, RESULTS, read_table, table_of
+from raylab.storage.tables import CURVES, LEDGER, PER_QUERY, RESULTS, read_table, table_of
 
 _FOLDER = "tables"
 # What makes two rows of a table the same row.
@@ -31,6 +31,7 @@ _KEYS = {
     RESULTS: ("system", "seed", "collection", "split", "measure", "fingerprint", "run"),
     PER_QUERY: ("fingerprint", "system", "seed", "collection", "split", "measure", "query_id"),
     LEDGER: ("stage", "name", "fingerprint"),
+    CURVES: ("fingerprint", "system", "seed", "step"),
 }
 # What a row of the results, or the values per query, is about; a later one takes an earlier one's place.
 _SUBJECT = ("system", "seed", "collection", "split", "measure")
@@ -122,7 +123,7 @@ def _merged(store: Store, name: str, parts: list[str]) -> pa.Table:
     tables = []
     for data in store.files.in_parallel(store.files.read, parts):
         tables.append(pq.read_table(io.BytesIO(data)))
-    whole = pa.concat_tables(tables)
+    whole = pa.concat_tables(tables, promote_options="default")  # older parts may lack columns
     keys = whole.select(list(_KEYS[name])).to_pandas()
     last = ~keys.duplicated(keep="last")
     return whole.filter(pa.array(last.to_numpy()))
@@ -146,7 +147,7 @@ def read_current(store: Store, name: str) -> pd.DataFrame:
         FileNotFoundError: nothing was written there yet.
     """
     table = read_table(store, name)
-    return table if name == LEDGER else current(table)
+    return table if name in (LEDGER, CURVES) else current(table)
 
 
 def of_cells(results: pd.DataFrame, cells: str) -> pd.DataFrame:

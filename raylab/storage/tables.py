@@ -3,6 +3,7 @@
     results.parquet     `Result`, a row a (system, seed, collection, split, measure)
     per_query.parquet   `QueryValue`, a row a query of each of them
     ledger.parquet      `LedgerRow`, a row an artifact: what making it took
+    curves.parquet      `CurvePoint`, a row a point of a fine-tuning run: its loss, and what was held out
 
 They are the only source of every figure and table. Nulls stand where a figure means nothing. They hold what
 all commands on the storage made (`raylab.storage.merging`), one after the other.
@@ -26,6 +27,7 @@ from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
 
 RESULTS, PER_QUERY, LEDGER = "results.parquet", "per_query.parquet", "ledger.parquet"
+CURVES = "curves.parquet"
 COMMAND = "command.txt"  # what made them
 
 Kind = Literal["trained", "untrained", "baseline"]
@@ -135,6 +137,10 @@ class LedgerRow:
     energy_j: float | None = _doc("of the devices, where they tell it")
     size_bytes: int = _doc("stored")
     unstored_bytes: int | None = _doc("of hits, what embeddings would take that were let go")
+    measuring_flops: float | None = _doc(
+        "of held-out curves (retriever); in none of the others", default=None
+    )
+    measuring_seconds: float | None = _doc("of held-out curves (retriever)", default=None)
 
     @classmethod
     def of(cls, artifact: Artifact) -> LedgerRow:
@@ -150,6 +156,8 @@ class LedgerRow:
             "lost_seconds",
             "energy_j",
             "unstored_bytes",
+            "measuring_flops",
+            "measuring_seconds",
         )
         return cls(
             stage=manifest["stage"],
@@ -163,6 +171,37 @@ class LedgerRow:
             size_bytes=artifact.size_bytes,
             **{name: meta.get(name) for name in noted},
         )
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Where a fine-tuning run stood after a step."""
+
+    fingerprint: str = _doc("of the checkpoint that the run ended with")
+    system: str = _doc("the cell's name")
+    seed: int = _doc("of fine-tuning")
+    size: str = _doc("of the ladder")
+    head: str = _doc("name of the head")
+    objective: str = _doc("name of the objective")
+    variant: str = _doc("name of what an experiment changed; empty: nothing")
+    varied: Varied = field(
+        metadata={"doc": "what the variant changes: nothing, the budget, or the recipe"}
+    )
+    collection: str = _doc("that trained it, and whose held-out queries were scored")
+    parameters: int = _doc("non-embedding parameters of the backbone")
+    budget_flops: float = _doc("of fine-tuning; 0 where it is in epochs")
+    step: int = _doc("optimizer steps taken")
+    steps: int = _doc("of the whole run")
+    flops: float = _doc("spent since the first step")
+    tokens: float | None = _doc("without padding, since the first step")
+    loss: float | None = _doc("of the step's batch")
+    learning_rate: float | None = _doc("of the step")
+    gradient_norm: float | None = _doc("of the step, before it is clipped")
+    held_out: float | None = _doc(
+        "contrastive entropy of held-out queries, nats, against 256 passages that are the same for all"
+    )
+    active_terms: float | None = _doc("of a held-out passage, mean (sparse)")
+    collapse: float | None = _doc("mean cosine of two held-out passages: 1, all are alike")
 
 
 # ------------------------------------------------------------------------ dataclass to Arrow
@@ -241,4 +280,9 @@ def read_table(store: Store, path: str) -> pd.DataFrame:
     return table.to_pandas()
 
 
-_ROWS: dict[str, type] = {RESULTS: Result, PER_QUERY: QueryValue, LEDGER: LedgerRow}
+_ROWS: dict[str, type] = {
+    RESULTS: Result,
+    PER_QUERY: QueryValue,
+    LEDGER: LedgerRow,
+    CURVES: CurvePoint,
+}

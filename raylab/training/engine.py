@@ -140,21 +140,26 @@ def make_engine(module: nn.Module, steps: Callable[[], int], config: Optimizatio
     return engine
 
 
-def take_step(engine: Any) -> bool:
-    """The optimizer's step; False when the gradient is not finite, whatever DeepSpeed made of it.
+def take_step(engine: Any) -> float:
+    """The optimizer's step; returns the norm of the gradient before it is clipped.
 
-    Without ZeRO the weights are then as they were; with it, the step was skipped or has spoiled them.
+    Where the norm is not finite (inf) no step was meant, whatever DeepSpeed made of it: without ZeRO the weights are
+    as they were; with it, the step was skipped or has spoiled them.
     """
+    own = math.nan
     if (
         engine.zero_optimization_stage() == 0
     ):  # gradients are whole here, and their norm is not kept
-        gradients = (p.grad for p in engine.module.parameters())
-        if not all(bool(g.isfinite().all()) for g in gradients if g is not None):
-            return False
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        own = float(torch.nn.utils.get_total_norm(gradients)) if gradients else math.nan
+        if gradients and not math.isfinite(own):
+            return math.inf
     skipped = engine.skipped_steps
     engine.step()
     norm = engine.get_global_grad_norm()  # negative where it overflowed
-    return engine.skipped_steps == skipped and 0 <= float(norm or 0.0) < math.inf
+    if engine.skipped_steps != skipped or not 0 <= float(norm or 0.0) < math.inf:
+        return math.inf
+    return own if math.isfinite(own) else float(norm or 0.0)
 
 
 def save_engine(engine: Any, folder: Path, state: dict[str, Any]) -> None:

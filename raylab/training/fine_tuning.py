@@ -6,7 +6,7 @@ representation, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ from raylab.models.heads import prune_top_k, represent
 from raylab.planning.flops import Rows, Shape, fine_tuning_flops
 from raylab.training.distributed import gather_with_gradient, rank_and_world
 from raylab.training.engine import random_state, restore_random_state
+from raylab.training.loop import Evaluation
 from raylab.training.losses import StepScores, ramp, regularisers
+from raylab.training.validation import Validation
 
 # (ids_BL, mask_BL, Top-K) of texts of one kind; Top-K prunes the sparse head, and 0 keeps all terms.
 Texts = tuple[torch.Tensor, torch.Tensor, int]
@@ -51,7 +53,7 @@ class FineTuningTask:
     """CL, KD or CL+KD of one cell (`raylab.training.loop.Task`).
 
     `micro_batch_texts` is how many texts a worker encodes at once, activations and all; 0: its
-    whole share of the batch.
+    whole share of the batch. `validation` is measured after the steps `measured_at`.
     """
 
     module: FineTuningModule
@@ -60,6 +62,8 @@ class FineTuningTask:
     batches: TrainingBatches
     steps: int
     micro_batch_texts: int = 0
+    validation: Validation | None = None
+    measured_at: Collection[int] = ()
 
     def cost(self, step: int) -> tuple[float, float]:
         """FLOPs and real tokens of the plain step, whatever the micro-batch.
@@ -164,9 +168,12 @@ class FineTuningTask:
     def _device(self) -> torch.device:
         return next(self.module.parameters()).device
 
-    def evaluate(self, engine: Any) -> dict[str, float]:
-        """Nothing: a cell is measured by retrieval, on test queries."""
-        return {}
+    def evaluate(self, engine: Any) -> Evaluation:
+        """How well validation queries are answered; the rest is measured by retrieval, when it is trained."""
+        if self.validation is None:
+            return Evaluation()
+        values, warning = self.validation.measure(engine, self._device)
+        return Evaluation(values, self.validation.flops, warning)
 
     def describe(self, step: int) -> str:
         groups = self.batches.draw(step).groups_Q

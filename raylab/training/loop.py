@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,7 +37,11 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after `step` of `steps`; of what it took, `shared_*` was taken for another run too."""
+    """Where a run stands after `step` of `steps`; of what it took, `shared_*` was taken for another run too.
+
+    `measuring_*`: what measuring on held-out data took, which is in none of the others. `measures`: what was
+    measured at this step; `warning`: what was found wrong, here or before.
+    """
 
     step: int
     steps: int
@@ -48,7 +52,12 @@ class Progress:
     shared_flops: float = 0.0
     shared_tokens: float = 0.0
     shared_seconds: float = 0.0
+    measuring_flops: float = 0.0
+    measuring_seconds: float = 0.0
     learning_rate: float | None = None  # of the step that was taken last; None: not told
+    gradient_norm: float | None = None  # as well, before clipping
+    measures: Mapping[str, float] = field(default_factory=dict)
+    warning: str = ""
 
 
 class Reporter(Protocol):
@@ -63,6 +72,15 @@ class Reporter(Protocol):
     def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:
         """Called on all workers: give `write` an empty folder, then keep it."""
         ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a task measured on held-out data: values by name, what it took, and what is wrong ("": nothing)."""
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    flops: float = 0.0
+    warning: str = ""
 
 
 class Task(Protocol):
@@ -88,7 +106,12 @@ class Task(Protocol):
         """
         ...
 
-    def evaluate(self, engine: Any) -> dict[str, float]:
+    @property
+    def measured_at(self) -> Collection[int] | None:
+        """After which steps to measure on held-out data; None: at the start, at checkpoints and at the end."""
+        ...
+
+    def evaluate(self, engine: Any) -> Evaluation:
         """Measures on held-out data, the same on all workers; nothing where there is none."""
         ...
 
@@ -111,10 +134,11 @@ class _State:
         0.0,
         0.0,
     )  # FLOPs, tokens, seconds at the last branch
+    measuring: tuple[float, float] = (0.0, 0.0)  # FLOPs, seconds; since the last branch
 
     def progress(self, steps: int) -> Progress:
         taken = self.step, steps, self.spent, self.tokens, self.loss, self.seconds
-        return Progress(*taken, *self.shared)
+        return Progress(*taken, *self.shared, *self.measuring)
 
     def after(self, flops: float, tokens: float, seconds: float, loss: float) -> _State:
         """One step later."""
@@ -127,9 +151,13 @@ class _State:
             loss=loss,
         )
 
+    def measured(self, flops: float, seconds: float) -> _State:
+        """After one more measurement."""
+        return replace(self, measuring=(self.measuring[0] + flops, self.measuring[1] + seconds))
+
     def branched(self) -> _State:
         """What was taken so far is shared with the run that has just left."""
-        return replace(self, shared=(self.spent, self.tokens, self.seconds))
+        return replace(self, shared=(self.spent, self.tokens, self.seconds), measuring=(0.0, 0.0))
 
 
 Finished = Callable[[int, Progress, History], None]
@@ -154,7 +182,7 @@ def run(
 
     Returns:
         engine, final progress, and the history: loss, learning rate and spent FLOPs at up to 100
-        steps, and the task's held-out measures at the start (step 0), at checkpoints and at the end.
+        steps, and the task's held-out measures at the steps that it names (`Task.measured_at`).
 
     Raises:
         TrainingError: a loss or a gradient that is not finite.
@@ -222,9 +250,10 @@ class _Loop:
         self.every = max(1, math.ceil(task.steps / (checkpoints + 1)))
         self.points = max(1, task.steps // _HISTORY_POINTS)
         self.state, self.history = _State(), History()
-        self.kept_at = -1
-        if not self.restore(newest):
-            _measure(task, self.engine, self.history, self.state)
+        self.kept_at = self.measured_at = -1
+        self.warning = ""
+        if not self.restore(newest) and task.measured_at is None:
+            self.measure()
         self.engine.train()
 
     def restore(self, newest: int | None = None) -> bool:
@@ -274,44 +303,63 @@ class _Loop:
             if self.state.spent + flops > limit:
                 break
             rate = self.engine.get_lr()[0]
-            loss = _step(task, self.engine, step)
+            loss, norm = _step(task, self.engine, step)
             self.state = self.state.after(flops, tokens, time.perf_counter() - began, loss)
-            if step % self.points == 0 or self.state.step == self.horizon:
-                _note(self.history, self.state, loss=loss, learning_rate=rate)
-            told = self.state.progress(self.horizon)
-            self.reporter.progress(replace(told, learning_rate=rate))
+            measures = {}
+            noted = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            if task.measured_at is not None and self.state.step in task.measured_at:
+                _note(self.history, self.state, **noted)
+                measures = self.measure()
+            elif step % self.points == 0 or self.state.step == self.horizon:
+                _note(self.history, self.state, **noted)
+            told = replace(
+                self.state.progress(self.horizon),
+                learning_rate=rate,
+                gradient_norm=norm,
+                measures=measures,
+                warning=self.warning,
+            )
+            self.reporter.progress(told)
             if keep and self.state.step % self.every == 0 and self.state.step < task.steps:
-                _measure(task, self.engine, self.history, self.state)
+                if task.measured_at is None:
+                    self.measure()
                 self.checkpoint()
+
+    def measure(self) -> Mapping[str, float]:
+        """Measure on held-out data where the run stands, and note it; what was measured."""
+        began = time.perf_counter()
+        found = self.task.evaluate(self.engine)
+        self.measured_at = self.state.step
+        if found.values:
+            self.state = self.state.measured(found.flops, time.perf_counter() - began)
+            _note(self.history, self.state, **found.values)
+        self.warning = "; ".join(filter(None, (self.warning, found.warning)))
+        return found.values
 
     def ended(self) -> History:
         """The history, with the task's measures at its end."""
-        if self.state.step:
-            _measure(self.task, self.engine, self.history, self.state)
+        wanted = self.task.measured_at is None or len(self.task.measured_at) > 0
+        if wanted and self.state.step and self.measured_at != self.state.step:
+            self.measure()
         return self.history
 
 
-def _step(task: Task, engine: Any, step: int) -> float:
-    """One optimizer step; a loss that is not finite leaves the weights as they are."""
+def _step(task: Task, engine: Any, step: int) -> tuple[float, float]:
+    """One optimizer step: (loss, norm of the gradient); a loss that is not finite leaves the weights as they are."""
     loss = task.backward(engine, step)
     if not math.isfinite(loss):
         raise TrainingError(f"the loss is {loss} at step {step} ({task.describe(step)})")
-    if not take_step(engine):
+    norm = take_step(engine)
+    if not math.isfinite(norm):
         raise TrainingError(
             f"the gradient is not finite at step {step}, where the loss is {loss} "
             f"({task.describe(step)})"
         )
-    return loss
-
-
-def _measure(task: Task, engine: Any, history: History, state: _State) -> None:
-    measures = task.evaluate(engine)
-    if measures:
-        _note(history, state, **measures)
+    return loss, norm
 
 
 def _note(history: History, state: _State, **values: float) -> None:
     """Add values to the history's point of this step."""
     if not history or history[-1]["step"] != state.step:
-        history.append({"step": state.step, "spent_flops": state.spent})
+        history.append({"step": state.step, "spent_flops": state.spent, "tokens": state.tokens})
     history[-1].update(values)

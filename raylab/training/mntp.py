@@ -17,6 +17,7 @@ from raylab.experiment.config import Adaptation
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.planning.flops import Shape, adaptation_flops
 from raylab.training.distributed import rank_and_world, summed
+from raylab.training.loop import Evaluation
 
 
 def next_token_losses(
@@ -81,8 +82,13 @@ class AdaptationTask:
         engine.backward(total / count * world)
         return loss_sum / count
 
+    @property
+    def measured_at(self) -> None:
+        """At the start, at checkpoints and at the end."""
+        return None
+
     @torch.no_grad()
-    def evaluate(self, engine: Any) -> dict[str, float]:
+    def evaluate(self, engine: Any) -> Evaluation:
         """Loss and accuracy of the masked tokens of the held-out blocks, shared by the workers."""
         rank, world = rank_and_world()
         device = self._device
@@ -96,8 +102,9 @@ class AdaptationTask:
         engine.train(training)
         loss_sum, right_sum, tokens = summed(losses, right, count)
         if not tokens:
-            return {}
-        return {"held_out_loss": loss_sum / tokens, "held_out_accuracy": right_sum / tokens}
+            return Evaluation()
+        values = {"held_out_loss": loss_sum / tokens, "held_out_accuracy": right_sum / tokens}
+        return Evaluation(values)
 
     def _tensors(self, arrays: Any) -> list[torch.Tensor]:
         return [torch.from_numpy(a).to(self._device) for a in arrays]

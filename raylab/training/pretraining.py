@@ -37,7 +37,7 @@ from raylab.models.hub import save_weights, state_to_save
 from raylab.planning.flops import Rows, Shape, head_forward_flops, train_flops
 from raylab.training.distributed import ensure_process_group
 from raylab.training.engine import Optimization
-from raylab.training.loop import Progress, run
+from raylab.training.loop import Evaluation, Progress, run
 from raylab.training.losses import flops_regularizer, info_nce
 from raylab.training.mntp import held_out_summary, next_token_losses
 
@@ -214,8 +214,13 @@ class CropTask:
         engine.backward(loss)
         return float(loss.detach())
 
+    @property
+    def measured_at(self) -> None:
+        """At the start, at checkpoints and at the end."""
+        return None
+
     @torch.no_grad()
-    def evaluate(self, engine: Any) -> dict[str, float]:
+    def evaluate(self, engine: Any) -> Evaluation:
         """MNTP's loss and accuracy on the starts of the held-out passages, masked alike every time."""
         config, sums = self.config, np.zeros(3)
         training = engine.training
@@ -231,8 +236,9 @@ class CropTask:
             sums += [float(losses_N.double().sum()), int(right_N.sum()), len(right_N)]
         engine.train(training)
         if not sums[2]:
-            return {}
-        return {"held_out_loss": sums[0] / sums[2], "held_out_accuracy": sums[1] / sums[2]}
+            return Evaluation()
+        values = {"held_out_loss": sums[0] / sums[2], "held_out_accuracy": sums[1] / sums[2]}
+        return Evaluation(values)
 
     def batch(self, step: int) -> CropBatch:
         """What a step trains on, from seed and step alone; the last one is kept."""

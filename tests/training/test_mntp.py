@@ -120,10 +120,10 @@ def test_held_out_numbers_are_those_of_a_naive_loop(model_folder, tmp_path):
     engine = make_engine(task.module, lambda: 12, optimization(zero=0))
     engine.train()
     state = torch.get_rng_state()
-    measured = task.evaluate(engine)
+    measured = task.evaluate(engine).values
     assert torch.equal(torch.get_rng_state(), state)
     assert engine.training
-    again = task.evaluate(engine)  # the masks are fixed
+    again = task.evaluate(engine).values  # the masks are fixed
     assert again == measured
     total, right, count = 0.0, 0, 0
     model = task.module.model.eval()
@@ -146,7 +146,7 @@ def test_a_run_logs_held_out_numbers_before_on_the_way_and_at_the_end(model_fold
     assert sorted(measured) == [0, 20, 40, 60]
     assert done.step == 60
     assert measured[60]["held_out_loss"] < 0.8 * measured[0]["held_out_loss"]
-    assert task.evaluate(engine)["held_out_loss"] == measured[60]["held_out_loss"]
+    assert task.evaluate(engine).values["held_out_loss"] == measured[60]["held_out_loss"]
     assert held_out_summary(history) == {
         "held_out_loss": measured[60]["held_out_loss"],
         "held_out_accuracy": measured[60]["held_out_accuracy"],

@@ -227,7 +227,7 @@ def test_held_out_passages_are_measured_and_not_trained_on(tokenizer, tmp_path, 
         lambda model, *arrays: seen.append(arrays) or next_token_losses(model, *arrays),
     )
     model = task.module.model
-    measured = task.evaluate(model)
+    measured = task.evaluate(model).values
     total, right, count = 0.0, 0, 0
     for inputs, truth, selected in seen:
         for row, ids, chosen in zip(inputs, truth, selected, strict=True):

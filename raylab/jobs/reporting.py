@@ -1,0 +1,113 @@
+"""Where a train worker's progress goes, and where its checkpoints are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import ray.train
+import torch
+
+from raylab.jobs.progress import RunProgress
+from raylab.live.logs import RunLog
+from raylab.stages.train import RUNS, AdaptationJob, FineTuningJob, run_folder
+from raylab.training.distributed import rank_and_world
+from raylab.training.energy import Meter
+from raylab.training.journal import Journal
+from raylab.training.loop import Progress
+
+_NOTE_EVERY_S = 1.0
+
+
+def _run_log(job: AdaptationJob | FineTuningJob) -> RunLog | None:
+    """Where rank 0 tells how far the run is; None on other ranks."""
+    if rank_and_world()[0]:
+        return None
+    return RunLog(job.store, job.run_name, job.execution.use_gpu)
+
+
+class RayReporter:
+    """Progress to the board and the journal, checkpoints through Ray Train (`raylab.training.loop.Reporter`).
+
+    Args:
+        names: of the runs, by their steps.
+    """
+
+    def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str]):
+        self.names, self.board, self.job = names, job.board, job.run_name
+        self.spends_budget = isinstance(job, FineTuningJob)
+        self.live = _run_log(job)
+        self.journal = Journal(job.store, f"{RUNS}/{run_folder(job)}", rank_and_world()[0] == 0)
+        self.meter = Meter(torch.cuda.current_device() if job.execution.use_gpu else None)
+        self.last = 0.0
+
+    def ended(self) -> None:
+        """The run took its last step."""
+        if self.live is not None:
+            self.live.close()
+
+    @contextlib.contextmanager
+    def resume(self) -> Iterator[Path | None]:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+        else:
+            with checkpoint.as_directory() as folder:
+                yield Path(folder)
+
+    def progress(self, progress: Progress) -> None:
+        self.journal.note(progress)
+        if self.live is not None:
+            self.live.note(
+                progress.step,
+                progress.steps,
+                progress.spent_flops,
+                progress.tokens,
+                progress.loss,
+                progress.learning_rate,
+                progress.seconds,
+                progress.gradient_norm,
+                progress.measures,
+            )
+        now = time.time()
+        last_step = progress.step == progress.steps
+        if (
+            self.board is None
+            or rank_and_world()[0]
+            or (now - self.last < _NOTE_EVERY_S and not last_step and not progress.measures)
+        ):
+            return
+        self.last = now
+        name = self.names.get(progress.steps, self.names[max(self.names)])
+        self.board.note.remote(
+            RunProgress(
+                name,
+                progress.step,
+                progress.steps,
+                progress.spent_flops,
+                progress.loss,
+                now,
+                self.spends_budget,
+                self.job,
+                progress.tokens,
+                progress.seconds,
+                progress.warning,
+            )
+        )
+
+    def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="raylab-checkpoint-"))
+        try:
+            write(folder)
+            ray.train.report(
+                asdict(progress),
+                checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
+                checkpoint_dir_name=f"step-{progress.step:08d}",
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
