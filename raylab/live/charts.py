@@ -1,38 +1,105 @@
-"""The page's own charts: curves of runs, into which the page puts points as they come."""
+"""The page's own charts: curves of runs and the timeline, into which the page puts rows as they come."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-DATA = "points"
+DATA = "rows"
+X_AXES = {"step": "step", "flops": "FLOPs spent", "tokens": "tokens", "seconds": "seconds of steps"}
+Y_AXES = {
+    "loss": "training loss",
+    "held_out": "held-out contrastive entropy, nats",
+    "gradient_norm": "gradient norm, before it is clipped",
+    "learning_rate": "learning rate",
+    "tokens_per_s": "tokens a second",
+    "active_terms": "active terms a passage",
+    "collapse": "mean cosine of two passages",
+}
+_HEIGHT = 280
+_STATES = ("done", "running", "stopped", "failed", "planned")
+_COLOURS = ("#0b3c5d", "#56aee0", "#e8952a", "#7a2e00", "#9a9a9a")
 
 
 @cache
-def curve_charts() -> dict[str, dict[str, Any]]:
-    """Charts of loss in Vega-Lite: by `steps`, and by `flops` on a logarithmic axis.
+def curve_chart(x: str, y: str, log_x: bool, log_y: bool) -> dict[str, Any]:
+    """Points of runs in Vega-Lite: rows as `/api/run/NAME` gives them, with the run's name beside.
 
-    Their rows are points as `/api/run/NAME` gives them, with the run's name beside.
+    Args:
+        x: of `X_AXES`.
+        y: of `Y_AXES`.
     """
-    return {"steps": _curve("step", "step", False), "flops": _curve("flops", "FLOPs spent", True)}
+    import altair as alt  # 0.6 s: only who asks for a chart waits
 
+    def scale(log: bool) -> Any:
+        return alt.Scale(type="log") if log else alt.Scale(zero=False, nice=False)
 
-def _curve(field: str, title: str, log: bool) -> dict[str, Any]:
-    import altair as alt
-
-    scale = alt.Scale(type="log") if log else alt.Scale(nice=False)
-    axis = alt.Axis(format="~e" if log else "~s", tickCount=5)
+    axis_x = alt.Axis(format="~e" if x in ("flops", "tokens") else "~s", tickCount=5)
     chart = (
-        alt.Chart(alt.NamedData(name=DATA), width="container", height=280)
+        alt.Chart(alt.NamedData(name=DATA), width="container", height=_HEIGHT)
         .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
         .mark_line(point=True, clip=True)
         .encode(
-            x=alt.X(f"{field}:Q", title=title, scale=scale, axis=axis),
-            y=alt.Y("loss:Q", title="training loss", scale=alt.Scale(zero=False)),
+            x=alt.X(f"{x}:Q", title=X_AXES[x], scale=scale(log_x), axis=axis_x),
+            y=alt.Y(f"{y}:Q", title=Y_AXES[y], scale=scale(log_y)),
             color=alt.Color("run:N", legend=alt.Legend(orient="bottom", columns=1, labelLimit=300)),
             strokeDash=alt.StrokeDash("run:N"),
             order=alt.Order("n:Q"),
+            tooltip=["run:N", f"{x}:Q", f"{y}:Q"],
         )
-        .properties(description=f"Training loss of the chosen runs against {title}")
+        .properties(description=f"{Y_AXES[y]} of the chosen runs against {X_AXES[x]}")
+    )
+    return chart.to_dict()
+
+
+@cache
+def timeline_chart() -> dict[str, Any]:
+    """Stages and runs over the seconds since the plan, in Vega-Lite; planned ones are thin, below the real ones.
+
+    Rows: `name`, `kind`, `what` (planned, real), `state`, `begin` and `end` in seconds.
+    """
+    import altair as alt
+
+    base = alt.Chart().encode(
+        x=alt.X("begin:Q", title="minutes since the plan", axis=alt.Axis(tickCount=6)),
+        x2="end:Q",
+        y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
+        color=alt.Color(
+            "state:N",
+            title=None,
+            scale=alt.Scale(domain=list(_STATES), range=list(_COLOURS)),
+            legend=alt.Legend(orient="bottom", columns=3),
+        ),
+        tooltip=["name:N", "what:N", "state:N", "begin:Q", "end:Q"],
+    )
+    real = base.transform_filter("datum.what == 'real'").mark_bar(height={"band": 0.55})
+    planned = base.transform_filter("datum.what == 'planned'").mark_bar(
+        height={"band": 0.22}, yOffset=6
+    )
+    chart = alt.layer(real, planned, data=alt.NamedData(name=DATA)).properties(
+        width="container",
+        height=alt.Step(18),
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        description="Stages and runs over time, as planned and as they were",
+    )
+    return chart.to_dict()
+
+
+@cache
+def devices_chart() -> dict[str, Any]:
+    """Devices that runs hold, planned and real, in Vega-Lite; rows: `what`, `at` in minutes, `devices`."""
+    import altair as alt
+
+    chart = (
+        alt.Chart(alt.NamedData(name=DATA), width="container", height=110)
+        .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        .mark_line(interpolate="step-after")
+        .encode(
+            x=alt.X("at:Q", title="minutes since the plan", axis=alt.Axis(tickCount=6)),
+            y=alt.Y("devices:Q", title="devices", axis=alt.Axis(tickMinStep=1)),
+            color=alt.Color("what:N", title=None, scale=alt.Scale(range=["#9a9a9a", "#0b3c5d"])),
+            strokeDash=alt.StrokeDash("what:N", scale=alt.Scale(range=[[4, 3], [1, 0]])),
+        )
+        .properties(description="Devices that runs hold over time, as planned and as it was")
     )
     return chart.to_dict()

@@ -21,7 +21,8 @@ PAGE_POLICY = (
 )
 # The report is a page of its own: no script at all, and the styles that stand in it.
 REPORT_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; sandbox allow-same-origin"
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; sandbox allow-same-origin allow-downloads"
 )
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -133,16 +134,32 @@ class Guard:
             return web.Response(
                 status=405, text="405: there is nothing to write here\n", headers={"Allow": "GET"}
             )
+        if _is_of_another_page(request):
+            return web.Response(status=403, text="403: a page elsewhere asked for this\n")
         given = request.query.get("token")
         if self.token is not None and given is not None:
             if not self.knows_token(given):
                 return web.Response(status=401, text="401: another token\n")
-            response = web.Response(status=303, headers={"Location": request.path})
+            response = web.Response(status=303, headers={"Location": _without_token(request)})
             response.set_cookie(COOKIE, self.cookie, httponly=True, samesite="Lax", path="/")
             return response
         if not self.lets_in(request):
             return web.Response(status=401, text="401: open the address with ?token=TOKEN once\n")
         return await handler(request)
+
+
+def _is_of_another_page(request: web.Request) -> bool:
+    """Whether a page of another origin asked, other than by a link that somebody followed to a page."""
+    if request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin"):
+        return False
+    followed = request.headers.get("Sec-Fetch-Mode") == "navigate"
+    return not followed or request.path.startswith("/api/")
+
+
+def _without_token(request: web.Request) -> str:
+    """The address on this server that was asked for, its view included."""
+    query = request.url.without_query_params("token").raw_query_string
+    return "/" + request.rel_url.raw_path.lstrip("/\\") + (f"?{query}" if query else "")
 
 
 def add_headers(response: web.StreamResponse) -> None:

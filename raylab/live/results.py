@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
-from raylab.live.state import Measured
+import pandas as pd
+
+from raylab.live.views import Measured
 from raylab.report.charts.chart import Chart, shown_tables
 from raylab.report.rows import TRAINED, Result, benchmarks, read_rows
 from raylab.report.tables import grid_table
+from raylab.storage.artifacts import path_of
 from raylab.storage.merging import read_current
 from raylab.storage.store import Store
 from raylab.storage.tables import RESULTS
@@ -25,7 +29,9 @@ class Results:
         self.version: str | None = None
         self.measured: dict[str, Measured] = {}
         self.rows: list[Result] = []
+        self.table = pd.DataFrame()
         self._chart: tuple[str | None, dict[str, Any] | None] = (None, None)
+        self._lock = threading.Lock()
 
     def refresh(self) -> None:
         """Look at the table, and read it where it has changed.
@@ -38,7 +44,7 @@ class Results:
         if version is None or version == self.version:
             return
         table = read_current(self.store, RESULTS)
-        self.rows = list(read_rows(table))
+        self.table, self.rows = table, list(read_rows(table))
         self.measured = measured_cells(self.rows)
         self.version = version
 
@@ -55,9 +61,10 @@ class Results:
 
     def chart(self) -> dict[str, Any] | None:
         """The scaling chart of the report, in Vega-Lite, with its intervals; None before there is a row."""
-        if self._chart[0] != self.version:
-            self._chart = self.version, _spec(scaling_chart(self.rows))
-        return self._chart[1]
+        with self._lock:
+            if self._chart[0] != self.version:
+                self._chart = self.version, _spec(scaling_chart(self.rows))
+            return self._chart[1]
 
 
 def _spec(chart: Chart | None) -> dict[str, Any] | None:
@@ -92,5 +99,6 @@ def measured_cells(rows: list[Result]) -> dict[str, Measured]:
         )
         if shown and row.value is not None and math.isfinite(row.value):
             quality = f"{row.measure} {row.value:.3f}"
-        found[name] = Measured(*about, row.spent_flops, quality)
+        place = path_of("retriever", name, row.fingerprint) if row.fingerprint else None
+        found[name] = Measured(*about, row.spent_flops, quality, place)
     return found

@@ -2,159 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
 
-from raylab.live.facts import Event, LivePlan, PlannedCell
+from raylab.live.compute import compute_of, peak_share, planned_device
+from raylab.live.facts import Event, LivePlan, PlannedCell, PlannedRun
+from raylab.live.history import History
 from raylab.live.reading import LiveFacts
+from raylab.live.views import CellPhase, CellView, DriverView, Measured, RunPhase, RunView, State
 from raylab.planning.remaining import Remaining, Standing, remaining
 from raylab.planning.scheduling import Item
 
 SILENT_S = 60.0  # a driver tells that it is alive every 5 s
 _MOST_LISTED = 100
-
-RunPhase = Literal["waiting", "running", "stopped", "done", "failed"]
-CellPhase = Literal["waiting", "running", "stopped", "done", "failed", "left out"]
-
-
-@dataclass(frozen=True)
-class DriverView:
-    """How the driver is: `silent` since `at` where it told nothing for `SILENT_S`; `unknown`: nothing was told."""
-
-    state: Literal["running", "silent", "ended", "failed", "unknown"]
-    at: float | None  # Unix time, s, of what was told last
-    began: float | None
-    stage: str
-    done: int
-    total: int
-    text: str
-
-
-@dataclass(frozen=True)
-class CellView:
-    """A cell of the matrix."""
-
-    cell: str
-    run: str
-    size: str
-    head: str
-    objective: str
-    seed: int
-    variant: str
-    state: CellPhase
-    share: float  # of its budget, 0 to 1
-    planned_flops: float | None
-    spent_flops: float | None
-    left_s: float | None  # of its own run
-    loss: float | None
-    quality: str | None  # measured, such as nDCG@10 0.516
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A training run."""
-
-    run: str
-    kind: Literal["adapt", "train"]
-    state: RunPhase
-    step: int
-    steps: int
-    share: float
-    flops: float
-    loss: float | None
-    learning_rate: float | None
-    tokens_per_s: float | None
-    peak_bytes: int | None
-    restarts: int
-    lost_flops: float
-    left_s: float | None
-    points: int  # number that the next point of its curve gets
-
-
-@dataclass(frozen=True)
-class State:
-    """A laboratory at one moment."""
-
-    storage: str
-    collection: str
-    driver: DriverView
-    cells: tuple[CellView, ...]
-    runs: tuple[RunView, ...]
-    planned_flops: float
-    spent_flops: float
-    lost_flops: float
-    left_s: float | None  # of training
-    faults: tuple[Event, ...]
-    events: tuple[Event, ...]
-    torn: int  # lines that could not be read
-    rows: int  # of the results table
-    chart: str | None  # changes with the results
-    report: bool
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the tables know of a trained cell."""
-
-    size: str
-    head: str
-    objective: str
-    seed: int
-    variant: str
-    spent_flops: float | None
-    quality: str | None
+_SAME_BUDGET = 0.05
 
 
 def state_of(
     facts: LiveFacts,
     now: float,
     storage: str,
-    measured: dict[str, Measured],
+    measured: Mapping[str, Measured],
     rows: int = 0,
     chart: str | None = None,
     report: bool = False,
+    hour_price: float | None = None,
 ) -> State:
-    """The state, from the facts and from what was measured, by a cell's name in the tables (its run's name)."""
-    driver = _driver(facts, now)
-    plan = facts.plan
-    began, ended, failed = _of_runs(facts, plan)
-    alive = driver.state == "running"
-    left = _left(plan, facts, began, ended | failed, now) if alive and plan is not None else None
-    phases: dict[str, RunPhase] = {
-        run: _phase(run, began, set(ended), set(failed), alive)
-        for run in {*facts.curves, *(one.run for one in (plan.runs if plan else ()))}
-    }
-    runs = tuple(_run(run, phases[run], facts, left) for run in sorted(phases))
-    cells = _cells(plan, phases, facts, measured, left)
-    sent = [event for _, event in facts.events]
-    restarts = [
-        Event(curve.latest.at, "note", run, f"workers were started again {curve.restarts} time(s)")
-        for run, curve in sorted(facts.curves.items())
-        if curve.restarts and curve.latest is not None
-    ]
-    faults = [e for e in sent if e.kind == "died" or (e.kind == "note" and "WARNING" in e.text)]
-    adapted = sum(run.flops for run in runs if run.kind == "adapt")
-    return State(
-        storage,
-        plan.collection if plan else "",
-        driver,
-        cells,
-        runs,
-        sum(cell.planned_flops or 0.0 for cell in cells if cell.state != "left out"),
-        sum(cell.spent_flops or 0.0 for cell in cells) + adapted,
-        sum(curve.lost_flops for curve in facts.curves.values()),
-        left.total_s if left else None,
-        tuple((faults + restarts)[-_MOST_LISTED:]),
-        tuple(sent[-_MOST_LISTED:]),
-        facts.torn,
-        rows,
-        chart,
-        report,
-    )
+    """The state, from the facts and from what was measured, by a cell's name in the tables (its run's name).
+
+    Args:
+        now: Unix time.
+        hour_price: of one device.
+    """
+    with facts.lock:
+        driver, plan = driver_of(facts, now), facts.plan
+        alive = driver.state == "running"
+        own = facts.history(plan.session) if plan else History()
+        left = _left(plan, facts, own, now) if alive and plan is not None else None
+        planned = {one.run: one for one in plan.runs} if plan else {}
+        runs = tuple(
+            _run(run, planned.get(run), facts, own, left, alive)
+            for run in sorted({*facts.runs, *planned})
+        )
+        phases: dict[str, RunPhase] = {run.run: run.state for run in runs}
+        cells = _cells(plan, phases, facts, measured, left)
+        made = {cell.run for cell in cells}
+        others = sum(run.flops for run in runs if run.run not in made)
+        until = now if alive or facts.driver is None else min(now, facts.driver.at)
+        sent = [event for _, event in facts.events]
+        return State(
+            storage,
+            plan.collection if plan else "",
+            driver,
+            cells,
+            runs,
+            compute_of(facts, cells, others, own, left, until, hour_price),
+            left.total_s if left else None,
+            tuple(_faults(facts, sent)[-_MOST_LISTED:]),
+            tuple(sent[-_MOST_LISTED:]),
+            facts.torn,
+            rows,
+            chart,
+            report,
+        )
 
 
-def _driver(facts: LiveFacts, now: float) -> DriverView:
+def driver_of(facts: LiveFacts, now: float) -> DriverView:
+    """How the driver is at a time."""
     told = facts.driver
     if told is None:
         return DriverView("unknown", None, None, "", 0, 0, "")
@@ -163,78 +76,65 @@ def _driver(facts: LiveFacts, now: float) -> DriverView:
     return DriverView("silent" if silent else told.state, *where)
 
 
-def _of_runs(
-    facts: LiveFacts, plan: LivePlan | None
-) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """When each run of the plan's session started, ended and failed."""
-    began: dict[str, float] = {}
-    ended: dict[str, float] = {}
-    failed: dict[str, float] = {}
-    into = {"start": began, "end": ended, "died": failed}
-    for session, event in facts.events:
-        if (plan is None or session == plan.session) and event.kind in into:
-            into[event.kind][event.name] = event.at
-    return began, ended, failed
+def _faults(facts: LiveFacts, sent: Iterable[Event]) -> list[Event]:
+    """What died, what was warned of, and restarts, in order of time."""
+    found = [e for e in sent if e.kind == "died" or (e.kind == "note" and "WARNING" in e.text)]
+    for run, one in facts.runs.items():
+        if one.restarts and one.latest is not None:
+            text = f"workers were started again {one.restarts} time(s)"
+            found.append(Event(one.began_at, "note", run, text))
+    return sorted(found, key=lambda event: event.at)
 
 
-def _left(
-    plan: LivePlan,
-    facts: LiveFacts,
-    began: dict[str, float],
-    ended: dict[str, float],
-    now: float,
-) -> Remaining:
+def _left(plan: LivePlan, facts: LiveFacts, own: History, now: float) -> Remaining:
     items = [Item(one.run, one.kind, one.seconds, one.devices, one.after) for one in plan.runs]
     standing = {}
-    for run, at in began.items():
-        curve = facts.curves.get(run)
-        share = curve.share if curve is not None else 0.0
-        over = run in ended
-        elapsed_s = max(0.0, (ended[run] if over else now) - at)
-        standing[run] = Standing(elapsed_s, 1.0 if over else share, over)
+    for run, began in own.began.items():
+        over = own.over_at(run)
+        share = facts.runs[run].share if run in facts.runs else 0.0
+        elapsed_s = max(0.0, (now if over is None else over) - began)
+        standing[run] = Standing(elapsed_s, share if over is None else 1.0, over is not None)
     return remaining(items, standing, plan.devices, plan.overhead_s)
 
 
-def _phase(
-    run: str, began: Iterable[str], ended: set[str], failed: set[str], alive: bool
-) -> RunPhase:
-    if run in failed:
-        return "failed"
-    if run in ended:
-        return "done"
-    if run in began:
-        return "running" if alive else "stopped"
-    return "waiting" if alive else "stopped"
-
-
-def _run(run: str, phase: RunPhase, facts: LiveFacts, left: Remaining | None) -> RunView:
-    curve = facts.curves.get(run)
-    point = curve.latest if curve is not None else None
-    kind: Literal["adapt", "train"] = "adapt" if run.startswith("mntp-") else "train"
+def _run(
+    run: str,
+    planned: PlannedRun | None,
+    facts: LiveFacts,
+    own: History,
+    left: Remaining | None,
+    alive: bool,
+) -> RunView:
+    # Runs of earlier commands are as their last events said.
+    phase = own.phase(run, alive) if planned else facts.all_history.phase(run, False)
+    one = facts.runs.get(run)
+    point = one.latest if one is not None else None
+    devices = planned.devices if planned else None
     return RunView(
         run,
-        kind,
+        planned.kind if planned else None,
         phase,
         point.step if point else 0,
         point.steps if point else 0,
-        1.0 if phase == "done" else curve.share if curve else 0.0,
+        1.0 if phase == "done" else one.share if one else 0.0,
         point.flops if point else 0.0,
         point.loss if point else None,
         point.learning_rate if point else None,
         point.tokens_per_s if point else None,
+        peak_share(point, devices, planned_device(facts.plan)),
         point.peak_bytes if point else None,
-        curve.restarts if curve else 0,
-        curve.lost_flops if curve else 0.0,
+        one.restarts if one else 0,
+        one.lost_flops if one else 0.0,
         left.runs.get(run) if left and phase in ("waiting", "running") else None,
-        curve.added if curve else 0,
+        point is not None,
     )
 
 
 def _cells(
     plan: LivePlan | None,
-    phases: dict[str, RunPhase],
+    phases: Mapping[str, RunPhase],
     facts: LiveFacts,
-    measured: dict[str, Measured],
+    measured: Mapping[str, Measured],
     left: Remaining | None,
 ) -> tuple[CellView, ...]:
     planned = plan.cells if plan else ()
@@ -246,16 +146,17 @@ def _cells(
         if name not in known:
             about = one.size, one.head, one.objective, one.seed, one.variant
             spent = one.spent_flops
-            views.append(
-                CellView(name, name, *about, "done", 1.0, spent, spent, None, None, one.quality)
-            )
+            end = None, None, one.quality, one.artifact
+            views.append(CellView(name, name, *about, "done", 1.0, spent, spent, *end))
     return tuple(views)
 
 
 def _is_its_own(measured: Measured | None, cell: PlannedCell) -> bool:
     """Whether what was measured is of this budget, and not of an earlier one under the same name."""
     spent = measured.spent_flops if measured else None
-    return spent is not None and abs(spent / cell.planned_flops - 1) < 0.05
+    if spent is None or cell.planned_flops <= 0:
+        return False
+    return abs(spent / cell.planned_flops - 1) < _SAME_BUDGET
 
 
 def _cell(
@@ -270,12 +171,15 @@ def _cell(
         state = "left out"
     elif cell.state == "done" or (state == "stopped" and _is_its_own(measured, cell)):
         state = "done"
-    curve = facts.curves.get(cell.run)
-    point = curve.latest if curve is not None else None
+    one = facts.runs.get(cell.run)
+    point = one.latest if one is not None else None
     spent = min(point.flops, cell.planned_flops * 1.02) if point else 0.0
     if state == "done":
-        spent = measured.spent_flops if measured and measured.spent_flops else cell.planned_flops
-    share = 1.0 if state == "done" else min(spent / cell.planned_flops, 1.0)
+        spent = cell.planned_flops
+        if measured and measured.spent_flops and _is_its_own(measured, cell):
+            spent = measured.spent_flops
+    share = min(spent / cell.planned_flops, 1.0) if cell.planned_flops > 0 else 0.0
+    own = measured if state == "done" and _is_its_own(measured, cell) else None
     going = left is not None and state in ("waiting", "running")
     return CellView(
         cell.cell,
@@ -286,10 +190,11 @@ def _cell(
         cell.seed,
         cell.variant,
         state,
-        share,
+        1.0 if state == "done" else share,
         cell.planned_flops,
         spent,
         left.runs.get(cell.run) if going and left else None,
         point.loss if point else None,
-        measured.quality if measured else None,
+        own.quality if own else None,
+        own.artifact if own else None,
     )

@@ -30,12 +30,8 @@ def study(
     fitted = Study(draws)
     if not any(row.kind == TRAINED for row in rows):
         return fitted
-    shown = [one for one in benchmarks(rows) if one.held_out or _is_published(one)]
-    place = {(one.collection, one.split): number for number, one in enumerate(shown)}
-    every = [
-        one for one in series(results, per_query, TARGETS) if (one.collection, one.split) in place
-    ]
-    every.sort(key=lambda one: place[one.collection, one.split])
+    place = _places(rows)
+    every = shown_series(rows, results, per_query)
     means = macro_means(every)
     for one in (*every, *means):
         for law in _laws(one):
@@ -51,6 +47,24 @@ def study(
     fitted.claims += slope_claims([plain_recipe(one) for one in means], draws=draws)
     fitted.compare_domains([*every, *means])
     return fitted
+
+
+def shown_series(
+    rows: Sequence[Result], results: pd.DataFrame, per_query: pd.DataFrame
+) -> list[Series]:
+    """What laws are fitted to, in the order of the benchmarks; none where nothing is trained."""
+    if not any(row.kind == TRAINED for row in rows):
+        return []
+    place = _places(rows)
+    every = [
+        one for one in series(results, per_query, TARGETS) if (one.collection, one.split) in place
+    ]
+    return sorted(every, key=lambda one: place[one.collection, one.split])
+
+
+def _places(rows: Sequence[Result]) -> dict[tuple[str, str], int]:
+    shown = [one for one in benchmarks(rows) if one.held_out or _is_published(one)]
+    return {(one.collection, one.split): number for number, one in enumerate(shown)}
 
 
 def _is_published(benchmark: Benchmark) -> bool:

@@ -4,10 +4,12 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import ClientResponse, CookieJar
 from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
 
 from raylab.experiment.config import ConfigError
 from raylab.live.guard import checked_token
@@ -105,7 +107,14 @@ def test_nothing_can_be_written(running):
 
 
 def test_a_token_is_given_once_and_a_cookie_tells_nothing_of_it(running):
-    paths = ("/", "/api/state", f"/api/run/{RUNNING}", "/api/stream", "/vega.js", "/watch.js")
+    paths = (
+        "/",
+        "/api/state",
+        f"/api/run/{RUNNING}",
+        "/api/stream",
+        "/page/vega.js",
+        "/page/watch.js",
+    )
 
     async def questions(client: TestClient):
         for path in (*paths, "/report/index.html", "/?token=wrong", "/?token="):
@@ -125,6 +134,36 @@ def test_a_token_is_given_once_and_a_cookie_tells_nothing_of_it(running):
     ask(running.store, questions, "0.0.0.0", TOKEN)
 
 
+def test_a_token_leaves_the_view_that_was_sent_with_it_and_leads_nowhere_else(running):
+    async def questions(client: TestClient):
+        async def location(address: str) -> str:
+            response = await client.get(address, allow_redirects=False)
+            assert response.status == 303
+            return response.headers["Location"]
+
+        assert await location(f"/?run=a%26b&token={TOKEN}&x=flops") == "/?run=a%26b&x=flops"
+        for path in ("//evil.example/", "/%2f/evil.example", "/\\evil.example"):
+            address = URL(f"http://127.0.0.1:{client.port}{path}?token={TOKEN}", encoded=True)
+            response = await client.session.get(address, allow_redirects=False)
+            assert urlsplit(response.headers["Location"]).netloc == ""
+
+    ask(running.store, questions, "127.0.0.1", TOKEN)
+
+
+def test_a_page_of_another_origin_is_answered_nothing(running):
+    async def questions(client: TestClient):
+        async def status(path: str, site: str, mode: str) -> int:
+            headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+            return (await client.get(path, headers=headers)).status
+
+        assert await status("/api/state", "same-origin", "cors") == 200
+        assert await status("/", "cross-site", "navigate") == 200  # a link that a colleague sent
+        for path, mode in (("/api/state", "no-cors"), ("/", "cors"), ("/api/state", "navigate")):
+            assert await status(path, "cross-site", mode) == 403
+
+    ask(running.store, questions)
+
+
 def test_another_address_needs_a_token_of_some_length():
     assert checked_token("127.0.0.1", None) is None
     assert checked_token("::1", None) is None
@@ -138,7 +177,7 @@ def test_another_address_needs_a_token_of_some_length():
 
 def test_every_answer_says_what_a_browser_may_do(running):
     async def questions(client: TestClient):
-        for path in ("/", "/api/state", "/watch.css", "/no-such-page", "/api/run/none"):
+        for path in ("/", "/api/state", "/page/watch.css", "/no-such-page", "/api/run/none"):
             headers = (await client.get(path)).headers
             policy = headers["Content-Security-Policy"]
             assert policy.startswith("default-src 'self';")

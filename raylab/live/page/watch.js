@@ -98,14 +98,14 @@ function showCell(cell) {
 
 function showRuns(state) {
   if (!byHand && !chosen.size)
-    for (const run of state.runs.filter((r) => r.points && r.kind === "train").slice(0, MOST_DRAWN)) chosen.add(run.run);
+    for (const run of state.runs.filter((r) => r.told && r.kind === "train").slice(0, MOST_DRAWN)) chosen.add(run.run);
   const body = one("runs").tBodies[0];
   const focused = document.activeElement && document.activeElement.dataset.run;
   body.replaceChildren(...state.runs.map((run) => {
     const row = element("tr"), box = element("input", null, { type: "checkbox", "aria-label": `draw ${run.run}` });
     box.dataset.run = run.run;
     box.checked = chosen.has(run.run);
-    box.disabled = !run.points;
+    box.disabled = !run.told;
     box.addEventListener("change", () => choose(run.run, box.checked));
     const place = element("td");
     place.append(box);
@@ -130,9 +130,9 @@ function choose(run, drawn) {
 
 function showFlops(state) {
   const rows = [
-    ["planned", `${short(state.planned_flops)} FLOPs (cells)`],
-    ["spent", `${short(state.spent_flops)} FLOPs, MNTP of this experiment included`],
-    ["lost", `${short(state.lost_flops)} FLOPs that were done again after restarts`],
+    ["planned", `${short(state.compute.planned_flops)} FLOPs (cells)`],
+    ["spent", `${short(state.compute.spent_flops)} FLOPs, MNTP of this experiment included`],
+    ["lost", `${short(state.compute.lost_flops)} FLOPs that were done again after restarts`],
   ];
   one("flops").replaceChildren(...rows.flatMap(([name, text]) => [element("dt", name), element("dd", text)]));
 }
@@ -171,16 +171,16 @@ async function drawCurves() {
   if (shown.drawing) { shown.again = true; return; }
   shown.drawing = true;
   try {
-    const known = new Set(shown.state.runs.filter((run) => run.points).map((run) => run.run));
+    const known = new Set(shown.state.runs.filter((run) => run.told).map((run) => run.run));
     const runs = [...chosen].filter((run) => known.has(run));
     await Promise.all(runs.map(fetchPoints));
     const rows = runs.flatMap((run) => points.get(run).rows.map((row) => ({ ...row, run })));
     const place = one("curve-chart");
     place.hidden = !rows.length;
     if (!rows.length) return;
-    if (!shown.curves) shown.curves = await (await fetch("api/chart/curves")).json();
-    if (shown.view === null) shown.view = (await window.vegaEmbed(place, shown.curves[shown.axis], EMBED)).view;
-    await shown.view.data("points", rows).resize().runAsync();
+    if (!shown.curves) shown.curves = await (await fetch(`api/chart/curves?x=${shown.axis === "flops" ? "flops&log=x" : "step"}`)).json();
+    if (shown.view === null) shown.view = (await window.vegaEmbed(place, shown.curves, EMBED)).view;
+    await shown.view.data("rows", rows).resize().runAsync();
   } finally {
     shown.drawing = false;
     if (shown.again) { shown.again = false; drawCurves(); }
@@ -223,5 +223,5 @@ function follow() {
 }
 
 for (const input of document.querySelectorAll("input[name=axis]"))
-  input.addEventListener("change", () => { shown.axis = input.value; shown.view = null; drawCurves(); });
+  input.addEventListener("change", () => { shown.axis = input.value; shown.view = shown.curves = null; drawCurves(); });
 poll().then(follow);
