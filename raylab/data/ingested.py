@@ -25,7 +25,7 @@ def load_topics(folder: Path) -> dict[str, Topics]:
 def stored_topics(store: Store, collection: Artifact, splits: Collection[str]) -> dict[str, Topics]:
     """The topics of those of the splits that there are, without a copy of the collection on this machine."""
     chosen = [("split", "in", list(splits))]
-    files = (store.files.read(f"{collection.path}/{name}") for name in (_TOPICS, _QRELS))
+    files = (store.read(collection, name) for name in (_TOPICS, _QRELS))
     return _topics(*(pq.read_table(io.BytesIO(data), filters=chosen) for data in files))
 
 

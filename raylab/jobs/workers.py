@@ -173,8 +173,7 @@ def _validate(
     tuning, head = task.cell.fine_tuning, task.cell.head
     texts = validation_texts(job.validation, store, tokenizer, tuning)
     micro_batch = job.execution.micro_batch_texts
-    pad_id, temperature = tokenizer.pad_id, tuning.temperature
-    validation = Validation(texts, pad_id, head, task.shape, temperature, micro_batch)
+    validation = Validation(texts, tokenizer.pad_id, head, task.shape, tuning, micro_batch)
     if validation.is_empty:
         return
     run_flops = task.cost(0)[0] * task.steps

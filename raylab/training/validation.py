@@ -5,11 +5,12 @@ compute from the representations of all:
 
     held_out       contrastive entropy, nats: mean over the queries of -log softmax of the relevant passage's
                    score among its own and those of 256 passages that are nobody's
-    active_terms   of a passage, mean (sparse)
+    active_terms   of a passage before it is pruned, mean (sparse)
     collapse       mean cosine of two of the 256 passages: 1 where all are alike
 
 Nothing of it changes the run: no gradient, no dropout, no random number. What it takes is counted beside the
-budget, and there are fewer points where all of them would take more than 3 % of the run.
+budget, and there are fewer points where all of them would take more than 3 % of the run's FLOPs; four at least, while
+they take less than 10 % (short runs of sparse models, whose projection costs more forward than backward).
 
 Legend: Q queries, N negatives, P = Q + N passages, D size of a representation.
 """
@@ -25,12 +26,15 @@ import numpy as np
 import torch
 
 from raylab.data.supervision.batches import pad
+from raylab.experiment.config import FineTuning
 from raylab.experiment.heads import Head
+from raylab.models.heads import prune_top_k
 from raylab.planning.flops import Rows, Shape, encode_flops
 from raylab.training.distributed import rank_and_world
 
 HELD_OUT, ACTIVE_TERMS, COLLAPSE = "held_out", "active_terms", "collapse"
-MOST_SHARE = 0.03  # of a run's FLOPs
+MOST_SHARE, SHARE_OF_FEW = 0.03, 0.10  # of a run's FLOPs
+FEW_POINTS = 4
 _FIRST_SHARE = 0.01  # of a run's steps, before the first point
 _BATCH_TEXTS = 64
 _COLLAPSED = 0.99  # of a cosine
@@ -46,7 +50,10 @@ def points_of(steps: int, most: int, cost: float, run_flops: float) -> tuple[int
         cost: FLOPs of one point.
         run_flops: of the whole run.
     """
-    count = min(most, int(MOST_SHARE * run_flops / cost)) if cost > 0 else 0
+    if not cost:
+        return ()
+    few = min(FEW_POINTS, int(SHARE_OF_FEW * run_flops / cost))
+    count = min(most, max(few, int(MOST_SHARE * run_flops / cost)))
     if count < 1 or steps < 1:
         return ()
     first = max(1.0, _FIRST_SHARE * steps)
@@ -67,7 +74,7 @@ class Validation:
     """The validation of a run.
 
     Args:
-        temperature: that divides scores, as in the run's own loss.
+        tuning: of the run: temperature and pruning of its scores are those of its loss.
         micro_batch_texts: that a worker may encode at once; 0: as many as it likes.
     """
 
@@ -77,11 +84,11 @@ class Validation:
         pad_id: int,
         head: Head,
         shape: Shape,
-        temperature: float,
+        tuning: FineTuning,
         micro_batch_texts: int = 0,
     ):
         self.texts = [*texts.queries, *texts.relevant, *texts.negatives]
-        self.pad_id, self.head, self.temperature = pad_id, head, temperature
+        self.pad_id, self.head, self.tuning = pad_id, head, tuning
         self.n_queries, self.n_negatives = len(texts.queries), len(texts.negatives)
         lengths = [max(len(text), 1) for text in self.texts]
         most = min(micro_batch_texts or _BATCH_TEXTS, _BATCH_TEXTS)
@@ -144,7 +151,10 @@ class Validation:
     def _entropies(self, reps: torch.Tensor) -> np.ndarray:
         """Contrastive entropy of each query, float64 [Q]."""
         queries_QD, passages_PD = reps[: self.n_queries], reps[self.n_queries :]
-        scores_QP = (queries_QD @ passages_PD.T).double() / self.temperature
+        if self.head.is_sparse:
+            queries_QD = prune_top_k(queries_QD, self.tuning.top_k_query)
+            passages_PD = prune_top_k(passages_PD, self.tuning.top_k_passage)
+        scores_QP = (queries_QD @ passages_PD.T).double() / self.tuning.temperature
         own_Q = scores_QP[:, : self.n_queries].diagonal()
         others_Q = scores_QP[:, self.n_queries :].logsumexp(1)
         return torch.nn.functional.softplus(others_Q - own_Q).cpu().numpy()

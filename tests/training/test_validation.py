@@ -13,7 +13,7 @@ from raylab.stages.validation import ValidationQueries, validation_texts
 from raylab.training.distributed import ensure_process_group
 from raylab.training.engine import make_engine
 from raylab.training.fine_tuning import FineTuningTask
-from raylab.training.validation import MOST_SHARE, Validation, mean_cosine, points_of
+from raylab.training.validation import MOST_SHARE, SHARE_OF_FEW, Validation, mean_cosine, points_of
 from tests.workers import (
     STEPS,
     FolderReporter,
@@ -39,9 +39,7 @@ def validated(task: FineTuningTask, folder: Path, micro: int = 0) -> FineTuningT
     tuning = task.cell.fine_tuning
     tokenizer = task.batches.tokenizer
     texts = validation_texts(QUERIES, store_of(folder), tokenizer, tuning)
-    task.validation = Validation(
-        texts, tokenizer.pad_id, task.cell.head, task.shape, tuning.temperature, micro
-    )
+    task.validation = Validation(texts, tokenizer.pad_id, task.cell.head, task.shape, tuning, micro)
     task.measured_at = POINTS
     return task
 
@@ -64,7 +62,8 @@ def test_queries_keep_the_first_relevant_passage_that_is_there(model_folder, tmp
 @pytest.mark.parametrize("head", ["dense", "sparse"])
 def test_the_entropy_is_that_of_the_evaluation(model_folder, tmp_path, head):
     ensure_process_group()
-    task = validated(make_task(model_folder, tmp_path, head=head), tmp_path, micro=5)
+    kept = {"top_k_query": 9, "top_k_passage": 30} if head == "sparse" else {}
+    task = validated(make_task(model_folder, tmp_path, head=head, **kept), tmp_path, micro=5)
     validation = task.validation
     engine = make_engine(task.module, lambda: STEPS, optimization(zero=0))
     engine.train()
@@ -78,18 +77,28 @@ def test_the_entropy_is_that_of_the_evaluation(model_folder, tmp_path, head):
             reps.append(task.module((torch.from_numpy(ids), torch.from_numpy(mask), 0))[0][0])
     queries, passages = torch.stack(reps[:2]).numpy(), torch.stack(reps[2:]).numpy()
     negatives = range(2, len(passages))
+    active_terms = (passages > 0).sum(1).mean()
+    if kept:
+        queries, passages = _largest(queries, 9), _largest(passages, 30)
     expected = contrastive_entropy(
         queries, [passages], [[0], [1]], [negatives, negatives], task.cell.fine_tuning.temperature
     )
     assert found.values["held_out"] == pytest.approx(expected.mean(), rel=1e-5)
-    unit = passages[2:] / np.linalg.norm(passages[2:], axis=1, keepdims=True)
+    whole = torch.stack(reps[4:]).numpy()
+    unit = whole / np.linalg.norm(whole, axis=1, keepdims=True)
     cosines = (unit @ unit.T)[~np.eye(len(unit), dtype=bool)]
     assert found.values["collapse"] == pytest.approx(cosines.mean(), abs=1e-5)
     if head == "sparse":
-        assert found.values["active_terms"] == pytest.approx((passages > 0).sum(1).mean(), rel=1e-2)
+        assert found.values["active_terms"] == pytest.approx(active_terms, rel=1e-2)
     else:
         assert "active_terms" not in found.values
     assert found.flops > 0
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Rows with all but their largest values 0."""
+    bound = np.sort(values, axis=1)[:, [-count]]
+    return np.where(values >= bound, values, 0.0)
 
 
 def test_it_changes_nothing_and_stands_in_the_history(model_folder, tmp_path):
@@ -137,12 +146,13 @@ def test_points_are_even_in_the_logarithm_and_within_a_share_of_the_run():
         *(100, 152, 231, 351, 534, 811, 1233, 1874, 2848, 4329, 6579),
         10_000,
     )
-    for cost in (1.0, 2.5, 9.0):
+    for cost, count in ((0.25, 12), (0.5, 6), (1.0, 4), (2.0, 4), (4.0, 2), (9.0, 1), (11.0, 0)):
         points = points_of(200, 12, cost, 1e2)
-        assert len(points) * cost <= MOST_SHARE * 1e2
-        assert points[-1:] == (200,) if points else cost > 3
+        assert len(points) == count
+        assert count * cost <= (MOST_SHARE if count > 4 else SHARE_OF_FEW) * 1e2
+        assert points[-1:] == (200,) if points else cost > 10
     assert points_of(5, 12, 1.0, 1e9) == (1, 2, 3, 4, 5)
-    assert points_of(200, 0, 1.0, 1e9) == points_of(200, 12, 4.0, 1e2) == ()
+    assert points_of(200, 0, 1.0, 1e9) == points_of(200, 12, 40.0, 1e2) == ()
 
 
 def test_a_rise_beyond_the_noise_is_overfitting_and_is_said_once(model_folder, tmp_path):
