@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from raylab.scaling import (
         Claim,
         DomainDifference,
+        Envelope,
         Facts,
         Fit,
         Forecast,
@@ -51,6 +52,13 @@ def fit(
         str | None, typer.Option(help="a glob; default the plain recipe and isoFLOP budgets")
     ] = None,
     data: Annotated[str, typer.Option(help="D: tokens or examples")] = "tokens",
+    curves: Annotated[
+        bool,
+        typer.Option(
+            "--curves",
+            help="from held-out curves: many points a run, laws of N and D, and the envelope",
+        ),
+    ] = False,
     margin: Annotated[
         float, typer.Option(help="nDCG@10 per decade of N within which KD is flat")
     ] = 0.02,
@@ -72,6 +80,10 @@ def fit(
         raise ConfigError(f"--law {law}: it must be all or one of {', '.join(LAWS)}")
     if data not in D_CHOICES:
         raise ConfigError(f"--data {data}: it must be one of {', '.join(D_CHOICES)}")
+    if curves:
+        given = {"head": head, "objective": objective, "collection": collection}
+        _fit_curves(storage, law, data, draws, seed, out, given | {"variant": variant})
+        return
     results, per_query = stored_table(storage, RESULTS), stored_table(storage, PER_QUERY)
     chosen: dict[str, Any] = {
         "head": head, "objective": objective, "collection": collection, "split": split,
@@ -89,10 +101,63 @@ def fit(
             study.add(one, name)
     study.compare_domains(every)
     study.claims += claims(results, per_query, margin=margin, draws=draws, seed=seed, **chosen)
+    _write(study, out)
+    _show(study)
+
+
+def _fit_curves(
+    storage: str,
+    law: str,
+    data: str,
+    draws: int,
+    seed: int,
+    out: Path | None,
+    chosen: dict[str, Any],
+) -> None:
+    from raylab.scaling import LAWS, Study, curve_series, envelopes, find_law
+    from raylab.storage.tables import CURVES
+
+    if data != "tokens":
+        raise ConfigError(f"--data {data}: curves have tokens alone")
+    every = curve_series(stored_table(storage, CURVES), **chosen)
+    if not every:
+        described = ", ".join(f"{n} {v}" for n, v in chosen.items() if v is not None)
+        raise ConfigError(f"{storage}: no held-out point{f' of {described}' if described else ''}")
+    names = [name for name, one in LAWS.items() if one.covariates == ("N", "D")]
+    if law != "all" and law not in names:
+        raise ConfigError(f"--law {law}: of curves it must be all or one of {', '.join(names)}")
+    study = Study(draws, data, seed)
+    for one in every:
+        for name in names if law == "all" else [law]:
+            study.fit_points(one, find_law(name))
+    found, refused = envelopes(every, draws, seed)
+    _write(study, out)
+    if found:
+        columns = ("series", "exponent of N in C", "df", "FLOPs", "size", "held-out CE")
+        _print("envelope of the curves", columns, map(_envelope, found))
+    for line in refused:
+        print(f"no envelope: {line}")
+    _show(study)
+
+
+def _envelope(one: Envelope) -> tuple[str, ...]:
+    """What lies lowest: a line each time the size changes."""
+    changes = [0, *(i for i in range(1, len(one.sizes_C)) if one.sizes_C[i] != one.sizes_C[i - 1])]
+    ends = "\nreaches the smallest or largest size" if one.open_ends else ""
+    return (
+        one.series.name,
+        f"{_interval(one.exponent)}{ends}",
+        str(one.degrees_of_freedom),
+        "\n".join(f"from {_number(one.flops_C[i])}" for i in changes),
+        "\n".join(one.sizes_C[i] for i in changes),
+        "\n".join(_number(one.loss_C[i]) for i in changes),
+    )
+
+
+def _write(study: Study, out: Path | None) -> None:
     if out is not None:
         with output_stream("--out", out) as stream:
             stream.write(_csv(study).encode())
-    _show(study)
 
 
 def _csv(study: Study) -> str:

@@ -9,6 +9,7 @@ isoflop(runs[0], fitted); claims(results, per_query)
 
 from raylab.scaling.bootstrap import Interval
 from raylab.scaling.claims import Claim, claims
+from raylab.scaling.curves import Envelope, curve_series, envelope, envelopes
 from raylab.scaling.domain_differences import (
     DomainDifference,
     exponent_differences,
@@ -28,6 +29,7 @@ __all__ = [
     "LAWS",
     "Claim",
     "DomainDifference",
+    "Envelope",
     "Facts",
     "Fit",
     "Forecast",
@@ -39,6 +41,9 @@ __all__ = [
     "Series",
     "Study",
     "claims",
+    "curve_series",
+    "envelope",
+    "envelopes",
     "exponent_differences",
     "find_law",
     "fit",

@@ -222,16 +222,20 @@ def trained_rows(results: pd.DataFrame, variant: str | None = None) -> pd.DataFr
         raise ConfigError(f"the results table lacks the column(s) {', '.join(missing)}")
     rows = results.loc[results["kind"] == "trained"].copy()
     rows["seed"] = rows["seed"].fillna(0).astype(int)
-    if variant is None:
-        rows = rows.loc[rows["varied"] != "recipe"]
-    else:
-        rows = rows.loc[[fnmatchcase(name, variant) for name in rows["variant"]]]
+    rows = of_variants(rows, variant)
     twice = rows.loc[rows.duplicated(_RUN)]
     if len(twice):
         raise ConfigError(f"two rows of the results table are about {tuple(twice.iloc[0][_RUN])}")
     rows["trained_on"] = rows["trained_on"].fillna("") if "trained_on" in rows.columns else ""
     rows["with_head"] = rows["parameters"].astype(float) + rows["head_parameters"].astype(float)
     return rows.sort_values(["parameters", "budget_flops", "system", "seed"], kind="stable")
+
+
+def of_variants(rows: pd.DataFrame, variant: str | None) -> pd.DataFrame:
+    """Rows of the variants that a glob names; None: of the plain recipe and of budgets."""
+    if variant is None:
+        return rows.loc[rows["varied"] != "recipe"]
+    return rows.loc[[fnmatchcase(name, variant) for name in rows["variant"]]]
 
 
 def _values(

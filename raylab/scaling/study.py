@@ -9,6 +9,7 @@ from typing import Any
 from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval
 from raylab.scaling.claims import Claim
+from raylab.scaling.curves import with_ends_of_largest
 from raylab.scaling.domain_differences import (
     SLOPE,
     DomainDifference,
@@ -17,7 +18,7 @@ from raylab.scaling.domain_differences import (
     slope_difference,
 )
 from raylab.scaling.fit import Fit, fit
-from raylab.scaling.forecast import Forecast, forecast
+from raylab.scaling.forecast import Forecast, HoldOut, forecast
 from raylab.scaling.isoflop import Optimum, isoflop
 from raylab.scaling.laws import Law, find_law
 from raylab.scaling.points import Series, slices
@@ -115,25 +116,41 @@ class Study:
             and all(getattr(one, name) == getattr(whole, name) for name in names)
         ]
 
+    def fit_points(self, whole: Series, law: Law) -> None:
+        """Fit a law of N and D to points of curves, and forecast where the largest size ends."""
+        if self._fit(whole, law):
+            self._forecast(with_ends_of_largest(whole), law, ("size",))
+
     def _add(self, part: Series, law: Law) -> None:
-        options: dict[str, Any] = {"d": self.d, "draws": self.draws, "seed": self.seed}
-        fits = []
-        try:
-            for n in _sizes(part, law):
-                fits.append(fit(part, law, n, **options))
-        except ConfigError as error:
-            self._refuse("fit", law, part, error)
-        self.fits += fits
-        for hold_out in law.hold_out if fits else ():
-            try:
-                self.forecasts.append(forecast(part, law, hold_out, **options))
-            except ConfigError as error:
-                self._refuse("forecast", law, part, error, hold_out)
+        fits = self._fit(part, law)
+        if fits:
+            self._forecast(part, law, law.hold_out)
         for fitted in fits if law.covariates == ("N", "D") else ():
             try:
                 self.optima += isoflop(part, fitted)
             except ConfigError as error:
                 self._refuse("optima", law, part, error)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"d": self.d, "draws": self.draws, "seed": self.seed}
+
+    def _fit(self, part: Series, law: Law) -> list[Fit]:
+        fits: list[Fit] = []
+        try:
+            for n in _sizes(part, law):
+                fits.append(fit(part, law, n, **self._options))
+        except ConfigError as error:
+            self._refuse("fit", law, part, error)
+        self.fits += fits
+        return fits
+
+    def _forecast(self, part: Series, law: Law, largest: Sequence[HoldOut]) -> None:
+        for hold_out in largest:
+            try:
+                self.forecasts.append(forecast(part, law, hold_out, **self._options))
+            except ConfigError as error:
+                self._refuse("forecast", law, part, error, hold_out)
 
     def _refuse(
         self,
