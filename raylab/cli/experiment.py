@@ -174,7 +174,8 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
         return
     from raylab.pipeline.grid import run_grid  # here, since Ray takes seconds to import
 
-    with beside(execution.storage) if options.watch else nullcontext():
+    page = beside(execution.storage, options.gpu_hour_rate) if options.watch else nullcontext()
+    with page:
         outcome = run_grid(grid, execution, "lines" if options.plain else "auto", command)
     _show(outcome, execution, console)
     done = "everything was done already" if outcome.nothing_to_do else "done"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raylab.cli.files import open_store
-from raylab.cli.shared import Storage
+from raylab.cli.shared import Models, Storage
 from raylab.experiment.config import ConfigError
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ def watch(
             help="that a browser must give once, as ?token=TOKEN; 16 characters or more",
         ),
     ] = None,
+    gpu_hour_rate: Annotated[
+        float | None,
+        typer.Option(help="price of one device hour, to show what is spent and to come", min=0.0),
+    ] = None,
+    models: Models = None,
     until_stdin_ends: Annotated[
         bool, typer.Option("--until-stdin-ends", hidden=True, help="end with who started it")
     ] = False,
@@ -59,15 +64,22 @@ def watch(
             print("open it once with ?token=TOKEN", flush=True)
         if until_stdin_ends:
             threading.Thread(target=_end_with_stdin, daemon=True).start()
-        _serve(store, host, token, listening)
+        _serve(store, host, token, gpu_hour_rate, models, listening)
 
 
-def _serve(store: Store, host: str, token: str | None, listening: socket.socket) -> None:
+def _serve(
+    store: Store,
+    host: str,
+    token: str | None,
+    hour_price: float | None,
+    models_dir: str | None,
+    listening: socket.socket,
+) -> None:
     from aiohttp import web
 
     from raylab.live.server import application
 
-    app = application(store, host, token)
+    app = application(store, host, token, hour_price, models_dir)
     web.run_app(app, sock=listening, print=None, access_log=None, shutdown_timeout=1.0)
 
 
@@ -101,14 +113,19 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def beside(storage: str) -> Iterator[None]:
+def beside(storage: str, hour_price: float | None = None) -> Iterator[None]:
     """The page of a storage in a process of its own, of low priority, while the block runs; its address is printed.
+
+    Args:
+        hour_price: of one device, where the page is to say a price.
 
     Raises:
         ConfigError: no port is free.
     """
     port = _free_port()
     command = [sys.executable, "-m", "raylab.cli.main", "watch", "--storage", storage]
+    if hour_price is not None:
+        command += ["--gpu-hour-rate", str(hour_price)]
     process = subprocess.Popen(
         [*command, "--port", str(port), "--until-stdin-ends"],
         stdin=subprocess.PIPE,

@@ -54,14 +54,14 @@ def curve_chart(x: str, y: str, log_x: bool, log_y: bool) -> dict[str, Any]:
 
 @cache
 def timeline_chart() -> dict[str, Any]:
-    """Stages and runs over the seconds since the plan, in Vega-Lite; planned ones are thin, below the real ones.
+    """Stages and runs over time, in Vega-Lite; planned ones are thin, below the real ones.
 
-    Rows: `name`, `kind`, `what` (planned, real), `state`, `begin` and `end` in seconds.
+    Rows: `name`, `kind`, `what` (planned, real), `state`, `begin` and `end` in minutes.
     """
     import altair as alt
 
     base = alt.Chart().encode(
-        x=alt.X("begin:Q", title="minutes since the plan", axis=alt.Axis(tickCount=6)),
+        x=alt.X("begin:Q", title="minutes", axis=alt.Axis(tickCount=6)),
         x2="end:Q",
         y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
         color=alt.Color(
@@ -95,11 +95,30 @@ def devices_chart() -> dict[str, Any]:
         .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
         .mark_line(interpolate="step-after")
         .encode(
-            x=alt.X("at:Q", title="minutes since the plan", axis=alt.Axis(tickCount=6)),
+            x=alt.X("at:Q", title="minutes", axis=alt.Axis(tickCount=6)),
             y=alt.Y("devices:Q", title="devices", axis=alt.Axis(tickMinStep=1)),
             color=alt.Color("what:N", title=None, scale=alt.Scale(range=["#9a9a9a", "#0b3c5d"])),
             strokeDash=alt.StrokeDash("what:N", scale=alt.Scale(range=[[4, 3], [1, 0]])),
         )
         .properties(description="Devices that runs hold over time, as planned and as it was")
+    )
+    return chart.to_dict()
+
+
+@cache
+def changes_chart() -> dict[str, Any]:
+    """What every query gained or lost between two systems, in Vega-Lite; rows: `place` in order, `change`."""
+    import altair as alt
+
+    chart = (
+        alt.Chart(alt.NamedData(name=DATA), width="container", height=180)
+        .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        .mark_area(interpolate="step", line=True, opacity=0.4)
+        .encode(
+            x=alt.X("place:Q", title="queries, by what they gained", scale=alt.Scale(nice=False)),
+            y=alt.Y("change:Q", title="system B less system A"),
+            color=alt.value("#0b3c5d"),
+        )
+        .properties(description="What every query gained from system A to system B")
     )
     return chart.to_dict()

@@ -3,7 +3,7 @@
 /api/chart/scaling      quality against size, from the results there are
 /api/chart/laws         laws fitted so far with the forecast of the sizes that are still to be measured
 /api/chart/curves?x=&y=&log=x&log=y
-/api/chart/timeline, /api/chart/devices
+/api/chart/timeline, devices, changes
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from __future__ import annotations
 from aiohttp import web
 
 from raylab.live.answers import LABORATORY, as_json, in_thread
-from raylab.live.charts import X_AXES, Y_AXES, curve_chart, devices_chart, timeline_chart
+from raylab.live.charts import (
+    X_AXES,
+    Y_AXES,
+    changes_chart,
+    curve_chart,
+    devices_chart,
+    timeline_chart,
+)
 
 
 async def _scaling(request: web.Request) -> web.Response:
@@ -34,18 +41,16 @@ async def _curves(request: web.Request) -> web.Response:
     return as_json(await in_thread(curve_chart, x, y, "x" in logs, "y" in logs))
 
 
-async def _timeline(request: web.Request) -> web.Response:
-    return as_json(await in_thread(timeline_chart))
+_FILLED = {"timeline": timeline_chart, "devices": devices_chart, "changes": changes_chart}
 
 
-async def _devices(request: web.Request) -> web.Response:
-    return as_json(await in_thread(devices_chart))
+async def _filled(request: web.Request) -> web.Response:
+    return as_json(await in_thread(_FILLED[request.match_info["name"]]))
 
 
 ROUTES = [
     web.get("/api/chart/scaling", _scaling),
     web.get("/api/chart/laws", _laws),
     web.get("/api/chart/curves", _curves),
-    web.get("/api/chart/timeline", _timeline),
-    web.get("/api/chart/devices", _devices),
+    web.get("/api/chart/{name:timeline|devices|changes}", _filled),
 ]

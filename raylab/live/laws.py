@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from raylab.evaluation.entropy import MEASURE as ENTROPY
 from raylab.experiment.config import ConfigError
 from raylab.live.facts import LivePlan, PlannedCell
+from raylab.report.charts import isoflops
 from raylab.report.charts.drawing import FITTED, OPTIMUM, Panel, Row, draw
 from raylab.report.charts.theme import STAR, Style, labels, styles
 from raylab.report.formats import quantity
 from raylab.report.laws import shown_series
 from raylab.report.page.law_texts import freedom_text
 from raylab.report.rows import TRAINED, Result
-from raylab.scaling import Fit, Series, fit, slices
+from raylab.scaling import Fit, Series, Study, fit, slices
 
 _LAW = "size"
 _DRAWS = 200  # the report takes 1,000
@@ -54,15 +56,16 @@ def laws(
 
     `spec` is None where there is no run of a held-out split. `refused` says of every series without a law why.
     """
-    parts = [part for one in shown_series(rows, results, per_query) for part in slices(one, _LAW)]
-    parts = _newest_budget(parts)
+    whole = shown_series(rows, results, per_query)
+    parts = _newest_budget([part for one in whole for part in slices(one, _LAW)])
     fits: dict[str, Fit] = {}
-    refused = []
+    refused: dict[str, list[str]] = {}
     for part in parts:
         try:
             fits[part.name] = fit(part, _LAW, draws=_DRAWS)
         except ConfigError as error:
-            refused.append(str(error))
+            reason = str(error).removeprefix(f"{part.name}: ")
+            refused.setdefault(reason, []).append(part.name)
     forecasts: list[Forecast] = []
     for part in parts:
         if part.name in fits:
@@ -73,8 +76,27 @@ def laws(
         "note": _note(fits, bool(forecasts)),
         "spec": spec,
         "forecasts": [vars(one) for one in forecasts],
-        "refused": list(dict.fromkeys(refused)),
+        "refused": [f"{reason} ({', '.join(names)})" for reason, names in refused.items()],
+        "more": _isoflops(whole),
     }
+
+
+def _isoflops(whole: Sequence[Series]) -> list[dict[str, Any]]:
+    """The report's IsoFLOP charts, where sizes and budgets vary."""
+    study = Study(_DRAWS)
+    for one in whole:
+        if one.measure == ENTROPY and min(len(set(one.sizes)), len(set(one.budgets))) > 1:
+            study.add(one, "chinchilla")
+    return [
+        {
+            "name": chart.name,
+            "title": chart.title,
+            "note": chart.note,
+            "spec": chart.spec,
+            "freedom": chart.freedom,
+        }
+        for chart in isoflops.charts(study)
+    ]
 
 
 def _newest_budget(parts: Sequence[Series]) -> list[Series]:

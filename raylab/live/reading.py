@@ -101,6 +101,9 @@ class RunFacts:
                 first = self._point(names[0], first=True)
                 if first is None:
                     continue
+                if before is not None and first.step <= 1 and first.steps != before.steps:
+                    # Another budget under the same name: nothing of it was done before.
+                    self.sessions, self.lost_flops, before = [], 0.0, None
                 self.sessions.append(session)
                 self.began_at = first.at
                 if before is not None:

@@ -6,6 +6,7 @@
 /api/run/NAME?after=N   points of a run's curve whose number is above N
 /api/timeline           `raylab.live.views.Timeline`
 /api/chart/NAME         charts in Vega-Lite (`raylab.live.drawn`)
+/api/systems, compare, compare/query, search    `raylab.live.asked`
 /api/artifact/PATH      the manifest of an artifact; /artifact/PATH/FILE a file that it lists
 /report/NAME            files of the report
 """
@@ -21,7 +22,7 @@ from importlib.resources import files as package_files
 import jinja2
 from aiohttp import web
 
-from raylab.live import drawn, served
+from raylab.live import asked, drawn, served
 from raylab.live.answers import LABORATORY, as_json, in_thread, whole_number
 from raylab.live.guard import Guard, add_headers
 from raylab.live.laboratory import REFRESH_S, Laboratory
@@ -34,7 +35,11 @@ STREAMS = web.AppKey("streams", set)
 
 
 def application(
-    store: Store, host: str, token: str | None = None, hour_price: float | None = None
+    store: Store,
+    host: str,
+    token: str | None = None,
+    hour_price: float | None = None,
+    models_dir: str | None = None,
 ) -> web.Application:
     """The server's application, for `aiohttp.web.run_app` or a test.
 
@@ -42,9 +47,11 @@ def application(
         host: that it will be bound to; Host headers are compared with it.
         token: that is asked for; None: none.
         hour_price: of one device; None: no price is shown.
+        models_dir: where searches look for the bases of adapters.
     """
     app = web.Application(middlewares=[Guard(host, token).middleware()])
     app[LABORATORY], app[STREAMS] = Laboratory(store, hour_price), set()
+    app[asked.DESK] = asked.Desk(store, models_dir)
     app.add_routes(
         [
             web.get("/", _page),
@@ -55,6 +62,7 @@ def application(
             web.get("/page/vega.js", _vega),
             web.get("/page/{name}", _asset),
             *drawn.ROUTES,
+            *asked.ROUTES,
             *served.ROUTES,
         ]
     )
@@ -159,6 +167,7 @@ async def _stream(request: web.Request) -> web.StreamResponse:
 
 
 async def _end_streams(app: web.Application) -> None:
+    app[asked.DESK].close()
     for task in list(app[STREAMS]):
         task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -33,11 +33,13 @@ def timeline(facts: LiveFacts, now: float, alive: bool) -> Timeline:
             end = max(last if over is None else over, began)
             state = own.phase(one.run, alive)
             real.append(Span(one.run, "run", "real", began, end, one.devices, state))
-    spans = [*_stages(own, last), *planned, *real][:_MOST_SPANS]
+    ended = facts.driver is not None and facts.driver.state == "ended"
+    going = "running" if alive else "done" if ended else "stopped"
+    spans = [*_stages(own, last, going), *planned, *real][:_MOST_SPANS]
     return Timeline(tuple(spans), (*_held(planned), *_held(real)), plan.devices)
 
 
-def _stages(own: History, last: float) -> list[Span]:
+def _stages(own: History, last: float, going: str) -> list[Span]:
     return [
         Span(
             name,
@@ -46,7 +48,7 @@ def _stages(own: History, last: float) -> list[Span]:
             began,
             max(began, last) if ended is None else ended,
             0,
-            "running" if ended is None else "done",
+            going if ended is None else "done",
         )
         for name, began, ended in own.stages
     ]
