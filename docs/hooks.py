@@ -10,6 +10,7 @@ A page asks for it by a comment on a line of its own:
     <!-- generated: devices -->                what a plan can be for
     <!-- generated: differences -->            between the recipes `paper-as-run` and `paper`, and why
     <!-- generated: laws -->                   the scaling laws
+    <!-- generated: metrics -->                what Prometheus is told
     <!-- included: benchmarks/README.md -->    a file of the repository, without its title
 """
 
@@ -295,6 +296,16 @@ def laws() -> str:
     return table(("law", "loss", "of", "parameters"), rows)
 
 
+def metrics() -> str:
+    from raylab.live.metrics import METRICS
+
+    rows = [
+        (f"`{metric.exported}`", metric.kind, ", ".join(metric.labels), metric.doc)
+        for metric in METRICS.values()
+    ]
+    return table(("metric", "kind", "labels", "meaning"), rows)
+
+
 GENERATED = {
     "columns of Result": result_columns,
     "columns of QueryValue": query_value_columns,
@@ -306,4 +317,5 @@ GENERATED = {
     "benchmarks": benchmarks,
     "devices": devices,
     "laws": laws,
+    "metrics": metrics,
 }

@@ -230,7 +230,10 @@ class Options:
         _planned("share of the device's peak that is reached; not given: the device's own"),
     ] = _number(SHARE)
     gpu_hour_rate: Annotated[
-        float | None, _planned("price of one device hour", show_default="2.0")
+        float | None,
+        _planned(
+            "price of one device hour; of a run, for its metrics", show_default="2.0 in a plan"
+        ),
     ] = _number(PRICE)
 
     def __post_init__(self) -> None:
@@ -274,6 +277,7 @@ EXECUTION_FIELDS = {
     "no_index": "no_index",
     "gpu": "use_gpu",
     "device": "device",
+    "gpu_hour_rate": "device_hour_price",
 }
 
 

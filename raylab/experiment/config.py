@@ -355,7 +355,7 @@ class Execution:
     the name it has in a plan; None: asked of the cluster. `concurrent_trials` 0: as many as fit. `cache_gib`: of a
     node's disk at most, for copies from object storage; None: all but a tenth of it. `validate`: points of a
     fine-tuning run, even in the logarithm of its FLOPs, at which held-out queries are scored; fewer where they would
-    take more than 3 % of the run; 0: none.
+    take more than 3 % of the run; 0: none. `device_hour_price`: of one device, for the metrics; None: no price is told.
     """
 
     storage: str = "lab"
@@ -375,6 +375,7 @@ class Execution:
     models_dir: str | None = None
     device: str | None = None
     cache_gib: float | None = None
+    device_hour_price: float | None = None
     ray_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -389,6 +390,8 @@ class Execution:
         check(self.validate >= 0, "validate", self.validate, "0 (none) or more")
         cache = self.cache_gib
         check(cache is None or cache > 0, "cache_gib", cache, "positive")
+        price = self.device_hour_price
+        check(price is None or 0 <= price < math.inf, "gpu_hour_rate", price, "0 or more")
         check(self.encoder_cpus > 0, "encoder_cpus", self.encoder_cpus, "positive")
 
     @property

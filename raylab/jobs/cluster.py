@@ -15,13 +15,14 @@ from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
 from raylab.experiment.config import Execution
-from raylab.planning.devices import DEVICES
+from raylab.planning.devices import DEVICES, Device
 from raylab.storage.store import Store
 
 log = logging.getLogger("raylab")
 T = TypeVar("T")
 _ANSWER_S = 10.0
 _ACCELERATOR = "accelerator_type:"
+_STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"  # where a trainer is made: Ray's dashboard then shows its runs
 _RETRY_ADVICE = "\nFailed to apply UDF "
 
 # One thread a worker: several single-threaded workers beat one that shares the cores.
@@ -82,6 +83,8 @@ def connect(execution: Execution) -> Iterator[None]:
             environment["PYTHONPATH"] = path  # modules beside an experiment's file
         if not execution.use_gpu:
             environment["DS_ACCELERATOR"] = "cpu"
+        if os.environ.get("RAY_ADDRESS") or execution.ray_options.get("include_dashboard"):
+            environment[_STATE_TRACKING] = os.environ.get(_STATE_TRACKING, "1")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         options: dict[str, Any] = {
@@ -145,15 +148,31 @@ def device_bytes(execution: Execution, devices: int) -> float | None:
         return DEVICES[execution.device].memory_bytes
     if not execution.use_gpu:
         return ray.cluster_resources().get("memory", 0.0) / max(devices, 1) or None
+    # Ray tells A100 of both sizes: the smaller one counts.
+    known = [device.memory_bytes for devices in _told_gpus() for device in devices]
+    return min(known, default=None)
+
+
+def peak_flops(execution: Execution) -> float | None:
+    """Peak FLOP/s of what a worker runs on; None where nobody can tell, or nodes have GPUs of several peaks."""
+    if execution.device is not None:
+        return DEVICES[execution.device].peak_flops
+    if not execution.use_gpu:
+        return DEVICES["cpu-core"].peak_flops
+    told = _told_gpus()
+    peaks = {device.peak_flops for devices in told for device in devices}
+    return peaks.pop() if all(told) and len(peaks) == 1 else None
+
+
+def _told_gpus() -> list[list[Device]]:
+    """Of each kind of GPU that the nodes tell of, the devices that it may be; none of an unknown kind."""
     kinds = {
         key.removeprefix(_ACCELERATOR).lower()
         for node in ray.nodes()
         for key in node["Resources"]
         if key.startswith(_ACCELERATOR)
     }
-    # Ray tells A100 of both sizes: the smaller one counts.
-    known = [d.memory_bytes for kind in kinds for d in DEVICES.values() if d.name.startswith(kind)]
-    return min(known, default=None)
+    return [[d for d in DEVICES.values() if d.name.startswith(kind)] for kind in sorted(kinds)]
 
 
 def unwrapped(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:

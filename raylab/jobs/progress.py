@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from raylab.experiment.grid import Cell
 from raylab.live.facts import EventKind
 from raylab.live.logs import DriverLog
 from raylab.planning.remaining import Standing, remaining
@@ -51,12 +52,19 @@ class ProgressActor:
 
     def __init__(self) -> None:
         self.runs: dict[str, RunProgress] = {}
+        self.failures: dict[str, int] = {}
 
     def note(self, progress: RunProgress) -> None:
         self.runs[progress.run] = progress
 
     def snapshot(self) -> dict[str, RunProgress]:
         return dict(self.runs)
+
+    def workers_failed(self, run: str) -> None:
+        self.failures[run] = self.failures.get(run, 0) + 1
+
+    def worker_failures(self) -> dict[str, int]:
+        return dict(self.failures)
 
 
 class Monitor:
@@ -75,6 +83,7 @@ class Monitor:
         self.board: Any = None
         self.stage, self.done, self.total = "start", 0, 0
         self.cells_total = 0
+        self.cells: Sequence[Cell] = ()  # of the grid
         self.planned: dict[str, float] = {}  # FLOPs of every cell that is or will be trained
         self.spent: dict[str, float] = {}  # FLOPs of every finished cell, by its run's name
         self.started = time.time()
@@ -82,8 +91,9 @@ class Monitor:
         self.log = log
         self.items: Sequence[Item] = ()  # runs of this command, with their predicted seconds
         self.devices, self.overhead_s = 1, 0.0
-        self._started: dict[str, float] = {}  # when each of them did
-        self._ended: dict[str, float] = {}  # seconds that each of them took
+        self.began: dict[str, float] = {}  # when each of them did
+        self.ended: dict[str, float] = {}  # seconds that each of them took
+        self.failed: set[str] = set()  # of those that ended
         self._stage_from = (self.started, 0)
         self._warned: dict[str, str] = {}
 
@@ -122,9 +132,13 @@ class Monitor:
     def run_event(self, kind: EventKind, name: str, text: str = "") -> None:
         """A run starts, ends or fails."""
         if kind == "start":
-            self._started[name] = time.time()
+            self.began[name] = time.time()
+            self.ended.pop(name, None)
+            self.failed.discard(name)
         elif kind in ("end", "died"):
-            self._ended[name] = time.time() - self._started.get(name, time.time())
+            self.ended[name] = time.time() - self.began.get(name, time.time())
+            if kind == "died":
+                self.failed.add(name)
         self._tell(kind, name, text)
 
     def _tell(self, kind: EventKind, name: str, text: str = "") -> None:
@@ -207,17 +221,23 @@ class Monitor:
             return (self.total - self.done) * (time.time() - began) / made if made > 0 else None
         if not self.items:
             return None
-        return remaining(self.items, self._standing(runs), self.devices, self.overhead_s).total_s
+        return remaining(self.items, self.standing(runs), self.devices, self.overhead_s).total_s
 
-    def _standing(self, runs: dict[str, RunProgress]) -> dict[str, Standing]:
+    @property
+    def running(self) -> set[str]:
+        """Runs that have started and go on."""
+        return self.began.keys() - self.ended.keys()
+
+    def standing(self, runs: Mapping[str, RunProgress]) -> dict[str, Standing]:
+        """How far the runs of this command are that have started."""
         now, shares = time.time(), defaultdict(float)
         for run in runs.values():
             shares[run.job] = max(shares[run.job], run.step / max(run.steps, 1))
         return {
-            name: Standing(self._ended[name], 1.0, True)
-            if name in self._ended
+            name: Standing(self.ended[name], 1.0, True)
+            if name in self.ended
             else Standing(now - started, min(shares[name], 1.0))
-            for name, started in self._started.items()
+            for name, started in self.began.items()
         }
 
     def _warn(self, runs: dict[str, RunProgress]) -> None:

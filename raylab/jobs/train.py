@@ -27,6 +27,17 @@ def training_devices(execution: Execution) -> int:
     return room("GPU" if execution.use_gpu else "CPU", 1.0)
 
 
+class _FailuresTold(ray.train.UserCallback):
+    """Tells the board of a run whose workers fail; called where Ray Train starts them again."""
+
+    def __init__(self, board: Any, run: str):
+        self.board, self.run = board, run
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        if self.board is not None:
+            self.board.workers_failed.remote(self.run)
+
+
 def _work(config: dict[str, Any]) -> None:
     """Runs on every worker."""
     from raylab.jobs import workers  # see the top of this module
@@ -57,6 +68,7 @@ def train(job: AdaptationJob | FineTuningJob) -> None:
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
             failure_config=ray.train.FailureConfig(max_failures=execution.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[_FailuresTold(job.board, job.run_name)],
         ),
     )
     try:

@@ -25,6 +25,7 @@ from raylab.experiment.grid import Grid
 from raylab.experiment.paths import with_absolute_paths
 from raylab.jobs.cluster import connect
 from raylab.jobs.ingest import ingest
+from raylab.jobs.metrics import Publisher
 from raylab.jobs.pools import data_pool, ray_pool
 from raylab.jobs.progress import Display, Monitor
 from raylab.live.logs import DriverLog
@@ -133,6 +134,7 @@ class GridPipeline:
             self.connected = True
             self.stack.enter_context(connect(self.execution))
             self.stack.enter_context(self.monitor.watching())
+            self.stack.enter_context(Publisher(self.monitor, self.execution).publishing())
             self._tell()
 
     def _tell(self) -> None:
@@ -151,7 +153,7 @@ class GridPipeline:
         self._tell()
         every = stages.all()
         write_list(self.store, every)
-        self.monitor.cells_total = len(stages.cells)
+        self.monitor.cells, self.monitor.cells_total = stages.cells, len(stages.cells)
         used = [one.collection for one in stages.measured]
         for kind in ("tokenise", "teach", "arrange"):
             used += self._data(kind, [stage for stage in every if stage.kind == kind], stages)
