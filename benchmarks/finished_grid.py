@@ -258,7 +258,12 @@ class Simulation:
 
 _TRAINED = {
     "tokens": 1e9, "examples": 1e6, "head_parameters": 0, "epochs": None, "charged_flops": 0.0,
-    "spent_flops": 1e18, "steps": 7_000, "train_seconds": 1e4, "loss": 0.1,
+    "spent_flops": 1e18, "steps": 7_000, "train_seconds": 1e4, "loss": 0.1, "parameters": 10**9,
+    "history": [
+        {"step": 70 * n, "spent_flops": 1e16 * n, "tokens": 1e6 * n, "loss": 1 / n, "learning_rate": 1e-4,
+         "gradient_norm": 1.0}
+        for n in range(1, 101)
+    ],
 }  # fmt: skip
 
 

@@ -58,7 +58,8 @@ def test_a_training_step_is_timed_without_ray_and_deepspeed():
     assert "| tiny | sparse |" in result.stdout
 
 
-@pytest.mark.parametrize("server", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # in `make test`, tests/jobs/test_object_storage.py counts what asking again takes
+@pytest.mark.parametrize("server", [False, True])
 def test_a_finished_grid_asked_again_does_nothing(server):
     """A two-thousandth of the paper's passages and queries; the limits are those of the whole."""
     command = [sys.executable, ROOT / "benchmarks" / "finished_grid.py", "--scale", "0.0005"]

@@ -19,7 +19,7 @@ _NOTED = (
 def curve_points(cell: Cell, made: Artifact, trained_on: str) -> Iterator[CurvePoint]:
     """The points of the run that made a cell, in order of their steps."""
     meta = made.meta
-    for point in meta["history"]:
+    for point in meta.get("history", ()):
         yield CurvePoint(
             fingerprint=made.fingerprint,
             system=cell.name,

@@ -51,6 +51,6 @@ def finished_grid(
     Its runs last some seconds, so that there is time to kill one.
     """
     lab = tmp_path_factory.mktemp("grid") / "lab"
-    options = ("--cells", ",".join(CELLS), "--budget", "8e10")
+    options = ("--cells", ",".join(CELLS), "--budget", "3e10")
     arguments = command(collection_folder, ladder_file, teacher_folder, lab, *options)
     return Finished(lab, arguments, run_here(arguments))

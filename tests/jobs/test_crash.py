@@ -23,7 +23,7 @@ from tests.jobs.commands import (
 
 # Several grids a test: a machine at work on other things takes its time.
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_800)]
-BUDGET = ("--budget", "8e10")
+BUDGET = ("--budget", "3e10")
 DEADLINE_S = 240
 
 
@@ -110,7 +110,7 @@ def small(
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["ingest", "train", "encode"])
 def test_kill_the_driver(small, undisturbed_lab, undisturbed, moment):
-    """In `make test`, tests/jobs/test_data_commands.py kills that of `raylab data teach`."""
+    """In `make test`, a train worker is killed (below), and shards of teaching, mining and measuring are."""
     lab, arguments = small
     if moment != "ingest":
         begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone"))
@@ -125,7 +125,7 @@ def test_kill_the_driver(small, undisturbed_lab, undisturbed, moment):
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     wait_until_gone(children)
-    assert not (lab / "results.parquet").exists()
+    assert not (lab / "report" / "index.html").exists()  # rows of what was measured may be there
     run_here(arguments)
     pd.testing.assert_frame_equal(measures(lab), undisturbed)
 

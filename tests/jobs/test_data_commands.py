@@ -57,6 +57,7 @@ def assert_same(made: pa.Table, expected: pa.Table, *scores: str) -> None:
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 def test_a_killed_command_goes_on_and_writes_the_same(
     ray_cluster, tmp_path, collection_folder, teacher_folder, expected
 ):

@@ -28,13 +28,14 @@ from raylab.storage.store import Store
 MINING = Mining(depth=6, random=2, pseudo_queries=False)
 
 
+@pytest.mark.slow  # `.ci/run` trains on SciFact
 @pytest.mark.parametrize(
     ("name", "teacher"),
     [
         ("tiny", "cross"),
-        pytest.param("scifact", "cross", marks=pytest.mark.slow),
-        pytest.param("beir/nfcorpus", "dense", marks=pytest.mark.slow),
-        pytest.param("msmarco-slice", "cross", marks=pytest.mark.slow),
+        ("scifact", "cross"),
+        ("beir/nfcorpus", "dense"),
+        ("msmarco-slice", "cross"),
     ],
 )
 def test_a_real_collection_becomes_batches(

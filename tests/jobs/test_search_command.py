@@ -32,6 +32,10 @@ from raylab.storage.store import Store
 from tests.models.test_published import write as write_published
 from tests.stages.collections import committed
 
+SLOW_SPARSE, SLOW_DENSE = (
+    pytest.param(head, marks=pytest.mark.slow) for head in ("sparse", "dense")
+)
+
 QUERY = "virus infection of the lung"
 
 
@@ -116,7 +120,7 @@ def assert_ranked(found, expected, tolerance=1e-4):
             assert one[0] == other[0]
 
 
-@pytest.mark.parametrize("head", ["sparse", "dense"])
+@pytest.mark.parametrize("head", ["dense", SLOW_SPARSE])
 def test_a_text_finds_what_a_loop_finds_and_the_second_time_makes_nothing(
     ray_cluster, lab, collection_folder, retriever_folders, texts, head
 ):
@@ -180,7 +184,7 @@ def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
         assert products == sorted(products, reverse=True)
 
 
-@pytest.mark.parametrize("head", ["sparse", "dense"])
+@pytest.mark.parametrize("head", ["sparse", SLOW_DENSE])
 def test_the_run_of_a_split(ray_cluster, lab, tmp_path, collection_folder, retriever_folders, head):
     out = tmp_path / "run.trec.gz"
     where = (retriever_folders[head], collection_folder, "--storage", lab)
