@@ -99,6 +99,12 @@ def ledger_columns() -> str:
     return columns_of(LedgerRow)
 
 
+def curve_columns() -> str:
+    from raylab.storage.tables import CurvePoint
+
+    return columns_of(CurvePoint)
+
+
 # ------------------------------------------------------------------------------------ commands
 
 
@@ -310,6 +316,7 @@ GENERATED = {
     "columns of Result": result_columns,
     "columns of QueryValue": query_value_columns,
     "columns of LedgerRow": ledger_columns,
+    "columns of CurvePoint": curve_columns,
     "commands": commands,
     "heads and objectives": heads_and_objectives,
     "differences": differences,
