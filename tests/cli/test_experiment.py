@@ -292,6 +292,14 @@ def executed(monkeypatch):
     return handed
 
 
+@pytest.mark.parametrize(("typed", "points"), [("off", 0), ("0", 0), ("30", 30)])
+def test_validate_is_a_number_of_points_or_off(experiment, executed, typed, points):
+    done = CliRunner().invoke(app, ["run", str(experiment), "--validate", typed])
+    assert done.exit_code == 0, done.output
+    (options,) = [one for one in executed[-1] if isinstance(one, Options)]
+    assert chosen(options, GRID, EXECUTION)[1].validate == points
+
+
 def test_run_plan_and_the_file_itself_have_the_same_options(executed, experiment):
     typed = ["--workers", "2", "--set", "adaptation.steps=3", "--set", "adaptation.lora=none"]
     typed += ["--no-index", "--mntp", "charged"]

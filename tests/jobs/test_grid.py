@@ -145,3 +145,21 @@ def test_the_other_two_cells_join_and_none_is_trained_again(finished_grid, copie
     assert set(own["fingerprint"].dropna()) == set(
         measures(finished_grid.lab)["fingerprint"].dropna()
     )
+
+
+def test_every_run_leaves_its_curve(finished_grid):
+    curves = pd.read_parquet(finished_grid.lab / "curves.parquet")
+    ledger = pd.read_parquet(finished_grid.lab / "ledger.parquet").set_index("fingerprint")
+    assert set(curves["system"]) == set(CELLS)
+    for (system, fingerprint), own in curves.groupby(["system", "fingerprint"]):
+        assert own["step"].is_monotonic_increasing
+        assert own["step"].iloc[-1] == own["steps"].iloc[-1]
+        assert own["flops"].iloc[-1] == pytest.approx(ledger.loc[fingerprint, "spent_flops"])
+        assert own[["loss", "gradient_norm", "tokens"]].notna().all(axis=None), system
+        measured = own[own["held_out"].notna()]
+        assert len(measured)
+        assert measured["step"].iloc[-1] == own["steps"].iloc[-1]
+        assert measured["active_terms"].notna().all() == system.startswith("sparse")
+        cost = ledger.loc[fingerprint, "measuring_flops"]
+        assert 0 < cost <= 0.1 * ledger.loc[fingerprint, "spent_flops"]
+        assert ledger.loc[fingerprint, "measuring_seconds"] > 0
