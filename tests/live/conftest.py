@@ -30,12 +30,12 @@ class Recorded:
         self.names = names
         self.parts: dict[str, list[str]] = {}
 
-    def driver(self, at: float, state: str = "running", text: str = "") -> None:
-        told = DriverState(SESSION, at - 100, at, state, "train", 1, 4, text)
+    def driver(self, at: float, state: str = "running", text: str = "", began: float = 100) -> None:
+        told = DriverState(SESSION, at - began, at, state, "train", 1, 4, text)  # type: ignore[arg-type]
         self.store.put_text(facts.DRIVER, json.dumps(record(told)))
 
-    def plan(self, at: float) -> None:
-        cells = tuple(self._cell(name) for name in self.names)
+    def plan(self, at: float, more: tuple[PlannedCell, ...] = ()) -> None:
+        cells = (*(self._cell(name) for name in self.names), *more)
         items = [Item("mntp-small", "adapt", 30.0)]
         items += [Item(name, "train", 120.0, 1, ("mntp-small",)) for name in self.names]
         runs: tuple[PlannedRun, ...] = planned_runs(items, 2)

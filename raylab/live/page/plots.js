@@ -25,7 +25,7 @@ export class Plot {
     this.view = null;
     this.rows = [];
     this.queue = Promise.resolve();
-    this.drawn = element("div", null, { role: "img" });
+    this.drawn = element("div", null, { role: "img", "aria-label": name });
     this.tools = element("p", null, { class: "tools" });
     for (const kind of ["SVG", "PNG", "CSV"]) {
       const button = element("button", kind, { type: "button", "aria-label": `Save ${name} as ${kind}` });
