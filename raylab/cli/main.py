@@ -18,7 +18,8 @@ from raylab.cli.fit import fit
 from raylab.cli.search import encode, index, search
 from raylab.cli.shared import Storage
 from raylab.cli.shared import console as wide_console
-from raylab.cli.watch import watch
+from raylab.cli.watch import PORT, follow
+from raylab.cli.watch import watch as watch_storage
 from raylab.experiment.config import ConfigError
 
 app = typer.Typer(
@@ -47,12 +48,24 @@ def raylab(
 
 app.command("run")(run)
 app.command("plan")(plan)
-app.command("watch")(watch)
+app.command("watch")(watch_storage)
 
 
 @app.command()
-def status(storage: Storage = "lab") -> None:
+def status(
+    storage: Storage = "lab",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="follow a page of `raylab watch`, a line a change")
+    ] = False,
+    page: Annotated[str, typer.Option(help="address of that page")] = f"http://127.0.0.1:{PORT}",
+    token: Annotated[
+        str | None, typer.Option(envvar="RAYLAB_WATCH_TOKEN", help="that the page asks for")
+    ] = None,
+) -> None:
     """How far the last experiment is, by kind of stage; and what a storage holds: seconds, FLOPs, bytes."""
+    if watch:
+        follow(page, token)
+        return
     from raylab.pipeline.lab import Lab
     from raylab.storage.tables import LEDGER
 

@@ -67,6 +67,24 @@ def watch(
         _serve(store, host, token, gpu_hour_rate, models, listening)
 
 
+def follow(address: str, token: str | None) -> None:
+    """Print a line whenever a laboratory has changed, until its driver has ended.
+
+    Raises:
+        ConfigError: no page there, or another token.
+    """
+    from raylab.live.client import line_of, states
+
+    shown = None
+    for state in states(address, token):
+        line = line_of(state)
+        if line != shown:
+            print(line, flush=True)
+        shown = line
+        if state["driver"]["state"] in ("ended", "failed", "unknown"):
+            return
+
+
 def _serve(
     store: Store,
     host: str,

@@ -1,25 +1,22 @@
 """The page in a real browser: it fills in, asks nobody else, and has nothing to complain of."""
 
-import asyncio
 import contextlib
 import csv
 import io
 import json
 import shutil
 import socket
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from aiohttp import web
 from PIL import Image
 
 from raylab.live import facts
 from raylab.live.facts import PlannedCell
-from raylab.live.server import application
 from tests.live.conftest import FLOPS, ROOT, RUNNING, SESSION, WAITING, half_way
+from tests.live.serving import TOKEN, served
 from tests.live.stored import CELLS, laboratory
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -28,34 +25,9 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER TEST: no chromium on this machine"),
 ]
-TOKEN = "a-token-of-some-length"
 RUN_PART = f"{facts.RUNS}/{RUNNING}/{SESSION}-000000.jsonl"
 CURVE = "#curve-chart svg .mark-line path"
 PATIENT_MS = 60_000
-
-
-@contextlib.contextmanager
-def served(store, token: str | None = None, port: int = 0):
-    """The address of a server in a thread of its own."""
-    loop, address = asyncio.new_event_loop(), []
-
-    async def start():
-        runner = web.AppRunner(application(store, "127.0.0.1", token), shutdown_timeout=0.5)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
-        await site.start()
-        address.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
-        return runner
-
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    runner = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
-    try:
-        yield address[0]
-    finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
 
 
 @pytest.fixture(scope="module")
