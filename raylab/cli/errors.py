@@ -9,6 +9,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from raylab.cli.interruption import exit_status, interruptible
+
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2
 
 # By name, since some of their modules take seconds to import.
@@ -78,13 +80,21 @@ class _OneLineErrors:
         # The hub's client tells of every attempt; what it ends with becomes the one line.
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
         try:
-            return super().main(*args, **options)  # type: ignore[misc]
+            with interruptible():
+                return super().main(*args, **options)  # type: ignore[misc]
         except Exception as error:
             status = exit_code(error)
             if status is None:
                 raise
             print("error:", one_line(error), file=sys.stderr)
             sys.exit(status)
+
+    def invoke(self, ctx: Any) -> Any:
+        # Click would end with status 1, whatever the signal.
+        try:
+            return super().invoke(ctx)  # type: ignore[misc]
+        except KeyboardInterrupt:
+            sys.exit(exit_status())
 
 
 class LaboratoryCommand(_OneLineErrors, TyperCommand):

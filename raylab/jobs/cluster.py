@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -74,6 +76,18 @@ def _check_address(address: str) -> None:
 
 
 @contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of the process's, which ends it with status 15."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        yield
+    finally:
+        if callable(before):
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def connect(execution: Execution) -> Iterator[None]:
     """A connection to `RAY_ADDRESS` (or the cluster this job was submitted to), else an own local cluster."""
     started = not ray.is_initialized()
@@ -87,6 +101,10 @@ def connect(execution: Execution) -> Iterator[None]:
             environment[_STATE_TRACKING] = os.environ.get(_STATE_TRACKING, "1")
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        # Tune would swallow an interrupt, and what follows would take the grid for trained.
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+        # A thread that still waits when the connection has ended would start a cluster.
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
         options: dict[str, Any] = {
             "runtime_env": {"env_vars": environment},
             "log_to_driver": False,
@@ -107,7 +125,8 @@ def connect(execution: Execution) -> Iterator[None]:
             }
         options |= execution.ray_options
         try:
-            ray.init(**options)
+            with _own_sigterm():
+                ray.init(**options)
         except Exception as error:  # Ray raises what its parts do, bare `Exception` among it
             ray.shutdown()
             raise _cannot_start(error) from error

@@ -161,7 +161,7 @@ def filling(
     """While the block runs, do what is added, on as many actors as there are free devices.
 
     A task that fails is told of and left to whoever does what is missing afterwards: it meets the same fault where
-    it can be dealt with.
+    it can be dealt with. When the block ends, what is at work is waited for; not where the process was asked to stop.
     """
 
     def limit() -> int:
@@ -172,11 +172,16 @@ def filling(
         return max(0, room("CPU", 1.0) - max(0, room("GPU", 1.0) - free()))
 
     pools = _Pools(store, execution, finished, limit, spare_cpus)
+    stopped = False
     try:
         yield pools.add
+    except BaseException as fault:
+        stopped = not isinstance(fault, Exception)
+        raise
     finally:
         pools.close()
         try:
-            pools.join()
+            if not stopped:
+                pools.join()
         except Exception as fault:
             log.warning("work beside training ended, and is left for later: %s", fault)
