@@ -31,17 +31,17 @@ def curve_chart(x: str, y: str, log_x: bool, log_y: bool) -> dict[str, Any]:
     """
     import altair as alt  # 0.6 s: only who asks for a chart waits
 
-    def scale(log: bool) -> Any:
-        return alt.Scale(type="log") if log else alt.Scale(zero=False, nice=False)
+    def scale(log: bool, nice: bool) -> Any:
+        return alt.Scale(type="log", nice=nice) if log else alt.Scale(zero=False, nice=nice)
 
     axis_x = alt.Axis(format="~e" if x in ("flops", "tokens") else "~s", tickCount=5)
     chart = (
         alt.Chart(alt.NamedData(name=DATA), width="container", height=_HEIGHT)
         .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
-        .mark_line(point=True, clip=True)
+        .mark_line(point=True)
         .encode(
-            x=alt.X(f"{x}:Q", title=X_AXES[x], scale=scale(log_x), axis=axis_x),
-            y=alt.Y(f"{y}:Q", title=Y_AXES[y], scale=scale(log_y)),
+            x=alt.X(f"{x}:Q", title=X_AXES[x], scale=scale(log_x, nice=False), axis=axis_x),
+            y=alt.Y(f"{y}:Q", title=Y_AXES[y], scale=scale(log_y, nice=True)),
             color=alt.Color("run:N", legend=alt.Legend(orient="bottom", columns=1, labelLimit=300)),
             strokeDash=alt.StrokeDash("run:N"),
             order=alt.Order("n:Q"),

@@ -2,6 +2,7 @@
 import { ask, bound, clock, element, one, percent, say, short, view } from "./parts.js";
 import { Plot } from "./plots.js";
 
+const FEW = ["held_out", "active_terms", "collapse"]; // told of few points alone
 const MOST_DRAWN = 8, MOST_LISTED = 200, MOST_KEPT = 1000;
 const points = new Map(); // by run: {sessions, rows}
 const chosen = new Set(view.all("run"));
@@ -75,7 +76,7 @@ async function fetchPoints(run) {
 
 // The mean over so many points around each; what is told of few points alone is left as it is.
 function smoothed(rows, y, width) {
-  if (width < 2) return rows;
+  if (width < 2 || FEW.includes(y)) return rows;
   const half = Math.floor(width / 2);
   return rows.map((row, place) => {
     const near = rows.slice(Math.max(0, place - half), place + half + 1);
