@@ -11,6 +11,8 @@ import time
 import uuid
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from raylab.live.reading import LiveFacts
 from raylab.live.results import Results
 from raylab.live.state import driver_of, state_of
@@ -21,6 +23,8 @@ from raylab.storage.store import Store
 from raylab.storage.tables import PER_QUERY
 
 REFRESH_S = 2.0
+MOST_VALUES = 5_000_000  # per query, that laws are fitted to: some hundred MiB
+NO_LAWS: dict[str, Any] = {"title": "", "spec": None, "forecasts": [], "refused": [], "more": []}
 _MOST_OF_TIME = 0.1  # that reading may take
 
 
@@ -101,11 +105,22 @@ class Laboratory:
                 return None
             if key != self._laws[0]:
                 try:
-                    per_query = read_current(self.store, PER_QUERY)
+                    values = self._values_per_query()
+                    per_query = (
+                        None if values > MOST_VALUES else read_current(self.store, PER_QUERY)
+                    )
                 except FileNotFoundError:
                     return None
-                self._laws = key, laws(results.rows, results.table, per_query, plan)
+                if per_query is None:
+                    note = f"{values:,} values per query are too many to fit beside a page: raylab fit does it."
+                    self._laws = key, NO_LAWS | {"note": note}
+                else:
+                    self._laws = key, laws(results.rows, results.table, per_query, plan)
             return self._laws[1]
+
+    def _values_per_query(self) -> int:
+        with self.store.fs.open(self.store.files.full(PER_QUERY), "rb") as file:
+            return pq.ParquetFile(file).metadata.num_rows
 
     def points(self, run: str, after: int) -> dict[str, Any] | None:
         """Points of a run's curve whose number is above `after`; None: no such run."""

@@ -1,14 +1,18 @@
 """The law on the page is the one that `raylab.scaling` fits, and where none can be there is no curve and no band."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
+from raylab.live import laboratory
 from raylab.live.facts import LivePlan, PlannedCell
+from raylab.live.laboratory import Laboratory
 from raylab.live.laws import laws
 from raylab.report.rows import read_rows
 from raylab.scaling import fit, series, slices
+from raylab.storage.store import Store
 from tests.live.conftest import FLOPS, ROOT, SESSION
 
 KEY = ["sparse", "cl", "scifact", "test", "CE@256"]
@@ -77,3 +81,14 @@ def test_without_degrees_of_freedom_there_is_no_band_and_the_reason_is_said(tabl
     assert answer["note"].startswith("No law yet")
     assert "fitted" not in roles(answer["spec"])
     assert any("degree of freedom" in reason for reason in answer["refused"])
+
+
+def test_more_values_than_the_server_may_hold_are_not_fitted(tmp_path, monkeypatch):
+    for name in ("results.parquet", "per_query.parquet"):
+        shutil.copy(ROOT / "docs/results/seeds" / name, tmp_path)
+    known = Laboratory(Store(str(tmp_path)))
+    known.results.refresh()
+    monkeypatch.setattr(laboratory, "MOST_VALUES", 1_000)
+    answer = known.laws()
+    assert "too many to fit beside a page" in answer["note"]
+    assert (answer["spec"], answer["forecasts"]) == (None, [])
