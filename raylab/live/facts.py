@@ -13,6 +13,7 @@ itself: a part that is lost is a gap in a picture.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -142,6 +143,11 @@ def record(fact: Any) -> dict[str, Any]:
     return dataclasses.asdict(fact)
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def read(kind: type[T], values: Any) -> T:
     """A fact of a JSON object; fields that it does not know are let go.
 
@@ -150,7 +156,7 @@ def read(kind: type[T], values: Any) -> T:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"not a {kind.__name__}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     found = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         if field.name in values:
