@@ -524,7 +524,7 @@ def test_random_damage_gives_what_a_naive_reader_keeps_or_a_clear_error(form):
     check()
     assert sum(outcomes.values()) >= EXAMPLES
     assert outcomes["refused"] > 0
-    assert outcomes["kept"] > 0 or form == "tsv.gz"  # gzip's own checksum lets little pass
+    assert outcomes["kept"] > 0 or form.endswith(".gz")  # gzip's own checksum lets little pass
 
 
 @pytest.mark.parametrize("form", ["jsonl.zst", "parquet"])

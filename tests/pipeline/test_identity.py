@@ -122,7 +122,7 @@ EXECUTIONS = {
     "concurrent_trials": 0, "encoding_actors": 0, "encoder_cpus": 0.5, "no_index": True,
     "use_gpu": True, "encode_batch_tokens": 64, "shard_passages": 7, "checkpoints": 1,
     "max_failures": 0, "models_dir": "/nowhere", "device": "h100", "ray_options": {"num_cpus": 9},
-    "cache_gib": 1.0,
+    "cache_gib": 1.0, "validate": 0, "device_hour_price": 3.0,
 }  # fmt: skip
 
 
