@@ -38,6 +38,9 @@ _LONG = {
     "test_server.py",
     "test_teach.py",
     "test_seismic.py",
+    "test_corruption.py",
+    "test_domains.py",
+    "test_published.py",
 }
 
 

@@ -97,6 +97,8 @@ class DriverLog:
         """Say how it ended."""
         _, stage, done, total, _ = self.state
         said = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        if isinstance(error, KeyboardInterrupt):
+            said = "it was asked to stop; the same command goes on"
         self.state = ("ended" if error is None else "failed", stage, done, total, said)
         if self._begun:
             self.writer.close()
