@@ -20,6 +20,8 @@ from rich.console import Console
 
 from raylab.cli.errors import LaboratoryCommand
 from raylab.cli.files import check_writable, open_store
+from raylab.cli.log import chosen as chosen_loggers
+from raylab.cli.log import telling
 from raylab.cli.options import EXECUTION_FIELDS, GRID_FIELDS, Options, shown_defaults, with_options
 from raylab.cli.shared import console as wide_console
 from raylab.cli.watch import beside
@@ -158,6 +160,7 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     started = time.time()
+    loggers = chosen_loggers(options.log)
     grid, execution = chosen(options, grid, execution)
     store = open_store(execution.storage)
     if not options.dry_run:
@@ -175,7 +178,7 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
     from raylab.pipeline.grid import run_grid  # here, since Ray takes seconds to import
 
     page = beside(execution.storage, options.gpu_hour_rate) if options.watch else nullcontext()
-    with page:
+    with telling(store, loggers), page:
         outcome = run_grid(grid, execution, "lines" if options.plain else "auto", command)
     _show(outcome, execution, console)
     done = "everything was done already" if outcome.nothing_to_do else "done"

@@ -15,6 +15,7 @@ from raylab.cli.evaluate import beir, compare, evaluate
 from raylab.cli.experiment import plan, run
 from raylab.cli.files import open_store, stored_table, writing
 from raylab.cli.fit import fit
+from raylab.cli.log import log
 from raylab.cli.search import encode, index, search
 from raylab.cli.shared import Storage
 from raylab.cli.shared import console as wide_console
@@ -49,6 +50,7 @@ def raylab(
 app.command("run")(run)
 app.command("plan")(plan)
 app.command("watch")(watch_storage)
+app.command("log")(log)
 
 
 @app.command()

@@ -205,6 +205,14 @@ class Options:
         bool | None,
         _executed("show it in the browser too, as `raylab watch` does", "--watch"),
     ] = None
+    log: Annotated[
+        str | None,
+        _executed(
+            "loggers that are told: tensorboard, mlflow, wandb, several by commas; NAME=WHERE: a folder, a "
+            "tracking server or a project (needs raylab[NAME])",
+            metavar="NAMES",
+        ),
+    ] = None
     plain: Annotated[bool | None, _executed("plain lines instead of a live display", "--plain")] = (
         None
     )
