@@ -1,8 +1,5 @@
-"""Loggers are told what a storage holds, each once: their own files, read back, are the facts and the tables."""
+"""What loggers are told of a storage: each point once, whatever began again; and which loggers there are."""
 
-import json
-import math
-import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,32 +8,21 @@ from pathlib import Path
 import pytest
 
 from raylab.experiment.config import ConfigError
-from raylab.live import facts
-from raylab.live.facts import LivePlan, PlannedCell, PlannedRun, Point, record
 from raylab.live.sinks import sink as sinks
-from raylab.live.sinks.sink import LOGGERS, LoggedRun, chosen_loggers, open_sinks, values_of
+from raylab.live.sinks.sink import LOGGERS, LoggedRun, chosen_loggers
 from raylab.pipeline.loggers import LABORATORY, Feed, flat, told
-from raylab.stages.stage import Stage, write_list
-from raylab.storage.artifacts import Address
-from raylab.storage.merging import add_rows
 from raylab.storage.store import Store
-from raylab.storage.tables import RESULTS, Result
-
-EARLIER, COMMAND = "000000000000100-000000100", "000000000000200-000000200"
-FIRST, SECOND = "000000000000300-000000300", "000000000000400-000000400"
-CELL, SMALL, MNTP = (
-    "sparse-tiny-cl-seed0",
-    "sparse-tiny-cl-half-seed0",
-    "mntp-tiny-0123456789abcdef",
+from raylab.storage.tables import RESULTS
+from tests.live.written import (
+    CELL,
+    EARLIER,
+    ENVIRONMENT,
+    FIRST,
+    MNTP,
+    SECOND,
+    SMALL,
+    Written,
 )
-IDENTITY = {"head": {"name": "sparse"}, "fine_tuning": {"learning_rate": 0.002, "targets": ["q"]}}
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
-    "0000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
-)
-
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
 
 class Memory:
@@ -71,78 +57,6 @@ class Memory:
 
     def steps(self, key: str) -> list[int]:
         return [point.step for point in self.told[key]]
-
-
-class Written:
-    """A laboratory of one cell, as its driver and workers write it."""
-
-    def __init__(self, root: Path):
-        self.store = Store(str(root))
-        self.address = Address("retriever", CELL, IDENTITY, {})
-        self.key = self.address.path.rpartition("/")[2]
-        self.lines: dict[str, list[str]] = defaultdict(list)
-        write_list(self.store, [Stage("fine-tune", self.address, (), None)])
-
-    def plan(self, *cells: PlannedCell, session: str = COMMAND) -> None:
-        cells = cells or (self.cell(CELL, 100),)
-        runs = [PlannedRun(run, "train", 9.0, 1, (), 0.0, 9.0) for run in {c.run for c in cells}]
-        plan = LivePlan(session, 2.0, "tiny", cells, tuple(runs), 1, "cpu-core", 1.0)
-        self.store.put_text(facts.PLAN, json.dumps(record(plan)))
-
-    @staticmethod
-    def cell(name: str, steps: int) -> PlannedCell:
-        return PlannedCell(name, CELL, "tiny", "sparse", "cl", 0, "", 1e9, steps, 20_640)
-
-    def point(self, step: int, session: str, steps: int = 100, run: str = CELL, **more) -> Point:
-        point = Point(
-            1e9 + step,
-            step,
-            steps,
-            1e7 * step,
-            1 / step,
-            1e-3,
-            10.0 * step,
-            5.0,
-            step,
-            2**20,
-            **more,
-        )
-        path = f"{facts.RUNS}/{run}/{session}-000000.jsonl"
-        self.lines[path].append(json.dumps(record(point)))
-        self.store.put_text(path, "\n".join(self.lines[path]) + "\n")
-        return point
-
-    def made(self, steps: int = 100) -> str:
-        with self.store.draft(self.address) as draft:
-            (draft.path / "weights").write_text("w")
-            draft.meta["steps"] = steps
-        return self.address.fingerprint
-
-    def measured(self, value: float = 0.5) -> None:
-        about = {"size": "tiny", "collection": "tiny", "split": "test", "measure": "nDCG@10"}
-        about |= {"ci_low": 0.1, "ci_high": 0.9, "queries": 20, "parameters": 20_640}
-        spent = {"budget_flops": 1e9, "spent_flops": 1e9, "steps": 100, "seconds": 5.0}
-        cell = {"head": "sparse", "objective": "cl", "seed": 0}
-        none = {"head": None, "objective": None, "seed": None}
-        none |= dict.fromkeys(spent)
-        rows = [
-            Result(
-                "trained",
-                "sparse-tiny-cl",
-                value=value,
-                fingerprint=self.address.fingerprint,
-                **about,
-                **cell,
-                **spent,
-            ),
-            Result("baseline", "BM25", value=0.4, fingerprint="0" * 64, **about, **none),
-        ]
-        add_rows(self.store, RESULTS, rows, Result)
-
-    def report(self) -> None:
-        self.store.put_text("report/table.md", "| a |\n|---|\n| 1 |\n")
-        self.store.put_bytes("report/scaling.png", PNG)
-        self.store.put_text("report/shown.json", "{}")
 
 
 @pytest.fixture
@@ -347,177 +261,3 @@ def test_a_storage_without_an_experiment_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: --storage none: no experiment was run there\n"
     assert not list(tmp_path.iterdir())
-
-
-# -------------------------------------------------------------------------- loggers as they are
-
-
-@pytest.fixture
-def whole(lab) -> tuple[Written, list[Point]]:
-    """Interrupted and gone on with; what a logger must hold of it."""
-    lab.plan()
-    curve = [
-        lab.point(1, FIRST),
-        lab.point(10, FIRST, held_out=2.5, active_terms=40.0, collapse=0.9),
-    ]
-    lab.point(9, SECOND)
-    curve += [lab.point(11, SECOND, gradient_norm=1.5), lab.point(100, SECOND)]
-    lab.made()
-    lab.measured()
-    lab.report()
-    return lab, curve
-
-
-def log_twice(lab: Written, name: str, where: str | None = None) -> None:
-    for _ in range(2):
-        sink = open_sinks("--to", {name: where}, lab.store)[name]
-        Feed(lab.store, sink).finish()
-
-
-def test_tensorboard_files_are_the_facts_and_the_tables(whole):
-    pytest.importorskip("tensorboard", reason="pip install 'raylab[tensorboard]'")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    lab, curve = whole
-    log_twice(lab, "tensorboard")
-    folder = Path(lab.store.root, "loggers", "tensorboard")
-    read = EventAccumulator(str(folder / lab.key), {"scalars": 0}).Reload()
-    for name in ("loss", "learning_rate", "flops", "held_out", "gradient_norm"):
-        expected = [(p.step, p.at, values_of(p)[name]) for p in curve if name in values_of(p)]
-        found = [(e.step, e.wall_time, e.value) for e in read.Scalars(name)]
-        assert found == [(s, at, pytest.approx(value)) for s, at, value in expected]
-    measure = read.Scalars("measures/tiny/test/nDCG-10")
-    assert [(event.step, event.value) for event in measure] == [(100, 0.5)]
-    (text,) = read.Tensors("config/text_summary")[-1].tensor_proto.string_val
-    config = json.loads(text)
-    assert config["artifact.fingerprint"] == lab.address.fingerprint
-    assert config["seed"] == 0
-    shared = EventAccumulator(str(folder / "laboratory")).Reload()
-    assert [e.encoded_image_string for e in shared.Images("report/scaling")] == [PNG]
-    (table,) = shared.Tensors("report/table/text_summary")
-    assert table.tensor_proto.string_val == [b"| a |\n|---|\n| 1 |\n"]
-
-
-@pytest.mark.long
-def test_mlflow_holds_the_facts_and_the_tables(whole, monkeypatch):
-    mlflow = pytest.importorskip("mlflow", reason="pip install 'raylab[mlflow]'")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    lab, curve = whole
-    log_twice(lab, "mlflow")
-    folder = Path(lab.store.root, "loggers", "mlflow")
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name(f"raylab {lab.store.uri}")
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {CELL, "laboratory"}
-    run = runs[CELL]
-    assert run.info.status == "FINISHED"
-    for name in ("loss", "tokens", "held_out", "collapse"):
-        history = client.get_metric_history(run.info.run_id, name)
-        expected = [
-            (p.step, p.at * 1000, values_of(p)[name]) for p in curve if name in values_of(p)
-        ]
-        assert [(m.step, m.timestamp, m.value) for m in history] == expected
-    assert run.data.metrics["tiny/test/nDCG-10"] == 0.5
-    assert len(client.get_metric_history(run.info.run_id, "tiny/test/nDCG-10")) == 1
-    assert run.data.params["artifact.fingerprint"] == lab.address.fingerprint
-    assert run.data.params["head.name"] == "sparse"
-    files = {f.path for f in client.list_artifacts(runs["laboratory"].info.run_id, "report")}
-    assert files == {"report/table.md", "report/scaling.png"}
-    copy = client.download_artifacts(runs["laboratory"].info.run_id, RESULTS)
-    assert Path(copy).read_bytes() == lab.store.files.read(RESULTS)
-
-
-@pytest.mark.long
-def test_wandb_offline_files_hold_the_facts_and_the_tables(whole, monkeypatch):
-    pytest.importorskip("wandb", reason="pip install 'raylab[wandb]'")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    from raylab.live.sinks.wandb_sink import offline_records
-
-    lab, curve = whole
-    log_twice(lab, "wandb")
-    history: list[tuple[int, float]] = []
-    held_out, summary, config = [], {}, {}
-    files = sorted(Path(lab.store.root, "loggers", "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2  # the second time there was nothing to tell
-    for one in offline_records(files):
-        if one.WhichOneof("record_type") == "history":
-            row = {
-                i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in one.history.item
-            }
-            history.append((row["_step"], row["loss"]))
-            held_out += [row["held_out"]] if "held_out" in row else []
-        elif one.WhichOneof("record_type") == "summary":
-            summary |= {i.key or "/".join(i.nested_key): i.value_json for i in one.summary.update}
-        elif one.WhichOneof("record_type") in ("config", "run"):
-            told = one.config if one.WhichOneof("record_type") == "config" else one.run.config
-            config |= {i.key or "/".join(i.nested_key): i.value_json for i in told.update}
-    assert history == [(point.step, pytest.approx(point.loss)) for point in curve]
-    assert held_out == [2.5]
-    assert json.loads(summary["tiny/test/nDCG@10"]) == 0.5
-    assert json.loads(config["artifact.fingerprint"]) == lab.address.fingerprint
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("ended", [True, False])
-def test_what_wandb_had_not_written_when_it_was_killed_is_told_again(lab, ended, monkeypatch):
-    """Offline it writes a block at a time: what the files hold decides, not what was told."""
-    pytest.importorskip("wandb", reason="pip install 'raylab[wandb]'")
-    from raylab.live.sinks.wandb_sink import history_of
-
-    lab.plan()
-    curve = [lab.point(step, FIRST) for step in range(1, 400)]
-    script = (
-        "import os, sys, time\n"
-        "from raylab.live.sinks.sink import open_sinks\n"
-        "from raylab.pipeline.loggers import Feed\n"
-        "from raylab.storage.store import Store\n"
-        "store = Store(sys.argv[1])\n"
-        "feed = Feed(store, open_sinks('--log', {'wandb': None}, store)['wandb'])\n"
-        f"feed.{'finish' if ended else 'refresh'}()\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    environment = {**ENVIRONMENT, "WANDB_MODE": "offline"}
-    command = [sys.executable, "-c", script, lab.store.root]
-    subprocess.run(command, env=environment, check=False, capture_output=True)
-    curve.append(lab.point(400, FIRST))
-    Feed(lab.store, open_sinks("--log", {"wandb": None}, lab.store)["wandb"]).finish()
-    files = Path(lab.store.root, "loggers", "wandb").glob("offline-run-*/*.wandb")
-    rows = sorted(history_of(files), key=lambda row: row["_step"])
-    assert [(row["_step"], row["loss"]) for row in rows] == [(p.step, p.loss) for p in curve]
-
-
-def test_nobody_is_logged_in_at_wandb(lab, monkeypatch, tmp_path):
-    pytest.importorskip("wandb", reason="pip install 'raylab[wandb]'")
-    script = (
-        "from raylab.live.sinks.sink import open_sinks\n"
-        "from raylab.storage.store import Store\n"
-        "open_sinks('--log', {'wandb': None}, Store('lab'))"
-    )
-    env = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("WANDB")}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**env, "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert "--log wandb: nobody is logged in; run `wandb login`, or set WANDB_MODE=offline" in (
-        done.stderr
-    )
-
-
-@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
-def test_a_storage_that_is_no_folder_needs_a_place(name, monkeypatch):
-    pytest.importorskip(name, reason=f"pip install 'raylab[{name}]'")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    right = f"--log {name}: the storage is no folder; say where it writes to: {name}=FOLDER"
-    with pytest.raises(ConfigError, match=right):
-        open_sinks("--log", {name: None}, Store("memory://lab"))
-
-
-def test_what_is_not_known_of_a_point_is_left_out():
-    point = Point(1.0, 2, 3, 4.0, 5.0, None, 6.0, None, 7.0, None)
-    assert values_of(point) == {"loss": 5.0, "flops": 4.0, "tokens": 6.0}
-    assert all(math.isfinite(value) for value in values_of(point).values())
