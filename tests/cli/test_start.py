@@ -24,7 +24,7 @@ from raylab.storage.artifacts import DamagedArtifact, StorageError
 
 COMMANDS = {
     "run", "plan", "status", "report", "evaluate", "compare", "beir", "search", "encode", "index",
-    "fit", "export", "check", "data", "watch",
+    "fit", "export", "check", "data", "watch", "log",
 }  # fmt: skip
 HEAVY = ("torch", "ray", "transformers", "pandas", "scipy")
 
