@@ -8,23 +8,32 @@ reading     `LiveFacts` of all runs from nothing on, and again
 state       one answer of /api/state: seconds and bytes
 curve       one answer of /api/run/NAME: seconds, points and bytes; and again
 memory      of this process, after each of them
+latency     how old the step is that a state shows when it comes: a run of a step every 0.1 s, its server and its
+            client on this machine
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
 import resource
+import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from aiohttp import web
+
+from raylab.live.client import states
 from raylab.live.facts import RUNS, Point, new_session, record
 from raylab.live.logs import RunLog
 from raylab.live.reading import LiveFacts
+from raylab.live.server import application
 from raylab.live.state import state_of
 from raylab.storage.store import Store
 
@@ -85,9 +94,52 @@ def main() -> None:
                 assert curve is not None
                 rows = curve.rows()
         print(f"       {len(rows)} points, {len(json.dumps(rows)) / 1024:.0f} KiB")
+        latency(Store(f"{folder}/latency"), 15.0 if runs < 100 else 120.0)
         print(
             f"memory: {memory_mib() - before:.0f} MiB more than before, {memory_mib():.0f} in all"
         )
+
+
+def latency(store: Store, seconds: float) -> None:
+    """Ages of the steps that the states of a real server show, whenever one shows another step."""
+    taken: list[float] = []  # when each step was
+    ages: list[float] = []
+    ended, listening = threading.Event(), threading.Event()
+    address: list[str] = []
+
+    async def serve() -> None:
+        runner = web.AppRunner(application(store, "127.0.0.1"))
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        listening.set()
+        while not ended.is_set():
+            await asyncio.sleep(0.1)
+
+    def train() -> None:
+        log = RunLog(store, "latency", gpu=False)
+        while not ended.is_set():
+            taken.append(time.monotonic())
+            log.note(len(taken), 10**6, 1.0, 1.0, 2.0, 1e-4, 0.1 * len(taken))
+            time.sleep(0.1)
+        log.close()
+
+    threading.Thread(target=lambda: asyncio.run(serve()), daemon=True).start()
+    listening.wait()
+    threading.Thread(target=train, daemon=True).start()
+    began, last = time.monotonic(), 0
+    for state in states(address[0]):
+        step = max((run["step"] for run in state["runs"]), default=0)
+        if step > last:
+            ages.append(time.monotonic() - taken[step - 1])
+            last = step
+        if time.monotonic() - began > seconds:
+            break
+    ended.set()
+    print(
+        f"latency: {statistics.median(ages):.1f} s from a step to the page (median of {len(ages)} states), "
+        f"{max(ages):.1f} s at most"
+    )
 
 
 @contextlib.contextmanager
