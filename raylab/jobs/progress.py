@@ -162,10 +162,14 @@ class Monitor:
         finally:
             self._stop.set()
             thread.join(timeout=5)
+            if error is None:
+                self._runs()  # says what the last runs found wrong
             self._print(self.summary({}))
             sys.stdout.flush()
             if self.log is not None:
                 self.log.close(error)
+            with contextlib.suppress(Exception):  # the connection may have ended
+                ray.kill(self.board)
 
     def _runs(self) -> dict[str, RunProgress]:
         with contextlib.suppress(RayError):

@@ -14,9 +14,9 @@ from tests.jobs.test_crash import BUDGET, DATA_STAGES, begin_after, start, wait_
 CELL = "sparse-tiny-cl"
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_at_once_and_the_same_command_goes_on(
     finished_grid, tmp_path, collection_folder, ladder_file, teacher_folder, number
 ):
