@@ -184,8 +184,8 @@ class CurvePoint:
     head: str = _doc("name of the head")
     objective: str = _doc("name of the objective")
     variant: str = _doc("name of what an experiment changed; empty: nothing")
-    varied: Varied = field(
-        metadata={"doc": "what the variant changes: nothing, the budget, or the recipe"}
+    varied: Varied = _doc(  # noqa: RUF009
+        "what the variant changes: nothing, the budget, or the recipe"
     )
     collection: str = _doc("that trained it, and whose held-out queries were scored")
     parameters: int = _doc("non-embedding parameters of the backbone")
