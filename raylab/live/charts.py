@@ -21,6 +21,14 @@ _STATES = ("done", "running", "stopped", "failed", "planned")
 _COLOURS = ("#0b3c5d", "#56aee0", "#e8952a", "#7a2e00", "#9a9a9a")
 
 
+def _chart(height: int) -> Any:
+    """A chart of the page's rows, as wide as its place."""
+    import altair as alt  # 0.6 s: only who asks for a chart waits
+
+    fitted = alt.AutoSizeParams(type="fit-x", contains="padding")
+    return alt.Chart(alt.NamedData(name=DATA), width="container", height=height, autosize=fitted)
+
+
 @cache
 def curve_chart(x: str, y: str, log_x: bool, log_y: bool) -> dict[str, Any]:
     """Points of runs in Vega-Lite: rows as `/api/run/NAME` gives them, with the run's name beside.
@@ -29,15 +37,14 @@ def curve_chart(x: str, y: str, log_x: bool, log_y: bool) -> dict[str, Any]:
         x: of `X_AXES`.
         y: of `Y_AXES`.
     """
-    import altair as alt  # 0.6 s: only who asks for a chart waits
+    import altair as alt
 
     def scale(log: bool, nice: bool) -> Any:
         return alt.Scale(type="log", nice=nice) if log else alt.Scale(zero=False, nice=nice)
 
     axis_x = alt.Axis(format="~e" if x in ("flops", "tokens") else "~s", tickCount=5)
     chart = (
-        alt.Chart(alt.NamedData(name=DATA), width="container", height=_HEIGHT)
-        .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        _chart(_HEIGHT)
         .mark_line(point=True)
         .encode(
             x=alt.X(f"{x}:Q", title=X_AXES[x], scale=scale(log_x, nice=False), axis=axis_x),
@@ -91,8 +98,7 @@ def devices_chart() -> dict[str, Any]:
     import altair as alt
 
     chart = (
-        alt.Chart(alt.NamedData(name=DATA), width="container", height=110)
-        .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        _chart(110)
         .mark_line(interpolate="step-after")
         .encode(
             x=alt.X("at:Q", title="minutes", axis=alt.Axis(tickCount=6)),
@@ -111,8 +117,7 @@ def changes_chart() -> dict[str, Any]:
     import altair as alt
 
     chart = (
-        alt.Chart(alt.NamedData(name=DATA), width="container", height=180)
-        .properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding"))
+        _chart(180)
         .mark_area(interpolate="step", line=True, opacity=0.4)
         .encode(
             x=alt.X("place:Q", title="queries, by what they gained", scale=alt.Scale(nice=False)),

@@ -8,28 +8,15 @@ from typing import Any
 from raylab.live.facts import HELD_OUT, Point
 
 MOST_POINTS = 500
-_NUMBERS = (
-    *(
-        "step",
-        "flops",
-        "loss",
-        "learning_rate",
-        "tokens",
-        "tokens_per_s",
-        "seconds",
-        "at",
-        "gradient_norm",
-    ),
-    *HELD_OUT,
-)
+_TOLD = "step flops loss learning_rate tokens tokens_per_s seconds at gradient_norm"
+_NUMBERS = (*_TOLD.split(), *HELD_OUT)
 
 
 class Curve:
     """Points of one run, in order: fewer than 2 x `MOST_POINTS`; then neighbours, and those to come, become one.
 
     The loss of such a point is the mean, all else is the last one's; of what is told of a few points alone, the
-    last that was told. Where a run began again from a
-    checkpoint, the points that were taken again are let go, and what they took is counted as lost.
+    last that was told. Where a run began again from a checkpoint, the points that were taken again are let go.
     """
 
     def __init__(self) -> None:
@@ -40,29 +27,12 @@ class Curve:
         self.losses: list[float] = []  # of the point that is not whole yet
         self.held_out: dict[str, float] = {}  # as well
         self.sessions: list[str] = []
-        self.lost_flops = 0.0
-        self.latest: Point | None = None
-
-    @property
-    def restarts(self) -> int:
-        """How often the run's workers were started again."""
-        return max(0, len(self.sessions) - 1)
-
-    @property
-    def share(self) -> float:
-        """Of its steps, 0 to 1."""
-        if self.latest is None:
-            return 0.0
-        return min(self.latest.step / max(self.latest.steps, 1), 1.0)
 
     def add(self, session: str, point: Point) -> None:
         """The next point of a session."""
         if session not in self.sessions:
             self.sessions.append(session)
-            if self.latest is not None:
-                self.lost_flops += max(0.0, self.latest.flops - point.flops)
-                self._forget_from(point.step)
-        self.latest = point
+            self._forget_from(point.step)
         self.losses.append(point.loss)
         values = {name: getattr(point, name) for name in HELD_OUT}
         self.held_out |= {name: value for name, value in values.items() if value is not None}

@@ -22,14 +22,13 @@ from raylab.report.charts.theme import STAR, Style, labels, styles
 from raylab.report.formats import quantity
 from raylab.report.laws import shown_series
 from raylab.report.page.law_texts import freedom_text
-from raylab.report.rows import TRAINED, Result
+from raylab.report.rows import Result
 from raylab.scaling import Fit, Series, Study, fit, slices
 
 _LAW = "size"
 _DRAWS = 200  # the report takes 1,000
 _POINTS = 40
 _MOST_PANELS = 4
-_Z = 1.96
 _FORECAST = "forecast"
 
 
@@ -181,7 +180,7 @@ def _chart(
             ]
             if part.name in fits:
                 rows += _curve(fits[part.name], part, to_come, label)
-            rows += _stars(to_come, label) + _points(part, label)
+            rows += _stars(to_come, label) + isoflops.run_rows(part, label)
         ticks = _ticks(own, forecasts)
         unit = f"{measure}, nats" if measure.startswith("CE@") else f"1 - {measure}"
         title = f"{collection} {split}"
@@ -195,29 +194,6 @@ def _ticks(own: Sequence[Series], forecasts: Sequence[Forecast]) -> tuple[tuple[
     sizes = {float(n): s for one in own for n, s in zip(one.covariate("N"), one.sizes, strict=True)}
     sizes |= {float(one.parameters): one.size for one in forecasts}
     return tuple((n, f"{quantity(n)}\n{sizes[n]}") for n in sorted(sizes))
-
-
-def _points(part: Series, label: str) -> list[Row]:
-    queries = part.losses_RQ.shape[1]
-    means_R = part.losses_R
-    half_R = np.zeros_like(means_R)
-    if queries > 1:
-        half_R = _Z * part.losses_RQ.std(1, ddof=1) / math.sqrt(queries)
-    return [
-        {
-            "series": label,
-            "mark": label,
-            "role": TRAINED,
-            "system": system,
-            "x": float(n),
-            "y": float(mean),
-            "low": float(mean - half),
-            "high": float(mean + half),
-        }
-        for system, n, mean, half in zip(
-            part.systems, part.covariate("N"), means_R, half_R, strict=True
-        )
-    ]
 
 
 def _curve(fitted: Fit, part: Series, to_come: Sequence[Forecast], label: str) -> list[Row]:

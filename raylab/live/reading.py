@@ -23,9 +23,8 @@ _MOST_EVENTS = 2_000
 _MOST_RUNS = 5_000
 _MOST_CURVES = 64
 _MOST_SESSIONS = 100  # of commands, whose history is known
-_MOST_READ = (
-    2_000  # points of a curve that are checked field by field; neighbours of a longer one are one
-)
+# Points of a curve that are checked field by field; neighbours of a longer one are one.
+_MOST_READ = 2_000
 
 
 class Parts:
@@ -101,8 +100,7 @@ class RunFacts:
                 first = self._point(names[0], first=True)
                 if first is None:
                     continue
-                if before is not None and first.step <= 1 and first.steps != before.steps:
-                    # Another budget under the same name: nothing of it was done before.
+                if before is not None and is_another(before, first):
                     self.sessions, self.lost_flops, before = [], 0.0, None
                 self.sessions.append(session)
                 self.began_at = first.at
@@ -252,6 +250,11 @@ class LiveFacts:
             return None
         self._bad_files.discard(path)
         return fact
+
+
+def is_another(before: Point, first: Point) -> bool:
+    """Whether a session's first point is of another budget under the same name: nothing of it was done before."""
+    return first.step <= 1 and first.steps != before.steps
 
 
 def part_names(store: Store, folder: str) -> list[str]:

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raylab.live.facts import EVENTS, PLAN, RUNS, Event, LivePlan, PlannedCell, Point, read
-from raylab.live.reading import Parts, parsed
+from raylab.live.reading import Parts, is_another, parsed
 from raylab.live.results import Results
 from raylab.live.sinks.sink import LoggedRun, Sink
 from raylab.report.rows import TRAINED
 from raylab.stages.stage import read_list
-from raylab.stages.train import BACKBONE, RETRIEVER
+from raylab.stages.train import RETRIEVER, jobs_name
 from raylab.storage.artifacts import Artifact, DamagedArtifact, path_of
 from raylab.storage.store import Store
 from raylab.storage.tables import CURVES, LEDGER, RESULTS
@@ -86,7 +86,8 @@ class Feed:
         self.results = Results(store)
         self.curves: dict[str, CurveOfRun] = {}  # by the name of a run
         self.ended: set[tuple[str, str]] = set()  # session and run
-        self.made: dict[str, str] = {}  # path of an artifact, by the name of its run
+        self.made: dict[str, str] = {}  # path of a cell's artifact, by the name of its run
+        self.paths: dict[str, str] = {}  # of what a run made, or will make, by its key
         self.steps: dict[str, int] = {}  # the last that was told, by key
         self.open: dict[str, LoggedRun] = {}
         self.configured: set[str] = set()
@@ -141,6 +142,8 @@ class Feed:
             for row in read_list(self.store):
                 if row["kind"] == "fine-tune":
                     self.made[row["name"]] = row["path"]
+                elif row["kind"] == "adapt":
+                    self.paths[jobs_name(row["path"])] = row["path"]
         for session, line in self._events.fresh():
             event = parsed(Event, line)
             if event is not None and event.kind in ("end", "died"):
@@ -160,7 +163,7 @@ class Feed:
             name = f"{row.collection}/{row.split}/{row.measure}"
             if row.kind == TRAINED and row.fingerprint:
                 cell = f"{row.system}-seed{row.seed}"
-                run = LoggedRun(cell, _end(path_of(RETRIEVER, cell, row.fingerprint)))
+                run = self._run(cell, path_of(RETRIEVER, cell, row.fingerprint))
             else:
                 run, name = LABORATORY, f"{row.system}/{name}"
             values = grouped.setdefault(run.key, (run, {}, row.steps or 0))[1]
@@ -215,7 +218,13 @@ class Feed:
     def _target(self, run: str, point: Point) -> LoggedRun:
         cell = self._cell(run, point)
         name = run if cell is None else cell.cell
-        return LoggedRun(name, _end(self.made[name]) if name in self.made else name)
+        return LoggedRun(name, name) if name not in self.made else self._run(name, self.made[name])
+
+    def _run(self, name: str, path: str) -> LoggedRun:
+        """The run that makes the artifact at a path."""
+        run = LoggedRun(name, path.rpartition("/")[2])
+        self.paths[run.key] = path
+        return run
 
     def _is_other(self, run: LoggedRun, point: Point) -> bool:
         """Whether it is of another budget than what stands there under that name."""
@@ -249,9 +258,10 @@ class Feed:
             self.sink.config(run, {"artifact.fingerprint": artifact.fingerprint, **identity})
 
     def _artifact(self, run: LoggedRun) -> Artifact | None:
-        stage, home = RETRIEVER, run.key
-        if run.key.startswith("mntp-"):
-            stage, home = BACKBONE, run.key.removeprefix("mntp-")
+        """What the run made; None: nothing yet, or nobody tells where it stands."""
+        if run.key not in self.paths:
+            return None
+        stage, _, home = self.paths[run.key].partition("/")
         name, _, fingerprint = home.rpartition("-")
         try:
             return self.store.known(stage, name, fingerprint)
@@ -280,9 +290,7 @@ class CurveOfRun:
             if point is None:
                 continue
             before = self.latest
-            # Another budget under the same name: nothing of it was done before.
-            anew = before is not None and point.step <= 1 and point.steps != before.steps
-            if session != self.session and anew:
+            if session != self.session and before is not None and is_another(before, point):
                 self.waiting.clear()
             self.session, self.latest = session, point
             self.waiting.append(point)
@@ -307,7 +315,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + name] = json.dumps(value) if isinstance(value, list) else value
     return found
-
-
-def _end(path: str) -> str:
-    return path.rpartition("/")[2]

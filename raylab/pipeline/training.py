@@ -78,7 +78,7 @@ class Training:
             for job in self._fine_tuning_jobs(chosen):
                 jobs[job.run_name] = job
                 start = start_of(job.cells[0][1])
-                after = (jobs_name(stages.starts[start]),) if start in missing else ()
+                after = (jobs_name(stages.starts[start].path),) if start in missing else ()
                 cells = [cell for _, cell in job.cells]
                 items.append(self.durations.training(job.run_name, cells, after))
             self._tell_plan(chosen, jobs, items)

@@ -22,7 +22,7 @@ import pandas as pd
 
 from raylab.experiment.config import ConfigError
 from raylab.scaling.bootstrap import Interval, interval
-from raylab.scaling.points import Series, of_variants
+from raylab.scaling.points import Series, of_variants, rows_with
 
 SPLIT, MEASURE = "held-out", "CE"
 _BUDGETS = 40  # numbers of FLOPs, along the envelope
@@ -44,9 +44,7 @@ def curve_series(
         variant: a glob that variants' names must match; None keeps the plain recipe and budgets.
     """
     rows = of_variants(curves.loc[curves["held_out"].notna()], variant)
-    wanted = {"head": head, "objective": objective, "collection": collection}
-    for name, value in wanted.items():
-        rows = rows if value is None else rows.loc[rows[name] == value]
+    rows = rows_with(rows, head=head, objective=objective, collection=collection)
     rows = rows.loc[_past_warm_up(rows) & (rows["held_out"] > 0)]
     keys = ["head", "objective", "collection"]
     return [_series(of_series, *map(str, key)) for key, of_series in rows.groupby(keys, sort=True)]

@@ -194,9 +194,7 @@ def series(
             on different queries.
     """
     rows = trained_rows(results, variant)
-    wanted = {"head": head, "objective": objective, "collection": collection, "split": split}
-    for name, value in wanted.items():
-        rows = rows if value is None else rows.loc[rows[name] == value]
+    rows = rows_with(rows, head=head, objective=objective, collection=collection, split=split)
     rows = rows.loc[rows["measure"].isin(list(measures))]
     values = _values(per_query, set(rows["system"]), set(rows["measure"]))
     keys = ["head", "objective", "collection", "split", "measure"]
@@ -229,6 +227,13 @@ def trained_rows(results: pd.DataFrame, variant: str | None = None) -> pd.DataFr
     rows["trained_on"] = rows["trained_on"].fillna("") if "trained_on" in rows.columns else ""
     rows["with_head"] = rows["parameters"].astype(float) + rows["head_parameters"].astype(float)
     return rows.sort_values(["parameters", "budget_flops", "system", "seed"], kind="stable")
+
+
+def rows_with(rows: pd.DataFrame, **wanted: str | None) -> pd.DataFrame:
+    """Rows with these values in columns of their names; None: any."""
+    for name, value in wanted.items():
+        rows = rows if value is None else rows.loc[rows[name] == value]
+    return rows
 
 
 def of_variants(rows: pd.DataFrame, variant: str | None) -> pd.DataFrame:

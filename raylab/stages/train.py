@@ -65,7 +65,7 @@ class AdaptationJob:
 
     @property
     def run_name(self) -> str:
-        return jobs_name(self.address)
+        return jobs_name(self.address.path)
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class FineTuningJob:
         return self.cells[-1][1].run_name
 
 
-def jobs_name(adaptation: Address) -> str:
-    """Of the run that makes an adapted backbone."""
-    return f"mntp-{adaptation.path.partition('/')[2]}"
+def jobs_name(path: str) -> str:
+    """Of the run that makes the adapted backbone at a path below the storage."""
+    return f"mntp-{path.partition('/')[2]}"
 
 
 def run_folder(job: AdaptationJob | FineTuningJob) -> str:

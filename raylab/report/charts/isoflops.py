@@ -18,7 +18,7 @@ from raylab.report.charts.theme import DASHES, SALTIRE, STAR, TRIPOD, Style, sty
 from raylab.report.formats import objective_label, quantity
 from raylab.report.page.law_texts import freedom_text
 from raylab.report.rows import HEADS, OBJECTIVES, TRAINED, rank
-from raylab.scaling import Fit, Optimum, Study
+from raylab.scaling import Fit, Optimum, Series, Study
 
 _LAW = "chinchilla"
 _FEWEST_BUDGETS, _FEWEST_SIZES = 2, 3
@@ -127,8 +127,8 @@ def _panel(fit: Fit, study: Study) -> Panel:
     runs, curves, marks = [], [], []
     for budget in _budgets(fit):
         label = quantity(budget, "FLOPs")
-        chosen = np.flatnonzero(np.array(fit.series.budgets) == budget)
-        runs += _runs(fit, chosen, label)
+        chosen = np.array(fit.series.budgets) == budget
+        runs += run_rows(fit.series.keep(chosen), label, fit.n)
         for optimum in _optima(fit, study):
             if optimum.budget_flops == budget:
                 marks += _mark(fit, optimum, label)
@@ -141,21 +141,19 @@ def _panel(fit: Fit, study: Study) -> Panel:
     return Panel(title, _N[fit.n], f"{ENTROPY}, nats", rows, log=True, ticks=ticks)
 
 
-def _runs(fit: Fit, chosen: np.ndarray, label: str) -> list[Row]:
-    """The runs of a budget: means over queries with their normal 95 % intervals."""
-    losses_RQ = fit.series.losses_RQ[chosen]
+def run_rows(series: Series, label: str, n: str = "parameters") -> list[Row]:
+    """The runs of a series: means over queries with their normal 95 % intervals."""
+    losses_RQ, mean_R = series.losses_RQ, series.losses_R
     queries = losses_RQ.shape[1]
-    mean_R = losses_RQ.mean(1)
     half_R = np.zeros_like(mean_R)
     if queries > 1:
         half_R = _Z * losses_RQ.std(1, ddof=1) / math.sqrt(queries)
-    systems = [fit.series.systems[run] for run in chosen]
-    n_R = fit.series.covariate("N", fit.n)[chosen]
+    n_R = series.covariate("N", n)
     columns = n_R, mean_R, mean_R - half_R, mean_R + half_R
     return [
         {"series": label, "mark": label, "role": TRAINED, "system": system}
         | dict(zip(("x", "y", "low", "high"), values, strict=True))
-        for system, *values in zip(systems, *(c.tolist() for c in columns), strict=True)
+        for system, *values in zip(series.systems, *(c.tolist() for c in columns), strict=True)
     ]
 
 
