@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
+from benchmarks.s3_server import serving
 from raylab.training.pretraining import Rung, train_tokenizer
 
 _ON_RAY = "jobs"  # the folder
@@ -103,6 +104,18 @@ _WORDS = [
     "pathway",
     "inhibitor",
 ]
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An object storage, `s3://laboratory`: for this process and, started first, the workers of its cluster.
+
+    One a process: file systems are kept by their arguments, and a second server would never be asked.
+    """
+    with serving() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def fine_tune(job: FineTuningJob) -> None:
 
 
 def _validate(
-    job: FineTuningJob, task: FineTuningTask, tokenizer: Tokenizer, ends: Iterable[int]
+    job: FineTuningJob, task: FineTuningTask, tokenizer: Tokenizer, ends: Collection[int]
 ) -> None:
     """Give a task its validation texts and the steps at which they are measured, where some are."""
     if job.validation is None or not job.execution.validate:
@@ -176,11 +176,9 @@ def _validate(
     validation = Validation(texts, tokenizer.pad_id, head, task.shape, tuning, micro_batch)
     if validation.is_empty:
         return
-    run_flops = task.cost(0)[0] * task.steps
-    points = points_of(task.steps, job.execution.validate, validation.flops, run_flops)
+    points = points_of(ends, job.execution.validate, validation.flops, task.cost(0)[0])
     if points:
-        task.validation = validation
-        task.measured_at = tuple(sorted({*points, *ends}))
+        task.validation, task.measured_at = validation, points
 
 
 def _retriever_facts(job: FineTuningJob, cell: Cell, task: FineTuningTask) -> dict[str, Any]:

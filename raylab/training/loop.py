@@ -338,7 +338,9 @@ class _Loop:
 
     def ended(self) -> History:
         """The history, with the task's measures at its end."""
-        wanted = self.task.measured_at is None or len(self.task.measured_at) > 0
+        places = self.task.measured_at
+        # Its budget may have ended it before its last step.
+        wanted = places is None or (self.state.step < self.horizon and self.horizon in places)
         if wanted and self.state.step and self.measured_at != self.state.step:
             self.measure()
         return self.history

@@ -9,8 +9,7 @@ compute from the representations of all:
     collapse       mean cosine of two of the 256 passages: 1 where all are alike
 
 Nothing of it changes the run: no gradient, no dropout, no random number. What it takes is counted beside the
-budget, and there are fewer points where all of them would take more than 3 % of the run's FLOPs; four at least, while
-they take less than 10 % (short runs of sparse models, whose projection costs more forward than backward).
+budget, and there are fewer points where all of them would take more than 3 % of the run's FLOPs.
 
 Legend: Q queries, N negatives, P = Q + N passages, D size of a representation.
 """
@@ -18,7 +17,7 @@ Legend: Q queries, N negatives, P = Q + N passages, D size of a representation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +32,7 @@ from raylab.planning.flops import Rows, Shape, encode_flops
 from raylab.training.distributed import rank_and_world
 
 HELD_OUT, ACTIVE_TERMS, COLLAPSE = "held_out", "active_terms", "collapse"
-MOST_SHARE, SHARE_OF_FEW = 0.03, 0.10  # of a run's FLOPs
-FEW_POINTS = 4
+MOST_SHARE = 0.03  # of a run's FLOPs
 _FIRST_SHARE = 0.01  # of a run's steps, before the first point
 _BATCH_TEXTS = 64
 _COLLAPSED = 0.99  # of a cosine
@@ -42,23 +40,26 @@ _NO_BETTER = 0.05  # nats below chance, that are still chance
 _SURE = 3.0  # standard errors
 
 
-def points_of(steps: int, most: int, cost: float, run_flops: float) -> tuple[int, ...]:
-    """After which steps to measure: the last one, and others before it, even in the logarithm of steps.
+def points_of(ends: Collection[int], most: int, cost: float, step_flops: float) -> tuple[int, ...]:
+    """After which steps to measure: the last one, the ends of shorter runs, and others before, even in log steps.
 
     Args:
+        ends: steps of the runs that share their beginning; of one alone where nothing is shared.
         most: points that are wanted; 0: none.
         cost: FLOPs of one point.
-        run_flops: of the whole run.
+        step_flops: of a training step.
     """
-    if not cost:
+    steps = max(ends)
+    count = min(most, int(MOST_SHARE * steps * step_flops / cost)) if cost > 0 else 0
+    if count < 1:
         return ()
-    few = min(FEW_POINTS, int(SHARE_OF_FEW * run_flops / cost))
-    count = min(most, max(few, int(MOST_SHARE * run_flops / cost)))
-    if count < 1 or steps < 1:
-        return ()
+    # The longest of the shorter runs first; one that a point would take too much of has none at its end.
+    shorter = sorted((end for end in ends if end < steps), reverse=True)[: count - 1]
+    shorter = [end for end in shorter if cost <= MOST_SHARE * end * step_flops]
+    count -= len(shorter)
     first = max(1.0, _FIRST_SHARE * steps)
     places = np.geomspace(steps, first, count) if count > 1 else [steps]
-    return tuple(sorted({round(float(place)) for place in places}))
+    return tuple(sorted({*shorter, *(round(float(place)) for place in places)}))
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.s3_server import serving
 from raylab.experiment.config import Execution
 from raylab.jobs import cluster
 from tests.jobs.commands import command, run_here
 
 CELLS = ("sparse-tiny-cl", "sparse-tiny-cl+kd", "dense-tiny-cl", "dense-tiny-kd")
-
-
-@pytest.fixture(scope="session")
-def s3_server():
-    """An object storage, `s3://laboratory`: for this process and, started first, the workers of its cluster."""
-    with serving() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture(scope="session")

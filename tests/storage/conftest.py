@@ -2,16 +2,8 @@
 
 import pytest
 
-from benchmarks.s3_server import BUCKET, Server, serving
+from benchmarks.s3_server import BUCKET, Server
 from raylab.storage.store import Store
-
-
-@pytest.fixture(scope="module")
-def s3_server():
-    with serving() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture

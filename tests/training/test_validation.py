@@ -13,7 +13,7 @@ from raylab.stages.validation import ValidationQueries, validation_texts
 from raylab.training.distributed import ensure_process_group
 from raylab.training.engine import make_engine
 from raylab.training.fine_tuning import FineTuningTask
-from raylab.training.validation import MOST_SHARE, SHARE_OF_FEW, Validation, mean_cosine, points_of
+from raylab.training.validation import MOST_SHARE, Validation, mean_cosine, points_of
 from tests.workers import (
     STEPS,
     FolderReporter,
@@ -142,17 +142,31 @@ def test_workers_share_it_under_zero_3(model_folder, tmp_path):
 
 
 def test_points_are_even_in_the_logarithm_and_within_a_share_of_the_run():
-    assert points_of(10_000, 12, 1.0, 1e9) == (
+    assert points_of([10_000], 12, 1.0, 1e5) == (
         *(100, 152, 231, 351, 534, 811, 1233, 1874, 2848, 4329, 6579),
         10_000,
     )
-    for cost, count in ((0.25, 12), (0.5, 6), (1.0, 4), (2.0, 4), (4.0, 2), (9.0, 1), (11.0, 0)):
-        points = points_of(200, 12, cost, 1e2)
+    for cost, count in ((0.25, 12), (0.5, 6), (1.0, 3), (1.4, 2), (2.9, 1), (3.1, 0)):
+        points = points_of([200], 12, cost, 0.5)
         assert len(points) == count
-        assert count * cost <= (MOST_SHARE if count > 4 else SHARE_OF_FEW) * 1e2
-        assert points[-1:] == (200,) if points else cost > 10
-    assert points_of(5, 12, 1.0, 1e9) == (1, 2, 3, 4, 5)
-    assert points_of(200, 0, 1.0, 1e9) == points_of(200, 12, 40.0, 1e2) == ()
+        assert count * cost <= MOST_SHARE * 1e2
+        assert points[-1:] == (200,) if points else cost > 3
+    assert points_of([5], 12, 1.0, 1e9) == (1, 2, 3, 4, 5)
+    assert points_of([200], 0, 1.0, 1e9) == points_of([200], 12, 4.0, 0.5) == ()
+
+
+def test_runs_that_share_their_beginning_share_the_points():
+    ends = [300, 1_000, 100]
+    points = points_of(ends, 6, 1.0, 1.0)
+    assert {300, 1_000} <= set(points)
+    assert 100 in points  # 3 % of it are three points
+    assert len(points) == 6
+    assert points_of(ends, 2, 1.0, 1.0) == (300, 1_000)
+    # One point is 3 % of 200 steps: the run of 100 has none of its own, and all together hold the bound.
+    dear = points_of(ends, 12, 6.0, 1.0)
+    assert 100 not in dear
+    assert {300, 1_000} <= set(dear)
+    assert len(dear) * 6.0 <= MOST_SHARE * 1_000
 
 
 def test_a_rise_beyond_the_noise_is_overfitting_and_is_said_once(model_folder, tmp_path):
