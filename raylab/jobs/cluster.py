@@ -23,6 +23,7 @@ from raylab.storage.store import Store
 log = logging.getLogger("raylab")
 T = TypeVar("T")
 _ANSWER_S = 10.0
+_HEAD = "node:__internal_head__"  # a resource that the head node alone has
 _ACCELERATOR = "accelerator_type:"
 _STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"  # where a trainer is made: Ray's dashboard then shows its runs
 _RETRY_ADVICE = "\nFailed to apply UDF "
@@ -149,6 +150,15 @@ def connect(execution: Execution) -> Iterator[None]:
 def connected() -> bool:
     """Whether this process is connected to Ray."""
     return ray.is_initialized()
+
+
+def on_head() -> dict[str, Any]:
+    """Options of an actor that lives as long as the driver's cluster: it holds nothing but its place on the head."""
+    return (
+        {"num_cpus": 0, "resources": {_HEAD: 0.001}}
+        if _HEAD in ray.cluster_resources()
+        else {"num_cpus": 0}
+    )
 
 
 def core() -> float:

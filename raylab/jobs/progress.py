@@ -129,14 +129,17 @@ class Monitor:
         """The runs of this command, as predicted: the time left follows from them (`remaining`)."""
         self.items, self.devices, self.overhead_s = items, devices, overhead_s
 
-    def run_event(self, kind: EventKind, name: str, text: str = "") -> None:
-        """A run starts, ends or fails."""
+    def run_event(
+        self, kind: EventKind, name: str, text: str = "", at: float | None = None
+    ) -> None:
+        """A run starts, ends or fails, at a time (Unix seconds; None: now)."""
+        at = time.time() if at is None else at
         if kind == "start":
-            self.began[name] = time.time()
+            self.began[name] = at
             self.ended.pop(name, None)
             self.failed.discard(name)
         elif kind in ("end", "died"):
-            self.ended[name] = time.time() - self.began.get(name, time.time())
+            self.ended[name] = at - self.began.get(name, at)
             if kind == "died":
                 self.failed.add(name)
         self._tell(kind, name, text)

@@ -96,7 +96,7 @@ def wait_until_gone(children: list[psutil.Process]) -> None:
 
 
 def checkpointed(lab: Path) -> Callable[[], object]:
-    return lambda: next(iter((lab / "train").glob("retriever-*/step-*")), None)
+    return lambda: next(iter((lab / "train").glob("retriever-*/step-*/complete")), None)
 
 
 @pytest.fixture
