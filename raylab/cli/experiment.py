@@ -27,7 +27,8 @@ from raylab.cli.shared import console as wide_console
 from raylab.cli.watch import beside
 from raylab.data.beir_sets import BEIR, named_collections
 from raylab.experiment.changes import changed_recipe, parse_setting
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid, Ladder, Recipe, Variant
 from raylab.experiment.ladders import PICO, find_ladder
 from raylab.experiment.paths import with_absolute_paths
@@ -222,7 +223,7 @@ def read_experiment(path: Path | None) -> tuple[Grid, Execution]:
     if not isinstance(grid, Grid):
         raise ConfigError(f"{path}: GRID must be a raylab.experiment.grid.Grid")
     if not isinstance(execution, Execution):
-        raise ConfigError(f"{path}: EXECUTION must be a raylab.experiment.config.Execution")
+        raise ConfigError(f"{path}: EXECUTION must be a raylab.experiment.execution.Execution")
     return grid, execution
 
 

@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 
 if TYPE_CHECKING:
     import pandas as pd

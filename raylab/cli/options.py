@@ -12,7 +12,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
-from raylab.experiment.config import ComputeDtype, ConfigError, Execution, Precision
+from raylab.experiment.config import ComputeDtype, ConfigError, Precision
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import AdaptationCharge, Grid
 from raylab.experiment.ladders import LADDERS
 from raylab.experiment.recipes import RECIPES

@@ -7,7 +7,8 @@ from rich.table import Table
 
 from raylab.cli.options import Options
 from raylab.data.known_sizes import KnownCollection, open_or_known
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.planning.contract import rounding
 from raylab.planning.durations import Durations, Pace

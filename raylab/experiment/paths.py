@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 
 

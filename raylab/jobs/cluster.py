@@ -16,7 +16,7 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.planning.devices import DEVICES, Device
 from raylab.storage.store import Store
 

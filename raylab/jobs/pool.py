@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import unwrapped
 
 log = logging.getLogger("raylab")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import on_head
 from raylab.jobs.pool import training_devices
 from raylab.live.facts import EventKind

@@ -12,7 +12,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import arrow_filesystem, root_cause
 from raylab.storage.store import Store
 

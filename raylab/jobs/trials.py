@@ -16,7 +16,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import arrow_filesystem, on_head, root_cause
 from raylab.jobs.queue import RunEvent
 from raylab.jobs.train import train

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 import ray
 import torch
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs.pool import Feed, encoders, room, run_on_actors
 from raylab.stages.work import Task, Worker, following, takes_a_gpu
 from raylab.storage.store import Store

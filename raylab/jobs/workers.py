@@ -19,7 +19,8 @@ from raylab.data.supervision.batches import MaskedBlocks, TrainingBatches
 from raylab.data.supervision.groups import open_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
-from raylab.experiment.config import Adaptation, Execution, identity
+from raylab.experiment.config import Adaptation, identity
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell
 from raylab.jobs.reporting import RayReporter
 from raylab.models.backbone import add_lora, set_lora_dropout

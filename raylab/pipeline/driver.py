@@ -9,7 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import connect, connected
 from raylab.storage.artifacts import StorageError
 from raylab.storage.store import Store

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell
 from raylab.jobs.progress import Monitor
 from raylab.jobs.work import work_all

@@ -20,7 +20,7 @@ from raylab.data.ingest import collection_address, gaps
 from raylab.data.ingested import training_part
 from raylab.data.sources import Source, open_collection
 from raylab.data.supervision.held_out import group_notes
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.paths import with_absolute_paths
 from raylab.jobs.cluster import connect

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from raylab.experiment.config import ComputeDtype, ConfigError, Execution
+from raylab.experiment.config import ComputeDtype, ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.storage.merging import read_current
 from raylab.storage.store import Store

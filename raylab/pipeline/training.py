@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from raylab.data.ingested import stored_topics, training_part
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell
 from raylab.jobs.cluster import device_bytes

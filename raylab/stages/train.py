@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylab.experiment.config import COST_MODEL, Adaptation, Backbone, Encoding, Execution, identity
+from raylab.experiment.config import COST_MODEL, Adaptation, Backbone, Encoding, identity
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell
 from raylab.stages.validation import ValidationQueries
 from raylab.storage.artifacts import Address, Artifact

@@ -10,7 +10,7 @@ import ray
 import yaml
 
 from docs.hooks import filled
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
 from raylab.jobs import cluster, metrics

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs.queue import SHORT_S, RunQueue
 from raylab.planning.scheduling import Item
 

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from raylab.data.sources import open_collection
 from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Backbone, ConfigError, Execution, Lora
+from raylab.experiment.config import Backbone, ConfigError, Lora
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import find_ladder
 from raylab.models.backbone import add_lora, load_backbone

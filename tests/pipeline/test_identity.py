@@ -11,15 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from raylab.data.sources import open_collection
-from raylab.experiment.config import (
-    Adaptation,
-    Backbone,
-    Encoding,
-    Execution,
-    FineTuning,
-    Lora,
-    Tokenization,
-)
+from raylab.experiment.config import Adaptation, Backbone, Encoding, FineTuning, Lora, Tokenization
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid, Ladder, Recipe
 from raylab.experiment.heads import DENSE, SPARSE, Head
 from raylab.experiment.objectives import CL, KD
