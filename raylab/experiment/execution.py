@@ -24,6 +24,10 @@ class Execution:
     node's disk at most, for copies from object storage; None: all but a tenth of it. `validate`: points of a
     fine-tuning run, even in the logarithm of its FLOPs, at which held-out queries are scored; fewer where they would
     take more than 3 % of the run; 0: none. `device_hour_price`: of one device, for the metrics; None: no price is told.
+    `checkpoint_minutes`: between two checkpoints of a run; None: by what one costs and by `fault_hours`, the mean
+    time between faults of a run (None: ten minutes). `max_failures`: starts of a run's workers, after the first,
+    without a new checkpoint. `max_devices`: that training and encoding may ask a growing cluster for; None: as many
+    as they could use.
     """
 
     storage: str = "lab"
@@ -37,8 +41,10 @@ class Execution:
     use_gpu: bool = False
     encode_batch_tokens: int | None = None  # padded; None: by the device
     shard_passages: int = 2_048
-    checkpoints: int = 4
+    checkpoint_minutes: float | None = None
+    fault_hours: float | None = None
     max_failures: int = 3
+    max_devices: int | None = None
     validate: int = 12
     models_dir: str | None = None
     device: str | None = None
@@ -58,6 +64,13 @@ class Execution:
         check(self.validate >= 0, "validate", self.validate, "0 (none) or more")
         cache = self.cache_gib
         check(cache is None or cache > 0, "cache_gib", cache, "positive")
+        minutes, hours = self.checkpoint_minutes, self.fault_hours
+        check(minutes is None or minutes >= 0, "checkpoint_minutes", minutes, "0 or more")
+        check(hours is None or hours > 0, "fault_hours", hours, "positive")
+        check(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
+        most = self.max_devices
+        right = f"at least the {self.workers} of one run"
+        check(most is None or most >= self.workers, "max_devices", most, right)
         price = self.device_hour_price
         check(price is None or 0 <= price < math.inf, "gpu_hour_rate", price, "0 or more")
         check(self.encoder_cpus > 0, "encoder_cpus", self.encoder_cpus, "positive")

@@ -135,10 +135,3 @@ def encoders(execution: Execution) -> int:
     """How many encoding actors there may be: so many as are asked for, or (0) as the cluster takes now."""
     resource, each = ("GPU", 1.0) if execution.use_gpu else ("CPU", execution.encoder_cpus)
     return execution.encoding_actors or room(resource, each)
-
-
-def training_devices(execution: Execution) -> int:
-    """Devices that training may hold now: of `concurrent_trials` runs, or (0) all of the cluster."""
-    if execution.concurrent_trials:
-        return execution.concurrent_trials * execution.workers
-    return room("GPU" if execution.use_gpu else "CPU", 1.0)

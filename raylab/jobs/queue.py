@@ -17,7 +17,7 @@ import ray
 
 from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import on_head
-from raylab.jobs.pool import training_devices
+from raylab.jobs.demand import training_devices
 from raylab.live.facts import EventKind
 from raylab.planning.scheduling import Item, Queue
 from raylab.stages.train import AdaptationJob, FineTuningJob
@@ -36,10 +36,16 @@ class RunEvent(NamedTuple):
 
 
 class News(NamedTuple):
-    """What the driver asks for: events, devices that no run holds nor will at once, whether nothing is left."""
+    """What the driver asks for.
+
+    ``busy`` and ``free``: devices that runs hold, and that none will hold at once; ``ready``: runs that could start if
+    there were more; ``is_done``: nothing is left to start.
+    """
 
     events: list[RunEvent]
+    busy: int
     free: int
+    ready: int
     is_done: bool
 
 
@@ -120,8 +126,10 @@ class RunQueue:
     def news(self) -> News:
         """What happened since the last call, and where the queue stands."""
         happened, self.happened = self.happened, []
-        free = max(0, self.devices() - self.queue.busy)
-        return News(happened, free, self.queue.done and not self.begun)
+        busy, is_done = self.queue.busy, self.queue.done and not self.begun
+        free = max(0, self.devices() - busy)
+        ready = 0 if self.execution.concurrent_trials else len(self.queue.ready)
+        return News(happened, busy, free, ready, is_done)
 
     def first_error(self) -> BaseException | None:
         """Of the runs that failed."""

@@ -18,7 +18,8 @@ from ray.tune.search import Searcher
 
 from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import arrow_filesystem, on_head, root_cause
-from raylab.jobs.queue import RunEvent
+from raylab.jobs.demand import Demand
+from raylab.jobs.queue import News, RunEvent
 from raylab.jobs.train import train
 from raylab.storage.store import Store
 
@@ -31,15 +32,16 @@ class QueueView:
 
     Args:
         queue: an actor, `raylab.jobs.queue.RunQueue`.
+        demand: is told how many devices runs hold, and could use.
         told: is told of runs that start, end and fail, and of devices that must wait.
     """
 
-    def __init__(self, queue: Any, told: Callable[[RunEvent], None]):
-        self.queue, self.told = queue, told
+    def __init__(self, queue: Any, demand: Demand, told: Callable[[RunEvent], None]):
+        self.queue, self.demand, self.told = queue, demand, told
         self.free = 0  # devices; read by those who fill them, in threads of their own
         self.is_done = False
         self.looked = self.asked = -math.inf
-        self.news = True  # since a run was asked for in vain
+        self.has_news = True  # since a run was asked for in vain
 
     def look(self, at_once: bool = False) -> None:
         """Ask what happened, if it was not asked just now."""
@@ -47,19 +49,21 @@ class QueueView:
         if not at_once and now - self.looked < _LOOK_S:
             return
         self.looked = now
-        events, self.free, self.is_done = ray.get(self.queue.news.remote())
-        self.news |= bool(events)
-        for event in events:
+        news: News = ray.get(self.queue.news.remote())
+        self.free, self.is_done = news.free, news.is_done
+        self.demand.busy, self.demand.runs = news.busy, news.ready
+        self.has_news |= bool(news.events)
+        for event in news.events:
             self.told(event)
 
     def next_run(self) -> str | None:
         """The run to start a group for, if there is one now."""
         now = time.monotonic()
-        if not self.news and now - self.asked < _ASK_AGAIN_S:
+        if not self.has_news and now - self.asked < _ASK_AGAIN_S:
             return None
         self.asked = now
         name: str | None = ray.get(self.queue.start.remote())
-        self.news = name is not None
+        self.has_news = name is not None
         return name
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import ray
+import ray.train
 import torch
 
 from raylab.data.ingest import PASSAGES
@@ -38,6 +38,7 @@ from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
 from raylab.training.loop import History, Progress, run, run_branches
 from raylab.training.losses import negatives_seen
 from raylab.training.mntp import AdaptationTask, MaskedModule, held_out_summary
+from raylab.training.pacing import Clock, Pacing
 from raylab.training.validation import Validation, points_of
 
 
@@ -64,6 +65,13 @@ def work(job: AdaptationJob | FineTuningJob) -> None:
     if job.execution.use_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def _clock(job: AdaptationJob | FineTuningJob) -> Clock:
+    """When to keep checkpoints: by time, and at once where Ray says that a node of the group is taken away."""
+    execution = job.execution
+    pacing = Pacing(execution.checkpoint_minutes, execution.fault_hours)
+    return Clock(pacing, lambda: ray.train.get_preemption_info() is not None)
 
 
 def _prepare(execution: Execution) -> torch.device:
@@ -101,7 +109,7 @@ def adapt(job: AdaptationJob) -> None:
         _schedule_steps(job.adaptation, blocks),
     )
     reporter = RayReporter(job, {job.adaptation.steps: job.run_name})
-    _, done, history = run(task, optimization, reporter, job.execution.checkpoints)
+    _, done, history = run(task, optimization, reporter, _clock(job))
     reporter.ended()
     meta = {
         "backbone": identity(job.backbone),
@@ -178,7 +186,7 @@ def fine_tune(job: FineTuningJob) -> None:
                 write = functools.partial(_save, job, member, model, tokenizer, done)
                 _commit(job, address, model, write, meta)
 
-    checkpoints = job.execution.checkpoints
+    checkpoints = _clock(job)
     ends = {steps[member]: member.budget_flops or None for _, member in cells}
     if len(ends) == 1:
         _, done, history = run(task, optimization, reporter, checkpoints, ends[task.steps])

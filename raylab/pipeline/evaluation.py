@@ -104,7 +104,7 @@ class SystemsEvaluation:
             warn(self.monitor, task, warning)
             return measuring.finished(task)
 
-        work_all(self.store, self.execution, measuring.begin(left), finished)
+        work_all(self.store, self.execution, measuring.begin(left), finished, self.monitor.say)
 
     # ------------------------------------------------------------------------- gathering
 

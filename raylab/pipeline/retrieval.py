@@ -157,7 +157,7 @@ class Retrieval:
                 self.say(f"WARNING {task.address.name}: {warning}")
             return measuring.finished(task)
 
-        work_all(self.store, self.execution, tasks, finished)
+        work_all(self.store, self.execution, tasks, finished, self.say)
 
     @functools.cached_property
     def parts(self) -> list[Artifact]:

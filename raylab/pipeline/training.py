@@ -10,7 +10,7 @@ from raylab.experiment.execution import Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell
 from raylab.jobs.cluster import device_bytes
-from raylab.jobs.pool import training_devices
+from raylab.jobs.demand import Demand, check_room, training_devices
 from raylab.jobs.progress import Monitor
 from raylab.jobs.queue import Job, RunEvent, run_queue
 from raylab.jobs.trials import QueueView, run_trials
@@ -58,6 +58,7 @@ class Training:
 
         Raises:
             ConfigError: a run does not fit its device's memory.
+            ClusterError: the cluster can never hold a run's workers.
             TrainingError: a loss is not finite.
         """
         stages, store = self.stages, self.store
@@ -67,6 +68,7 @@ class Training:
             found = store.find_all(stages.starts[start] for start in starts)
             missing = [s for s, one in zip(starts, found, strict=True) if one is None]
             self.connect()
+            check_room(self.execution)
             self._check_memory()
             total, done = len(missing) + len(stages.cells), len(self.monitor.spent)
             self.monitor.enter("train", total, done)
@@ -210,16 +212,19 @@ class Training:
             warn(monitor, task, warning)
             return measuring.finished(task)
 
-        with run_queue(items, jobs, execution) as queue:
+        with (
+            Demand(execution, monitor.say).asking() as demand,
+            run_queue(items, jobs, execution) as queue,
+        ):
 
             def told(event: RunEvent) -> None:
                 monitor.run_event(event.kind, event.name, event.text, event.at)
                 if event.kind == "end":
                     fill(measuring.begin(self._made_by(jobs[event.name])))
 
-            view = QueueView(queue, told)
+            view = QueueView(queue, demand, told)
             view.look()
-            with filling(self.store, execution, lambda: view.free, done) as fill:
+            with filling(self.store, execution, demand, lambda: view.free, done) as fill:
                 untrained = [(system, None) for system in stages.untrained]
                 fill(measuring.begin(pairs_of(stages, untrained)))
                 run_trials(self.store, execution, view)
