@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import pyarrow.fs
 import ray
-from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
 from raylab.experiment.execution import Execution
@@ -131,6 +130,8 @@ def connect(execution: Execution) -> Iterator[None]:
         except Exception as error:  # Ray raises what its parts do, bare `Exception` among it
             ray.shutdown()
             raise _cannot_start(error) from error
+    from ray.data import DataContext  # two seconds, which workers that never use it need not wait
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True

@@ -30,7 +30,6 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import ClusterError
-from raylab.jobs.pool import room
 
 log = logging.getLogger("raylab")
 _EXPIRES_S = 60.0
@@ -150,13 +149,3 @@ class Demand:
             thread.join()
             with contextlib.suppress(Exception):  # the connection may have ended
                 self.coordinator.cancel_request()
-
-
-def training_devices(execution: Execution) -> int:
-    """Devices that training may hold now: of `concurrent_trials` runs, or (0) all that the cluster has."""
-    most = execution.max_devices
-    if execution.concurrent_trials:
-        devices = execution.concurrent_trials * execution.workers
-    else:
-        devices = room("GPU" if execution.use_gpu else "CPU", 1.0)
-    return devices if most is None else min(devices, most)

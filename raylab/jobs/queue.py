@@ -15,14 +15,19 @@ from typing import Any, NamedTuple
 
 import ray
 
+from raylab.data.faults import CollectionError
+from raylab.experiment.config import ConfigError
 from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import on_head
-from raylab.jobs.demand import training_devices
+from raylab.jobs.pool import training_devices
 from raylab.live.facts import EventKind
 from raylab.planning.scheduling import Item, Queue
-from raylab.stages.train import AdaptationJob, FineTuningJob
+from raylab.stages.train import RUNS, AdaptationJob, FineTuningJob, run_folder
+from raylab.storage.checkpoints import Checkpoints
+from raylab.training.faults import TrainingError
 
 Job = AdaptationJob | FineTuningJob
+_FINAL = (ConfigError, CollectionError, TrainingError)  # would come again
 SHORT_S = 900.0  # predicted: to start a group takes a fortieth of that
 
 
@@ -55,6 +60,8 @@ class _Group:
 
     run: str
     starts: int = 0  # of its workers, at this run
+    faults: int = 0  # of this run, since its last new checkpoint
+    kept: int = -1  # step of that checkpoint
 
 
 class RunQueue:
@@ -93,16 +100,14 @@ class RunQueue:
         if state is None:
             return None
         state.starts += 1
+        board = self.jobs[state.run].board
+        if state.starts > 1 and board is not None:
+            board.workers_failed.remote(state.run)
         return state.run
 
     def job(self, run: str) -> Job:
         """All that a worker needs to know of a run."""
         return self.jobs[run]
-
-    def lost_workers(self, group: str) -> None:
-        """A group's workers failed, and start again."""
-        if (state := self.groups.get(group)) and (board := self.jobs[state.run].board) is not None:
-            board.workers_failed.remote(state.run)
 
     def following(self, group: str) -> str | None:
         """A group's run is done: the one that it takes next, or None, and the group ends."""
@@ -114,12 +119,21 @@ class RunQueue:
             self.groups[group] = _Group(name, 1)
         return name
 
-    def failed(self, group: str, error: BaseException) -> None:
-        """A group ended by an error of its run."""
-        state = self.groups.pop(group, None)
+    def failed(self, group: str, error: BaseException) -> bool:
+        """A group lost its workers by an error; whether to start them again, at the same run.
+
+        Not where the error would come again, nor after more than `max_failures` since the last new checkpoint.
+        """
+        state = self.groups[group]
+        kept = newest_checkpoint(self.jobs[state.run])
+        state.faults = 1 if kept > state.kept else state.faults + 1
+        state.kept = max(state.kept, kept)
+        if not isinstance(error, _FINAL) and state.faults <= self.execution.max_failures:
+            return True
+        del self.groups[group]
         self.errors.append(error)
-        if state is not None:
-            self._end(state.run, failed=True)
+        self._end(state.run, failed=True)
+        return False
 
     # -------------------------------------------------------------------- of the driver
 
@@ -164,6 +178,12 @@ class RunQueue:
 
     def _tell(self, kind: EventKind, name: str, text: str = "") -> None:
         self.happened.append(RunEvent(kind, name, text, time.time()))
+
+
+def newest_checkpoint(job: Job) -> int:
+    """The step of a run's newest checkpoint; -1: it has none."""
+    step = Checkpoints(job.store, f"{RUNS}/{run_folder(job)}").newest()
+    return -1 if step is None else step
 
 
 @contextlib.contextmanager

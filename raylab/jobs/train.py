@@ -19,16 +19,6 @@ from raylab.storage.store import Store
 GROUPS = "tune/groups"  # folder of Ray Train's own state below the storage root
 
 
-class _LossTold(ray.train.UserCallback):
-    """Tells the queue that a group's workers failed; called where Ray Train starts them again."""
-
-    def __init__(self, queue: Any, group: str):
-        self.queue, self.group = queue, group
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self.queue.lost_workers.remote(self.group)
-
-
 def _work(config: dict[str, Any]) -> None:
     """Runs on every worker of a group."""
     from raylab.jobs import workers  # see the top of this module
@@ -39,12 +29,14 @@ def _work(config: dict[str, Any]) -> None:
 def train(store: Store, execution: Execution, queue: Any, group: str) -> None:
     """Start a group of workers, which train the run that it was started for, and those that it takes then.
 
+    Workers whose node Ray says is taken away are started again by Ray Train.
+
     Args:
         queue: an actor, `raylab.jobs.queue.RunQueue`.
         group: name of the run that it is started for.
 
     Raises:
-        The worker's own error, unwrapped, once `max_failures` restarts did not help.
+        What the workers ended by, unwrapped.
     """
     trainer = TorchTrainer(
         _work,
@@ -59,8 +51,7 @@ def train(store: Store, execution: Execution, queue: Any, group: str) -> None:
             name=f"{group}-{time.time_ns()}",  # what is kept of a run stands in its own folder
             storage_path=f"{store.root}/{GROUPS}",
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
-            failure_config=ray.train.FailureConfig(max_failures=execution.max_failures),
-            callbacks=[_LossTold(queue, group)],
+            failure_config=ray.train.FailureConfig(max_failures=0),  # the queue counts
         ),
     )
     try:

@@ -22,6 +22,7 @@ from raylab.jobs.demand import Demand
 from raylab.jobs.queue import News, RunEvent
 from raylab.jobs.train import train
 from raylab.storage.store import Store
+from raylab.training.faults import TrainingError
 
 _LOOK_S = 0.3  # how often the driver asks the queue what happened
 _ASK_AGAIN_S = 5.0  # how often it asks for a run although nothing did: nodes may have come
@@ -90,8 +91,8 @@ class _QueueSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict | None = None, error: bool = False
     ) -> None:
-        if error:
-            fault = RuntimeError("its trial was lost, again and again")
+        if error:  # the trial was lost, more often than Tune starts it again
+            fault = TrainingError(f"{self.groups[trial_id]}: its trial was lost again and again")
             ray.get(self.view.queue.failed.remote(self.groups[trial_id], fault))
 
     def save(self, checkpoint_path: str) -> None:
@@ -122,11 +123,13 @@ def _trial(config: dict[str, Any], store: Store, execution: Execution, queue: An
 
     What it returns is the trial's result: of one that has none Tune prints a line.
     """
-    group = config["run"]
-    try:
-        train(store, execution, queue, group)
-    except Exception as error:
-        ray.get(queue.failed.remote(group, error))
+    group, again = config["run"], True
+    while again:
+        try:
+            train(store, execution, queue, group)
+            again = False
+        except Exception as error:
+            again = ray.get(queue.failed.remote(group, error))
     return {"finished": True}
 
 

@@ -10,7 +10,8 @@ from raylab.experiment.execution import Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell
 from raylab.jobs.cluster import device_bytes
-from raylab.jobs.demand import Demand, check_room, training_devices
+from raylab.jobs.demand import Demand, check_room
+from raylab.jobs.pool import training_devices
 from raylab.jobs.progress import Monitor
 from raylab.jobs.queue import Job, RunEvent, run_queue
 from raylab.jobs.trials import QueueView, run_trials

@@ -26,7 +26,13 @@ class Checkpoints:
         barrier: waits until all workers have called it.
     """
 
-    def __init__(self, store: Store, folder: str, writes: bool, barrier: Callable[[], None]):
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        writes: bool = True,
+        barrier: Callable[[], None] = lambda: None,
+    ):
         self.files, self.folder, self.writes, self.barrier = store.files, folder, writes, barrier
 
     def newest(self) -> int | None:

@@ -24,6 +24,7 @@ from raylab.training.engine import (
     save_engine,
     take_step,
 )
+from raylab.training.faults import TrainingError
 from raylab.training.pacing import Clock
 
 _HISTORY_POINTS = 100
@@ -31,10 +32,6 @@ _MEASURED_TIMES = 4  # on the way, where a task names no steps to measure at
 OVERSPEND = 1.02  # of a budget: real batches differ a little from those the steps were solved from
 _STEP = "step"  # file of a checkpoint
 History = list[dict[str, float]]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the batch."""
 
 
 @dataclass(frozen=True)

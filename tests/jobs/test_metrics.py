@@ -184,7 +184,9 @@ def test_ray_serves_all_of_them(ray_cluster, monitor, monkeypatch):
     ray.get(monitor.board.note.remote(told(RUNNING, 40)))
     job = SimpleNamespace(board=monitor.board)
     queue = RunQueue([Item(RUNNING, "train", 1.0)], {RUNNING: job}, Execution())
-    queue.lost_workers(queue.start())
+    group = queue.start()
+    queue.at_work(group)
+    queue.at_work(group)  # its workers start again
     exported = {metric.exported for metric in METRICS.values()}
     found: dict[str, str] = {}
     until = time.time() + 60

@@ -1,5 +1,7 @@
 """The queue of runs: which run a group of workers takes next, and when it ends."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from raylab.experiment.execution import Execution
 from raylab.jobs.queue import SHORT_S, RunQueue
 from raylab.planning.scheduling import Item
+from raylab.training.faults import TrainingError
 
 TWO = Execution(concurrent_trials=2)
 
@@ -97,13 +100,14 @@ def test_a_group_that_lost_workers_ends_with_the_run_it_was_at(queue):
     group = queue.start()
     queue.at_work(group)
     run = queue.following(group)
-    queue.lost_workers(group)
     assert queue.at_work(group) == run, "its workers start again, at the same run"
     assert queue.following(group) is None
     assert queue.start() is not None, "what is left is for other groups"
 
 
-def test_a_run_that_fails_takes_what_waits_for_it_along(queue):
+def test_a_run_that_fails_takes_what_waits_for_it_along(queue, monkeypatch):
+    monkeypatch.setattr("raylab.jobs.queue.newest_checkpoint", lambda job: -1)
+    queue.execution = Execution(max_failures=0)
     group = next(name for name in (queue.start(), queue.start()) if name == "mntp-a")
     queue.at_work(group)
     queue.failed(group, ValueError("no"))
@@ -126,3 +130,31 @@ def test_free_devices_and_a_wait_are_told_once():
     assert news.free == 1
     assert [event.kind for event in news.events] == ["start", "wait"]
     assert "1 free until it ends" in news.events[1].text
+
+
+def test_workers_start_again_until_too_many_faults_in_a_row(queue, monkeypatch):
+    kept = iter([-1, -1, 5, 5, 5, 5])
+    monkeypatch.setattr("raylab.jobs.queue.newest_checkpoint", lambda job: next(kept))
+    queue.execution = Execution(max_failures=2)
+    group = queue.start()
+    fault = RuntimeError("lost")
+    assert [queue.failed(group, fault) for _ in range(5)] == [True, True, True, True, False]
+    assert queue.first_error() is fault
+
+
+def test_what_would_fail_again_is_not_started_again(queue, monkeypatch):
+    monkeypatch.setattr("raylab.jobs.queue.newest_checkpoint", lambda job: -1)
+    assert not queue.failed(queue.start(), TrainingError("the loss is nan at step 3"))
+
+
+def test_who_only_names_a_run_loads_no_model_library():
+    """The queue's own process is small; trials and controllers load what Ray Train does, and no more."""
+    for module, heavy in (
+        ("raylab.jobs.queue", {"torch", "transformers", "tokenizers", "pandas"}),
+        ("raylab.jobs.train", {"transformers", "tokenizers", "peft"}),
+    ):
+        code = f"import sys, {module}; print(sorted({heavy!r} & sys.modules.keys()))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "[]", module
