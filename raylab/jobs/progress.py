@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from raylab.experiment.grid import Cell
+from raylab.jobs.cluster import on_head
 from raylab.live.facts import EventKind
 from raylab.live.logs import DriverLog
 from raylab.planning.remaining import Standing, remaining
@@ -152,7 +153,7 @@ class Monitor:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Show progress while the block runs; its last line says how far it came."""
-        self.board = ProgressActor.remote()
+        self.board = ProgressActor.options(**on_head()).remote()
         loops = {"live": self._live_loop, "lines": self._plain_loop, "off": self._stop.wait}
         thread = threading.Thread(target=loops[self.display], daemon=True)
         thread.start()

@@ -16,7 +16,7 @@ from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import arrow_filesystem, root_cause
 from raylab.storage.store import Store
 
-GROUPS = "tune/groups"  # folder of Ray Train's own state below the storage root
+TUNE = "tune"  # folder of Tune's and Ray Train's own state below the storage root, while runs train
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def train(store: Store, execution: Execution, queue: Any, group: str) -> None:
         ),
         run_config=ray.train.RunConfig(
             name=f"{group}-{time.time_ns()}",  # what is kept of a run stands in its own folder
-            storage_path=f"{store.root}/{GROUPS}",
+            storage_path=f"{store.root}/{TUNE}/groups",
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
             failure_config=ray.train.FailureConfig(max_failures=0),  # the queue counts
         ),

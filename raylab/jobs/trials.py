@@ -7,6 +7,7 @@ devices are free.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import arrow_filesystem, on_head, root_cause
 from raylab.jobs.demand import Demand
 from raylab.jobs.queue import News, RunEvent
-from raylab.jobs.train import train
+from raylab.jobs.train import TUNE, train
 from raylab.storage.store import Store
 from raylab.training.faults import TrainingError
 
@@ -155,7 +156,7 @@ def run_trials(store: Store, execution: Execution, view: QueueView) -> None:
         ),
         run_config=tune.RunConfig(
             name=f"grid-{int(time.time())}",
-            storage_path=f"{store.root}/tune",
+            storage_path=f"{store.root}/{TUNE}",
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
             failure_config=tune.FailureConfig(max_failures=execution.max_failures),
             callbacks=[_Looking(view)],
@@ -168,3 +169,7 @@ def run_trials(store: Store, execution: Execution, view: QueueView) -> None:
     for fault in [error, *results.errors]:
         if isinstance(fault, BaseException):
             raise root_cause(fault)
+    with contextlib.suppress(
+        FileNotFoundError
+    ):  # Tune's and Ray Train's own state: all of it has ended
+        store.files.remove_tree(TUNE)

@@ -13,7 +13,7 @@ from raylab.stages.validation import ValidationQueries
 from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 
-RUNS = "train"  # folder of Ray Train's own state and checkpoints below the storage root
+RUNS = "train"  # folder of checkpoints and journals below the storage root
 BACKBONE, RETRIEVER, FAMILY = "backbone", "retriever", "family"
 
 
