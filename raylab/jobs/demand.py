@@ -28,8 +28,8 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 )
 from ray.experimental.internal_kv import _internal_kv_get
 
+from raylab.experiment.config import check
 from raylab.experiment.execution import Execution
-from raylab.jobs.cluster import ClusterError
 
 log = logging.getLogger("raylab")
 _EXPIRES_S = 60.0
@@ -64,15 +64,13 @@ def check_room(execution: Execution) -> None:
     """Refuse runs that this cluster can never hold.
 
     Raises:
-        ClusterError: it does not grow, and has fewer devices than one run has workers.
+        ConfigError: it does not grow, and has fewer devices than one run has workers.
     """
     kind = "GPU" if execution.use_gpu else "CPU"
     have = int(ray.cluster_resources().get(kind, 0))
     if have < execution.workers and grows() is False:
-        raise ClusterError(
-            f"a run needs {execution.workers} {kind}s (--workers {execution.workers}), and this cluster has {have} "
-            "and does not grow; give fewer workers, or start a cluster that has them"
-        )
+        right = f"at most the {have} {kind}s of this cluster, which does not grow"
+        check(False, "workers", execution.workers, right)
 
 
 class Demand:

@@ -58,8 +58,7 @@ class Training:
         """The trained cells: all of the grid but those that the total budget leaves out.
 
         Raises:
-            ConfigError: a run does not fit its device's memory.
-            ClusterError: the cluster can never hold a run's workers.
+            ConfigError: a run does not fit its device's memory, or the cluster can never hold its workers.
             TrainingError: a loss is not finite.
         """
         stages, store = self.stages, self.store
