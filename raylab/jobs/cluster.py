@@ -176,7 +176,9 @@ def root_cause(error: BaseException) -> BaseException:
         inner = (
             next(iter(failures.values()))
             if failures
-            else getattr(error, "cause", None) or error.__cause__
+            else getattr(error, "controller_failure", None)
+            or getattr(error, "cause", None)
+            or error.__cause__
         )
         if not isinstance(inner, BaseException) or inner is error:
             return error
