@@ -21,7 +21,7 @@ EXIT_CODES = {
     "raylab.storage.artifacts.DamagedArtifact": EXIT_FAILED,
     "raylab.training.faults.TrainingError": EXIT_FAILED,
     "raylab.storage.tables.DamagedTable": EXIT_BAD_INPUT,
-    "raylab.jobs.cluster.ClusterError": EXIT_FAILED,
+    "raylab.jobs.starting.ClusterError": EXIT_BAD_INPUT,
 }
 
 

@@ -23,11 +23,12 @@ from raylab.jobs.pool import training_devices
 from raylab.live.facts import EventKind
 from raylab.planning.scheduling import Item, Queue
 from raylab.stages.train import RUNS, AdaptationJob, FineTuningJob, run_folder
+from raylab.storage.artifacts import DamagedArtifact
 from raylab.storage.checkpoints import Checkpoints
 from raylab.training.faults import TrainingError
 
 Job = AdaptationJob | FineTuningJob
-_FINAL = (ConfigError, CollectionError, TrainingError)  # would come again
+_FINAL = (ConfigError, CollectionError, DamagedArtifact, TrainingError)  # would come again
 SHORT_S = 900.0  # predicted: to start a group takes a fortieth of that
 
 

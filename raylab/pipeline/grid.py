@@ -72,7 +72,7 @@ def run_grid(
     Raises:
         ConfigError, CollectionError: bad input, before anything is trained.
         TrainingError: a cell's loss is not finite.
-        StorageError: the storage cannot be written to.
+        StorageError: the storage became full or cannot be reached.
     """
     grid, execution = with_absolute_paths(grid, execution)
     source = open_collection(grid.collection)

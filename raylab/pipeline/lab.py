@@ -36,7 +36,7 @@ def run(grid: Grid, execution: Execution | None = None, display: Display = "auto
     Raises:
         ConfigError, CollectionError: bad input, before anything is trained.
         TrainingError: a cell's loss is not finite.
-        StorageError: the storage cannot be written to.
+        StorageError: the storage became full or cannot be reached.
     """
     from raylab.pipeline.grid import run_grid
 

@@ -187,8 +187,12 @@ def plan_model(backbone: Backbone, models_dir: str | None, from_tables: bool) ->
     # Here, since they take seconds and a plan of known models does without.
     from raylab.models.backbone import load_config, resolve_source
     from raylab.models.hub import check_vocabulary, load_tokenizer
+    from raylab.models.whole import check_model
 
     source = resolve_source(backbone, models_dir)
+    if Path(source).is_dir():
+        pretrained = backbone.start == "pretrained"
+        check_model(Path(source), f"size {backbone.name!r}", pretrained, models_dir)
     shape = Shape.of(load_config(backbone, source))
     if known is not None:
         _check_shape(backbone, source, shape, known_shape(backbone, known))
