@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 from transformers import LlamaForCausalLM
 
 from benchmarks.s3_server import serving
@@ -115,6 +116,8 @@ def s3_server():
     with serving() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        # One that was made before has other keys.
+        s3fs.S3FileSystem.clear_instance_cache()
         yield server
 
 

@@ -191,8 +191,9 @@ def plan_model(backbone: Backbone, models_dir: str | None, from_tables: bool) ->
 
     source = resolve_source(backbone, models_dir)
     if Path(source).is_dir():
-        pretrained = backbone.start == "pretrained"
-        check_model(Path(source), f"size {backbone.name!r}", pretrained, models_dir)
+        # A plan needs its configuration and its tokenizer alone.
+        weights = backbone.start == "pretrained" and not from_tables
+        check_model(Path(source), f"size {backbone.name!r}", weights, models_dir)
     shape = Shape.of(load_config(backbone, source))
     if known is not None:
         _check_shape(backbone, source, shape, known_shape(backbone, known))

@@ -132,11 +132,11 @@ def test_from_nothing_and_back_twice_once_with_a_node_lost(
     labs = [tmp_path / name / "lab" for name in ("first", "second")]
     for lab, lose in zip(labs, (False, True), strict=True):
         lab.parent.mkdir()
-        more = ("--workers", "4", "--checkpoint-minutes", "0")
+        more = ("--workers", "4", *(("--checkpoint-minutes", "0") if lose else ()))
         arguments = command(collection_folder, ladder_file, None, lab, *GRID, *more)
         driver = start(arguments, lab.parent)
         if lose:
-            wait_for(checkpointed(lab), driver)
+            wait_for(checkpointed(lab), driver, ENDS_S)
             node = growing.nodes()[0]
             for process in [*node.children(recursive=True), node]:
                 process.kill()

@@ -56,9 +56,13 @@ def begin_after(done: Path, lab: Path, stages: tuple[str, ...]) -> None:
         shutil.copytree(done / stage, lab / stage)
 
 
-def wait_for(found: Callable[[], object], driver: subprocess.Popen | ThisProcess) -> object:
+def wait_for(
+    found: Callable[[], object],
+    driver: subprocess.Popen | ThisProcess,
+    within_s: float = DEADLINE_S,
+) -> object:
     """Poll until `found` gives something."""
-    end = time.time() + DEADLINE_S
+    end = time.time() + within_s
     while time.time() < end:
         if thing := found():
             return thing
