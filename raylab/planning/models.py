@@ -190,13 +190,14 @@ def plan_model(backbone: Backbone, models_dir: str | None, from_tables: bool) ->
     from raylab.models.whole import check_model
 
     source = resolve_source(backbone, models_dir)
-    if Path(source).is_dir():
-        # A plan needs its configuration and its tokenizer alone.
-        weights = backbone.start == "pretrained" and not from_tables
-        check_model(Path(source), f"size {backbone.name!r}", weights, models_dir)
+    is_folder, owner = Path(source).is_dir(), f"size {backbone.name!r}"
+    if is_folder:
+        check_model(Path(source), owner, False, models_dir)
     shape = Shape.of(load_config(backbone, source))
     if known is not None:
         _check_shape(backbone, source, shape, known_shape(backbone, known))
+    if is_folder and backbone.start == "pretrained" and not from_tables:
+        check_model(Path(source), owner, True, models_dir)  # a plan does without the weights
     tokenizer = load_tokenizer(backbone, models_dir)
     check_vocabulary(backbone, source, tokenizer, shape.vocabulary)
     stored = _file_bytes(Path(source)) or 2.0 * (shape.parameters + shape.embedding_parameters)
