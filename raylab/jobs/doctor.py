@@ -74,7 +74,7 @@ def look_at(
     quick: bool = False,
 ) -> list[NodeReport]:
     """A report of every node, in the order of their names."""
-    task = ray.remote(num_cpus=0, max_retries=0)(inspect_node)
+    task: Any = ray.remote(num_cpus=0, max_retries=0)(inspect_node)
     with mark_in(store) as mark:
         asked = {
             node["NodeID"]: task.options(scheduling_strategy=_on(node)).remote(
@@ -95,7 +95,7 @@ def _on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:
 def _report(node: dict[str, Any], asked: Any) -> NodeReport:
     name = f"{node['NodeManagerHostname']} {node['NodeID'][:8]}"
     try:
-        told = ray.get(asked, timeout=_NODE_S)
+        told: Any = ray.get(asked, timeout=_NODE_S)
     except GetTimeoutError:
         return NodeReport(name, None, f"no answer in {_NODE_S:.0f} s", 0.0)
     except RayError as error:
@@ -173,7 +173,7 @@ def add_up(gpu: bool) -> SumReport:
     if len(places) < 2:
         return SumReport(len(places), backend, 0.0, "")
     adder = ray.remote(num_cpus=0, num_gpus=1 if gpu else 0)(_Adder)
-    adders = [adder.options(scheduling_strategy=_on(node)).remote() for node in places]
+    adders: list[Any] = [adder.options(scheduling_strategy=_on(node)).remote() for node in places]
     try:
         place = ray.get(adders[0].place.remote(), timeout=_NODE_S)
         asked = [one.add.remote(place, rank, len(adders), gpu) for rank, one in enumerate(adders)]
