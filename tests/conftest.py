@@ -14,7 +14,7 @@ from raylab.training.pretraining import Rung, train_tokenizer
 
 _ON_RAY = "jobs"  # the folder
 # They start clusters of their own: before the one that the other tests share (tests/jobs/conftest.py).
-_OWN_CLUSTER = {"test_pool.py", "test_node_loss.py", "test_notebook.py"}
+_OWN_CLUSTER = {"test_pool.py", "test_node_loss.py", "test_notebook.py", "test_doctor.py"}
 # Files most of whose tests draw, fit or start processes for seconds.
 _LONG = {
     "test_laws.py",

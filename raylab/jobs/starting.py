@@ -8,7 +8,7 @@ import socket
 
 import grpc
 from ray._private.services import canonicalize_bootstrap_address
-from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
 _ANSWER_S = 10.0
@@ -52,7 +52,7 @@ def check_address(address: str) -> None:
     """
     if address == "auto":
         try:
-            _ask(canonicalize_bootstrap_address(address) or "")
+            _ask(canonicalize_bootstrap_address(address) or "", "auto")
         except ConnectionError:
             raise ClusterError(
                 "Ray cannot start: RAY_ADDRESS=auto, and no cluster runs on this machine: start one with "
@@ -69,7 +69,7 @@ def check_address(address: str) -> None:
         reason = getattr(error, "strerror", None) or error
         raise _unreachable(address, str(reason)) from None
     if plain == address:
-        _ask(address)
+        _ask(address, address)
 
 
 def _unreachable(address: str, reason: str) -> ClusterError:
@@ -79,15 +79,19 @@ def _unreachable(address: str, reason: str) -> ClusterError:
     )
 
 
-def _ask(address: str) -> None:
-    """Ask the head who it is, once, with the token that Ray's own client would send; not over TLS."""
+def _ask(address: str, named: str) -> None:
+    """Ask the head who it is, once, with the token that Ray's own client would send; not over TLS.
+
+    Args:
+        named: what RAY_ADDRESS calls it.
+    """
     if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
         return
     loader = AuthenticationTokenLoader.instance()
     try:
         has_token = loader.has_token()
     except AuthenticationError:  # token mode without a token
-        raise _refused(address, False) from None
+        raise _refused(named, False) from None
     headers = loader.get_token_for_http_header() if has_token else {}
     with grpc.insecure_channel(address) as channel:
         question = channel.unary_unary(_FIRST_QUESTION)
@@ -96,11 +100,9 @@ def _ask(address: str) -> None:
         except grpc.RpcError as error:
             code = error.code()  # type: ignore[attr-defined]
             if code == grpc.StatusCode.UNAUTHENTICATED:
-                raise _refused(address, has_token) from None
+                raise _refused(named, has_token) from None
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                raise _unreachable(
-                    address, "something else than the head of a Ray cluster"
-                ) from None
+                raise _unreachable(named, "something else than the head of a Ray cluster") from None
 
 
 def _refused(address: str, has_token: bool) -> ClusterError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from raylab.jobs.pools import data_pool, ray_pool
 from raylab.jobs.progress import Display, Monitor
 from raylab.live.logs import DriverLog
 from raylab.pipeline.arriving import Arrivals
+from raylab.pipeline.checkup import check_cheaply
 from raylab.pipeline.collect import Measured, collect
 from raylab.pipeline.driver import sole_driver
 from raylab.pipeline.evaluation import SystemsEvaluation
@@ -133,6 +135,8 @@ class GridPipeline:
         if not self.connected:
             self.connected = True
             self.stack.enter_context(connect(self.execution))
+            if os.environ.get("RAY_ADDRESS"):  # else the only node is this one
+                check_cheaply(self.store)
             self.stack.enter_context(self.monitor.watching())
             self.stack.enter_context(Publisher(self.monitor, self.execution).publishing())
             self._tell()

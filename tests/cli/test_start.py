@@ -25,7 +25,7 @@ from raylab.storage.artifacts import DamagedArtifact, StorageError
 
 COMMANDS = {
     "run", "plan", "status", "report", "evaluate", "compare", "beir", "search", "encode", "index",
-    "fit", "export", "check", "data", "watch", "log",
+    "fit", "export", "check", "data", "watch", "log", "doctor",
 }  # fmt: skip
 HEAVY = ("torch", "ray", "transformers", "pandas", "scipy")
 

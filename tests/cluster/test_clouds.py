@@ -96,3 +96,16 @@ def test_its_commands_are_shell(cloud, part):
     for command in cloud[part]:
         done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_batch_job_is_shell_and_ray_knows_what_it_asks():
+    from ray.scripts.scripts import cli
+
+    text = (CLUSTER / "slurm.sbatch").read_text()
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in text.splitlines() if line.startswith("srun ray ")]
+    assert line.startswith("srun ray symmetric-run --address ")
+    known = {option for one in cli.commands["symmetric-run"].params for option in one.opts}
+    assert {"--address", "--min-nodes"} <= known
+    assert line.endswith(" -- \\")

@@ -15,7 +15,7 @@ from ray.scripts.scripts import cli as ray_cli
 
 from raylab.cli.experiment import run_experiment
 from raylab.cli.main import app
-from tests.cluster.files import KUBERAY, ROOT, documents, raylab_commands
+from tests.cluster.files import CLUSTER, KUBERAY, ROOT, documents, raylab_commands
 
 HISTORY = ROOT / "docs" / "log.md"  # its commands are those of its days
 PAGES = [
@@ -51,7 +51,8 @@ def fenced(page: Path) -> str:
 
 def grids() -> dict[str, list[str]]:
     """Commands that run or plan a grid, by how they are typed."""
-    found = [command for text in entrypoints() for command in raylab_commands(text)]
+    slurm = (CLUSTER / "slurm.sbatch").read_text()
+    found = [command for text in [*entrypoints(), slurm] for command in raylab_commands(text)]
     for page in PAGES:
         found += raylab_commands(fenced(page))
     found = [words for words in found if words[1:2] in (["run"], ["plan"]) or words[0] != "raylab"]
@@ -71,6 +72,7 @@ def test_commands_are_found():
     typed = " ".join(GRIDS)
     assert len(GRIDS) > 25
     assert "/data/msmarco" in typed
+    assert "$SHARED/msmarco" in typed
     assert "experiments/grid.py" in typed
     assert "raylab plan" in typed
 
@@ -93,6 +95,11 @@ def with_places(words: list[str], home: Path, lab: Path) -> list[str]:
         "s3://BUCKET/lab": str(lab),
         "gs://BUCKET/lab": str(lab),
         "/data/teacher-scores.parquet": str(home / "scores.parquet"),
+        "/scratch/teacher-scores.parquet": str(home / "scores.parquet"),
+        "$SHARED/teacher-scores.parquet": str(home / "scores.parquet"),
+        "$SHARED/msmarco": "msmarco",
+        "$SHARED/lab": str(lab),
+        "$SHARED/models": str(home),
         "SCORES": str(home / "scores.parquet"),
         "s3://BUCKET/beir": str(home),
         "s3://BUCKET/msmarco": "msmarco",
@@ -184,7 +191,7 @@ def test_ray_knows_its_commands_that_are_shown(typed, tmp_path, monkeypatch):
         name = words.pop(0)
         assert name in group.commands, f"there is no {name} in {typed}"
         group = group.commands[name]
-    if len(RAY[typed]) > 1:  # else it is only named
+    if words:  # else it is only named
         group.make_context(typed, words)
 
 

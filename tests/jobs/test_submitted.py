@@ -59,7 +59,7 @@ def job_server(tmp_path):
             process.kill()
 
 
-ENDS = {2: ("STOPPED", 0), 1: ("FAILED", 1), 0: ("SUCCEEDED", 0)}
+ENDS = {2: "STOPPED", 1: "FAILED", 0: "SUCCEEDED"}
 STATUS = "import sys; from ray.job_submission import JobSubmissionClient as Client\n"
 STATUS += "print(Client().get_job_status(sys.argv[1]).value)"
 
@@ -90,5 +90,7 @@ def test_bad_input_in_a_job_is_stopped_and_not_failed(job_server):
             if said.stdout.strip() in ("STOPPED", "FAILED", "SUCCEEDED"):
                 break
             time.sleep(1)
-        ended[status] = said.stdout.strip(), followed.returncode
+        ended[status] = said.stdout.strip()
+        if ended[status] == "STOPPED":
+            assert followed.returncode == 0  # else the submitter's own Job would fail
     assert ended == ENDS
