@@ -88,6 +88,7 @@ class Demand:
         self.coordinator: Any = DefaultAutoscalingCoordinator(f"raylab-{uuid.uuid4().hex[:12]}")
         self.asked: list[dict[str, float]] = []
         self.asked_at = self.said_at = float("-inf")
+        self.may_grow: bool | None = None  # looked at when something is wanted
         self.stopped = threading.Event()
 
     @property
@@ -112,6 +113,10 @@ class Demand:
     def look(self) -> None:
         """Ask, where something has changed or the last request will expire; tell of a wait."""
         bundles, now = self.bundles(), time.monotonic()
+        if bundles and self.may_grow is None:
+            self.may_grow = grows() is not False
+        if not self.may_grow:
+            bundles = []
         if bundles != self.asked or (bundles and now - self.asked_at > _REPEATED_S):
             self.coordinator.request_resources(
                 bundles, _EXPIRES_S, priority=ResourceRequestPriority.LOW
@@ -145,5 +150,6 @@ class Demand:
         finally:
             self.stopped.set()
             thread.join()
-            with contextlib.suppress(Exception):  # the connection may have ended
-                self.coordinator.cancel_request()
+            if self.may_grow:
+                with contextlib.suppress(Exception):  # the connection may have ended
+                    self.coordinator.cancel_request()

@@ -125,7 +125,9 @@ class RunQueue:
 
         Not where the error would come again, nor after more than `max_failures` since the last new checkpoint.
         """
-        state = self.groups[group]
+        state = self.groups.get(group)
+        if state is None:  # all its runs had ended
+            return False
         kept = newest_checkpoint(self.jobs[state.run])
         state.faults = 1 if kept > state.kept else state.faults + 1
         state.kept = max(state.kept, kept)

@@ -62,7 +62,7 @@ def cluster_of(monkeypatch, **resources):
 def test_a_wait_is_told_at_once_and_every_minute(monkeypatch):
     told = []
     asked = Demand(Execution(workers=8, use_gpu=True, max_devices=32), told.append)
-    asked.coordinator, asked.runs = Coordinator(), 2
+    asked.coordinator, asked.runs, asked.may_grow = Coordinator(), 2, True
     with cluster_of(monkeypatch, CPU=4.0) as clock:
         for _ in range(130):
             asked.look()
@@ -77,15 +77,24 @@ def test_a_wait_is_told_at_once_and_every_minute(monkeypatch):
 def test_where_there_is_room_nothing_is_told(monkeypatch):
     told = []
     asked = Demand(Execution(encoding_actors=0), told.append)
-    asked.coordinator, asked.tasks = Coordinator(), 1
+    asked.coordinator, asked.tasks, asked.may_grow = Coordinator(), 1, True
     with cluster_of(monkeypatch, CPU=4.0):
         asked.look()
     assert told == []
 
 
+def test_a_cluster_that_does_not_grow_is_asked_for_nothing(monkeypatch):
+    asked = Demand(Execution(encoding_actors=0), lambda text: None)
+    asked.coordinator, asked.tasks = Coordinator(), 5
+    monkeypatch.setattr(demand, "grows", lambda: False)
+    with cluster_of(monkeypatch, CPU=4.0), asked.asking():
+        asked.look()
+    assert asked.coordinator.requests == []
+
+
 def test_what_was_asked_for_is_withdrawn():
     asked = Demand(Execution(), lambda text: None)
-    asked.coordinator = Coordinator()
+    asked.coordinator, asked.may_grow = Coordinator(), True
     with pytest.raises(KeyError), asked.asking():
         raise KeyError
     assert asked.coordinator.requests == [None]

@@ -147,6 +147,11 @@ def test_what_would_fail_again_is_not_started_again(queue, monkeypatch):
     assert not queue.failed(queue.start(), TrainingError("the loss is nan at step 3"))
 
 
+def test_a_group_that_has_ended_has_nothing_to_lose(queue):
+    assert not queue.failed("no such group", RuntimeError("late"))
+    assert queue.first_error() is None
+
+
 def test_who_only_names_a_run_loads_no_model_library():
     """The queue's own process is small; trials and controllers load what Ray Train does, and no more."""
     for module, heavy in (

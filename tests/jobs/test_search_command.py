@@ -61,7 +61,7 @@ def _tokenised(store, collection, tokenizer, *_):
 def in_this_process(monkeypatch, collection_folder):
     """The stages' own functions one after the other, without the seconds that every actor takes to start."""
 
-    def work_all(store, execution, tasks, finished):
+    def work_all(store, execution, tasks, finished, say):
         worker, queue = Worker(store, execution), list(tasks)
         while queue:
             task = following(None, queue)
@@ -346,7 +346,7 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
         (["CHECKPOINT", "nowhere", "x"], "no collection 'nowhere'"),
         (["EMPTY", "COLLECTION", "x"], "the folder holds no weights"),
         (["MODEL", "COLLECTION", "x"], "holds no retriever checkpoint (retriever.json"),
-        (["BROKEN", "COLLECTION", "x"], "its description cannot be read"),
+        (["BROKEN", "COLLECTION", "x"], "retriever.json is no JSON"),
         (["package:no_such_package/x", "COLLECTION", "x"], "needs the Python package"),
         (["CHECKPOINT", "COLLECTION", "x", "--top-k-query", "-1"], "--top-k-query = -1"),
         (["CHECKPOINT", "COLLECTION", "x", "--query-length", "0"], "--query-length = 0"),
@@ -382,7 +382,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_a_split_that_is_not_there_and_weights_cut_short(
     in_this_process, lab, tmp_path, collection_folder, retriever_folders
 ):
-    """Both are found once the collection has been read."""
+    """One is found once the collection has been read, the other before."""
     where = (retriever_folders["dense"], collection_folder, "--storage", lab)
     _, told = raylab("search", *where, "--split", "dev", expect=2)
     assert "--split dev: " in told
@@ -392,7 +392,8 @@ def test_a_split_that_is_not_there_and_weights_cut_short(
     (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     _, told = raylab("search", cut, collection_folder, "x", "--storage", lab, expect=2)
     last = told.splitlines()[-1]
-    assert last.startswith(f"error: {cut}: the model cannot be loaded")
+    assert last.startswith(f"error: {cut}: {cut}/model.safetensors has")
+    assert "and its header tells of" in last
 
 
 def test_a_process_of_its_own_says_it_in_one_line(tmp_path):
