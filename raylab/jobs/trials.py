@@ -143,7 +143,7 @@ def run_trials(store: Store, execution: Execution, view: QueueView) -> None:
     Raises:
         The first failed run's own error, unwrapped, when all others have ended.
     """
-    resources = {"CPU": 0, **on_head().get("resources", {})}
+    resources = {"CPU": 0, **on_head()["resources"]}
     trial = tune.with_parameters(_trial, store=store, execution=execution, queue=view.queue)
     tuner = tune.Tuner(
         tune.with_resources(trial, resources),
@@ -169,7 +169,6 @@ def run_trials(store: Store, execution: Execution, view: QueueView) -> None:
     for fault in [error, *results.errors]:
         if isinstance(fault, BaseException):
             raise root_cause(fault)
-    with contextlib.suppress(
-        FileNotFoundError
-    ):  # Tune's and Ray Train's own state: all of it has ended
+    # Tune's and Ray Train's own state; all of it has ended.
+    with contextlib.suppress(FileNotFoundError):
         store.files.remove_tree(TUNE)

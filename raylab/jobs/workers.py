@@ -1,4 +1,4 @@
-"""What a train worker does: load, train with DeepSpeed, report through Ray Train, commit."""
+"""What a train worker does, run after run: load, train with DeepSpeed, report, commit."""
 
 from __future__ import annotations
 
