@@ -76,6 +76,7 @@ class RunQueue:
         self.queue, self.jobs, self.execution = Queue(items), jobs, execution
         self.groups: dict[str, _Group] = {}
         self.begun: list[str] = []  # counted as running, and not taken yet
+        self.taken: dict[str, float] = {}  # when (Unix seconds) a run was given to a group
         self.happened: list[RunEvent] = []
         self.errors: list[BaseException] = []
         self.waits = False
@@ -109,6 +110,10 @@ class RunQueue:
     def job(self, run: str) -> Job:
         """All that a worker needs to know of a run."""
         return self.jobs[run]
+
+    def taken_at(self, run: str) -> float:
+        """When this queue gave a run to a group, in Unix seconds; its workers may have had to start since, or again."""
+        return self.taken[run]
 
     def following(self, group: str) -> str | None:
         """A group's run is done: the one that it takes next, or None, and the group ends."""
@@ -164,6 +169,7 @@ class RunQueue:
             if of_devices is None or (item.devices == of_devices and item.seconds <= SHORT_S):
                 self.begun.remove(name)
                 self.waits = False
+                self.taken[name] = time.time()
                 self._tell("start", name)
                 return name
         return None

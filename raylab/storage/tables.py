@@ -134,6 +134,10 @@ class LedgerRow:
     retries: int | None = _doc("restarts of workers")
     lost_flops: float | None = _doc("that had to be done again")
     lost_seconds: float | None = _doc("that had to be done again")
+    elapsed_seconds: float | None = _doc(
+        "of a training run from its start, its workers' start, faults and restarts included"
+    )
+    effective_time: float | None = _doc("share of the elapsed seconds in steps that were kept")
     energy_j: float | None = _doc("of the devices, where they tell it")
     size_bytes: int = _doc("stored")
     unstored_bytes: int | None = _doc("of hits, what embeddings would take that were let go")
@@ -154,6 +158,7 @@ class LedgerRow:
             "retries",
             "lost_flops",
             "lost_seconds",
+            "elapsed_seconds",
             "energy_j",
             "unstored_bytes",
             "measuring_flops",
@@ -168,9 +173,14 @@ class LedgerRow:
             seconds=float(seconds),
             device_seconds=meta.get("device_seconds"),
             tokens=meta.get("own_tokens", meta.get("tokens")),
+            effective_time=_share(meta.get("train_seconds"), meta.get("elapsed_seconds")),
             size_bytes=artifact.size_bytes,
             **{name: meta.get(name) for name in noted},
         )
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 @dataclass(frozen=True)
