@@ -1,4 +1,4 @@
-"""Effective training time under faults: what a fault, a restart and a checkpoint cost here, and what that makes of 64 GPUs.
+"""Effective training time: what a fault, a restart and a checkpoint cost here, and what that makes of 64 GPUs.
 
 python benchmarks/faults.py            # kills a train worker of a small grid, then simulates
 python benchmarks/faults.py --smoke    # small states, and the restart that was measured before

@@ -137,11 +137,16 @@ def encoders(execution: Execution) -> int:
     return execution.encoding_actors or room(resource, each)
 
 
+def devices_there(execution: Execution) -> int:
+    """Devices that the cluster has now."""
+    return room("GPU" if execution.use_gpu else "CPU", 1.0)
+
+
 def training_devices(execution: Execution) -> int:
     """Devices that training may hold now: of `concurrent_trials` runs, or (0) all that the cluster has."""
     most = execution.max_devices
     if execution.concurrent_trials:
         devices = execution.concurrent_trials * execution.workers
     else:
-        devices = room("GPU" if execution.use_gpu else "CPU", 1.0)
+        devices = devices_there(execution)
     return devices if most is None else min(devices, most)

@@ -36,9 +36,7 @@ class RayReporter:
         taken_at: when the run was given to this worker's group, in Unix seconds.
     """
 
-    def __init__(
-        self, job: AdaptationJob | FineTuningJob, names: dict[int, str], taken_at: float
-    ):
+    def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str], taken_at: float):
         self.names, self.board, self.job = names, job.board, job.run_name
         self.spends_budget = isinstance(job, FineTuningJob)
         self.live = _run_log(job)

@@ -51,7 +51,8 @@ class QueueView:
         if not at_once and now - self.looked < _LOOK_S:
             return
         self.looked = now
-        news: News = ray.get(self.queue.news.remote())
+        news: News = ray.get(self.queue.news.remote(self.demand.tasks))
+        self.has_news |= news.free < self.free  # of those that were lent
         self.free, self.is_done = news.free, news.is_done
         self.demand.busy, self.demand.runs = news.busy, news.ready
         self.has_news |= bool(news.events)

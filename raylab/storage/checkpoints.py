@@ -19,7 +19,9 @@ from pathlib import Path
 from raylab.storage.store import Store
 
 _STEP = "step-"
-_MARK = re.compile(r"complete-(\d+)-of-(\d+)")  # written last: what stands beside it is a worker's whole part
+_MARK = re.compile(
+    r"complete-(\d+)-of-(\d+)"
+)  # written last: what stands beside it is a worker's whole part
 
 
 class Checkpoints:
@@ -32,7 +34,9 @@ class Checkpoints:
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint of which all workers' parts are there."""
-        return max((step for step, names in self._listed().items() if _is_whole(names)), default=None)
+        return max(
+            (step for step, names in self._listed().items() if _is_whole(names)), default=None
+        )
 
     @contextlib.contextmanager
     def opened(self, step: int) -> Iterator[Path]:
@@ -97,7 +101,9 @@ class Checkpoints:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         newest = self.newest() if self.rank == 0 else None
-        if newest is not None:  # the others may not be as far: then the one before stays until the next
+        if (
+            newest is not None
+        ):  # the others may not be as far: then the one before stays until the next
             self._remove(older for older in self._listed() if older < newest)
 
     def _remove(self, steps: Iterable[int]) -> None:

@@ -1,6 +1,7 @@
 """What a run took: its sessions, what they did twice, and the time from its start."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,11 +86,12 @@ def test_only_the_writer_tells(tmp_path):
 
 @pytest.mark.parametrize(("elapsed", "share"), [(40.0, 0.5), (None, None), (0.0, None)])
 def test_effective_time_in_the_ledger(elapsed, share):
-    class Made:
-        manifest = {"stage": "retriever", "name": "a", "seconds": 1.0}
-        meta = {"train_seconds": 20.0, "elapsed_seconds": elapsed}
-        fingerprint, size_bytes = "f", 1
-
-    row = LedgerRow.of(Made())  # type: ignore[arg-type]
+    made = SimpleNamespace(
+        manifest={"stage": "retriever", "name": "a", "seconds": 1.0},
+        meta={"train_seconds": 20.0, "elapsed_seconds": elapsed},
+        fingerprint="f",
+        size_bytes=1,
+    )
+    row = LedgerRow.of(made)  # type: ignore[arg-type]
     assert row.elapsed_seconds == elapsed
     assert row.effective_time == share or math.isclose(row.effective_time, share)
