@@ -128,7 +128,10 @@ class LedgerRow:
     )
     flops: float | None = _doc("what it took; what runs shared is in the first of them")
     spent_flops: float | None = _doc("what it stands for under its contract, shared parts included")
-    seconds: float = _doc("of wall time")
+    seconds: float = _doc("of wall time, of its work")
+    writing_seconds: float | None = _doc(
+        "of writing it into the storage, where that is known apart from the work"
+    )
     device_seconds: float | None = _doc("seconds x devices (GPUs, or cores)")
     tokens: float | None = _doc("without padding")
     retries: int | None = _doc("restarts of workers")
@@ -151,7 +154,7 @@ class LedgerRow:
         """From an artifact's manifest: what its stage noted of the work."""
         manifest, meta = artifact.manifest, artifact.meta
         # Writing an artifact is not all of making it: a stage says where it took longer.
-        seconds = meta.get("train_seconds", meta.get("seconds", manifest["seconds"]))
+        work = meta.get("train_seconds", meta.get("seconds"))
         spent = meta.get("spent_flops", meta.get("flops"))
         noted = (
             "planned_flops",
@@ -170,7 +173,8 @@ class LedgerRow:
             fingerprint=artifact.fingerprint,
             flops=meta.get("own_flops", spent),
             spent_flops=spent,
-            seconds=float(seconds),
+            seconds=float(manifest["seconds"] if work is None else work),
+            writing_seconds=None if work is None else float(manifest["seconds"]),
             device_seconds=meta.get("device_seconds"),
             tokens=meta.get("own_tokens", meta.get("tokens")),
             effective_time=_share(meta.get("train_seconds"), meta.get("elapsed_seconds")),
