@@ -43,9 +43,10 @@ def printed_by(command: list[str], monkeypatch, capsys) -> str:
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
         (["sparse_search.py", "--smoke"], "| 100 | seismic |" if SEISMIC else "pass: answers"),
         (["dense_search.py", "--smoke"], "pass: answers"),
+        (["faults.py", "--smoke"], "pass: at least"),
         (["scheduling.py"], "| the paper's epochs | 64 |"),
     ],
-    ids=["sparse_head", "feeding", "sparse_search", "dense_search", "scheduling"],
+    ids=["sparse_head", "feeding", "sparse_search", "dense_search", "faults", "scheduling"],
 )
 def test_the_command_prints_its_table(command, told, monkeypatch, capsys):
     assert told in printed_by(command, monkeypatch, capsys)
