@@ -65,7 +65,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What `--cells` filters match: `sparse-pico-2x128-cl+kd`, a variant's name at its end."""
+        """What `--cells` filters match: `sparse-pico-1x192-cl+kd`, a variant's name at its end."""
         variant = f"-{self.variant}" if self.variant else ""
         return f"{self.head.name}-{self.backbone.name}-{self.objective.name}{variant}"
 
