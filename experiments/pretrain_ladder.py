@@ -19,7 +19,8 @@ from raylab.data.sources import open_collection
 from raylab.models.teachers import Teacher, teacher_fingerprint
 from raylab.training.excerpts import Excerpts, cut
 from raylab.training.ladder_card import Provenance, card
-from raylab.training.pretraining import Lessons, Pretraining, pretrain
+from raylab.training.lessons import Lessons
+from raylab.training.pretraining import Pretraining, pretrain
 from raylab.training.rungs import Rung, train_tokenizer
 from raylab.training.taught import teacher_embeddings
 

@@ -23,18 +23,23 @@ class Provenance:
 
 def card(rung: Rung, config: Pretraining, trained: Trained, origin: Provenance) -> str:
     """The Markdown of a rung's README."""
-    shape, done = trained.shape, trained.progress
+    shape, phases = trained.shape, trained.phases
+    steps = [
+        f"{done.steps:,} steps of {phase.batch} documents, {done.steps * phase.batch / trained.documents:.1f} epochs"
+        for phase, done in zip(config.phases, phases, strict=True)
+    ]
     rows = {
         "text": f"{origin.text}: {trained.documents:,} documents, {trained.held_out} more held out; "
         "no query, claim, judgement or score of one",
         "teacher": f"{origin.teacher}, {origin.teacher_license}; its similarities were distilled",
         "excerpts of a document": f"`{origin.excerpts}`",
         "recipe": f"`{config}`",
-        "steps": f"{done.step:,}, {done.step * config.batch / trained.documents:.1f} epochs",
-        "tokens": f"{done.tokens:.3g} with padding, {done.tokens / shape.parameters:.3g} a non-embedding parameter",
-        "last batch's loss": f"{done.loss:.3f}",
-        "FLOPs": f"{done.spent_flops:.3g}",
-        "CPU seconds, one thread": f"{trained.cpu_seconds:.0f}",
+        "phases": "; ".join(steps),
+        "tokens": f"{trained.tokens:.3g} with padding, {trained.tokens / shape.parameters:.3g} a non-embedding "
+        "parameter",
+        "last batches' losses": ", ".join(f"{done.loss:.3f}" for done in phases),
+        "FLOPs": f"{sum(done.flops for done in phases):.3g}",
+        "CPU seconds, one thread": f"{sum(done.cpu_seconds for done in phases):.0f}",
         "command": f"`{origin.command}`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -61,14 +66,17 @@ It starts experiments on a laptop. It is no model to deploy.
 
 
 def _fit(trained: Trained) -> str:
-    """How the fit moved along the run, as a table."""
-    points = trained.fit()
-    names = [name for name in points[-1] if name.startswith("held_out")] if points else []
-    if not names:
-        return "It was not measured."
-    head = ["step", *(name.removeprefix("held_out_").replace("_", " ") for name in names)]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for point in points:
-        values = [f"{point['step']:.0f}", *(f"{point[name]:.3f}" for name in names)]
-        lines.append(" | ".join(values))
-    return "\n".join(f"| {line} |" for line in lines)
+    """How the fit moved along each phase, as tables."""
+    tables = []
+    for place in range(len(trained.phases)):
+        points = trained.fit(place)
+        if not points:
+            continue
+        names = [name for name in points[-1] if name.startswith("held_out")]
+        head = ["step", *(name.removeprefix("held_out_").replace("_", " ") for name in names)]
+        lines = [" | ".join(head), " | ".join("---" for _ in head)]
+        for point in points:
+            values = [f"{point['step']:.0f}", *(f"{point[name]:.3f}" for name in names)]
+            lines.append(" | ".join(values))
+        tables.append(f"Phase {place + 1}:\n\n" + "\n".join(f"| {line} |" for line in lines))
+    return "\n\n".join(tables) or "It was not measured."

@@ -8,16 +8,18 @@ Legend: N documents, S short excerpts a document, B documents of a step, T dimen
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from raylab.data.supervision.batches import mask_tokens, pad
@@ -25,10 +27,10 @@ from raylab.data.tokenizer import MASK_TOKEN
 from raylab.experiment.config import check
 from raylab.experiment.heads import HEADS, SPARSE
 from raylab.models.hub import save_weights, state_to_save
-from raylab.planning.flops import Rows, Shape, head_forward_flops, train_flops
+from raylab.planning.flops import Rows, Shape, head_forward_flops, score_flops, train_flops
 from raylab.training.distributed import ensure_process_group
 from raylab.training.engine import Optimization
-from raylab.training.excerpts import Texts
+from raylab.training.lessons import Lessons
 from raylab.training.loop import Evaluation, History, Progress, run
 from raylab.training.rungs import Rung, give_meaning, start, token_meanings
 from raylab.training.teaching import Batch, Distillation, Loss, Masked, TaughtModule, log_unigrams
@@ -37,98 +39,98 @@ _CHECKPOINTS = 10
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of pre-training: losses, steps and a schedule of its own.
+
+    `bag`: embeddings alone are trained, and a text is a bag of them. Blocks that add nothing yet are left out, which
+    makes a step as cheap at any width as looking its tokens up.
+    """
+
+    losses: tuple[Loss, ...]
+    steps: int
+    bag: bool = False
+    batch: int = 128  # documents
+    learning_rate: float = 2e-3
+    warmup_fraction: float = 0.05
+
+    def __post_init__(self) -> None:
+        check(bool(self.losses), "losses", self.losses, "at least one")
+        for name in ("steps", "batch"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+
+
+DENSE_TAUGHT = Distillation("dense", cosine=True)
+SPARSE_TAUGHT = Distillation("sparse", temperature=1.0, flops_weight=3e-4)
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """Hyper-parameters, shared by all rungs.
 
-    The learning rate of embeddings and norms is the same at every width; that of the blocks' matrices is
-    `learning_rate` at `reference_hidden` and falls as 1 / width (2203.03466).
+    The learning rate of embeddings and norms is the same at every width; that of the blocks' matrices is the
+    phase's at `reference_hidden` and falls as 1 / width (2203.03466).
     """
 
-    losses: tuple[Loss, ...] = (
-        Distillation("dense"),
-        Distillation("sparse", temperature=1.0, flops_weight=3e-4),
+    phases: tuple[Phase, ...] = (
+        Phase((DENSE_TAUGHT,), steps=1_000, bag=True),
+        Phase((DENSE_TAUGHT, SPARSE_TAUGHT), steps=100, learning_rate=1e-3),
     )
-    steps: int = 300
-    batch: int = 128  # documents
-    learning_rate: float = 2e-3
     reference_hidden: int = 96
     betas: tuple[float, float] = (0.9, 0.98)
-    warmup_fraction: float = 0.05
     residual_scale: float = 0.0
     meaning_share: float = 1.0  # of the embeddings' start; 0: random
     masked_fraction: float = 0.2
     visible_fraction: float = 0.1
-    limit: int = 128  # tokens of an excerpt
+    limit: int = 64  # tokens of an excerpt
     held_out: int = 256  # documents kept from training, to measure the fit on
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check(bool(self.losses), "losses", self.losses, "at least one")
-        for name in ("steps", "batch", "limit", "reference_hidden"):
+        check(bool(self.phases), "phases", self.phases, "at least one")
+        bagged = [phase.bag for phase in self.phases]
+        first = bagged == sorted(bagged, reverse=True)
+        check(first, "phases", bagged, "bags of words first: later the blocks add something")
+        right = "0 where the blocks are left out at first"
+        check(
+            not any(bagged) or not self.residual_scale, "residual_scale", self.residual_scale, right
+        )
+        for name in ("limit", "reference_hidden"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
-    def optimization(self, hidden: int) -> Optimization:
+    def optimization(self, phase: Phase, hidden: int) -> Optimization:
         """The optimizer of a rung of this width."""
         return Optimization(
-            self.learning_rate,
+            phase.learning_rate,
             0.0,
-            self.warmup_fraction,
+            phase.warmup_fraction,
             1.0,
             zero_stage=0,
-            matrix_rate=self.reference_hidden / hidden,
+            matrix_rate=1.0 if phase.bag else self.reference_hidden / hidden,
             betas=self.betas,
-        )
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """The tokens of all excerpts, whose they are (`Texts`), and the teacher's embeddings of them."""
-
-    ids: Sequence[np.ndarray]
-    texts: Texts
-    taught_NT: np.ndarray
-
-    @classmethod
-    def of(
-        cls, texts: Texts, taught_NT: np.ndarray, tokenizer: PreTrainedTokenizerFast, limit: int
-    ) -> Lessons:
-        """Excerpts as the rungs' tokenizer sees them."""
-        encoded = tokenizer(texts.texts, add_special_tokens=False)["input_ids"]
-        return cls([np.asarray(ids[:limit], np.int64) for ids in encoded], texts, taught_NT)
-
-    def split(self, held_out: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """(documents to train on, documents held out), disjoint, the same for every rung.
-
-        Raises:
-            ConfigError: nothing is left to train on.
-        """
-        check(held_out < len(self.texts), "held_out", held_out, f"below {len(self.texts)}")
-        order = np.random.default_rng([seed, 4]).permutation(len(self.texts))
-        return np.sort(order[: len(order) - held_out]), order[len(order) - held_out :]
-
-    def excerpts_of(self, documents: np.ndarray) -> np.ndarray:
-        """Places in `ids` of every excerpt of some documents."""
-        return np.concatenate(
-            [self.texts.short_NS[documents].ravel(), self.texts.long_NL[documents].ravel()]
         )
 
 
 @dataclass
 class TaughtTask:
-    """Pre-training of one rung (`raylab.training.loop.Task`), on one worker."""
+    """One phase of a rung's pre-training (`raylab.training.loop.Task`), on one worker."""
 
     module: TaughtModule
     shape: Shape
     lessons: Lessons
     config: Pretraining
+    place: int  # of the phase
     mask_id: int
     documents: np.ndarray
     held_out: np.ndarray
     _last: tuple[int, Batch] | None = field(default=None, repr=False)
 
     @property
+    def phase(self) -> Phase:
+        return self.config.phases[self.place]
+
+    @property
     def steps(self) -> int:
-        return self.config.steps
+        return self.phase.steps
 
     @property
     def measured_at(self) -> None:
@@ -136,15 +138,18 @@ class TaughtTask:
         return None
 
     def cost(self, step: int) -> tuple[float, float]:
-        batch = self.batch(step)
+        batch, losses = self.batch(step), self.phase.losses
         rows = [Rows(*ids.shape, float(mask.sum())) for ids, mask in (batch.short, batch.long)]
-        sparse = any(HEADS[head].is_sparse for loss in self.config.losses for head in loss.heads)
-        head = SPARSE if sparse else None
-        flops = train_flops(self.shape, rows, head, None, checkpointing=False)
+        heads = {HEADS[name] for loss in losses for name in loss.heads}
+        shape = replace(self.shape, layers=0) if self.phase.bag else self.shape
+        head = SPARSE if SPARSE in heads else None
+        flops = train_flops(shape, rows, head, None, checkpointing=False)
+        size = self.phase.batch
+        flops += sum(2 * score_flops(size, size, shape.width(head)) for head in heads)
         if batch.masked is not None:
-            flops += train_flops(self.shape, rows[1:], None, None, checkpointing=False)
+            flops += train_flops(shape, rows[1:], None, None, checkpointing=False)
             asked = batch.masked.selected_BL | batch.masked.visible_BL
-            flops += 3 * head_forward_flops(self.shape, Rows(float(asked.sum()), 1), SPARSE)
+            flops += 3 * head_forward_flops(shape, Rows(float(asked.sum()), 1), SPARSE)
         return flops, sum(part.tokens for part in rows)
 
     def backward(self, engine: Any, step: int) -> float:
@@ -156,8 +161,8 @@ class TaughtTask:
         """The fit to the teacher on the held-out documents, in groups as large as a step's."""
         training, sums, groups = engine.training, dict[str, float](), 0
         engine.eval()
-        for begin in range(0, len(self.held_out), self.config.batch):
-            group = self.held_out[begin : begin + self.config.batch]
+        for begin in range(0, len(self.held_out), self.phase.batch):
+            group = self.held_out[begin : begin + self.phase.batch]
             if len(group) < 2:
                 continue
             rng = np.random.default_rng([self.config.seed, 3, begin])
@@ -170,19 +175,20 @@ class TaughtTask:
     def batch(self, step: int) -> Batch:
         """What a step trains on, from seed and step alone; the last one is kept."""
         if self._last is None or self._last[0] != step:
-            rng = np.random.default_rng([self.config.seed, 1, step])
+            rng = np.random.default_rng([self.config.seed, 1, self.place, step])
             self._last = step, self._batch(self._documents(step), rng)
         return self._last[1]
 
     def _documents(self, step: int) -> np.ndarray:
         """Every document once an epoch, in an order of its own."""
-        size, count = self.config.batch, len(self.documents)
+        size, count = self.phase.batch, len(self.documents)
         places = np.arange(step * size, (step + 1) * size)
-        orders = {
-            int(epoch): np.random.default_rng([self.config.seed, 2, int(epoch)]).permutation(count)
-            for epoch in np.unique(places // count)
-        }
+        orders = {int(epoch): self._order(int(epoch)) for epoch in np.unique(places // count)}
         return self.documents[[orders[int(place // count)][place % count] for place in places]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.config.seed, 2, self.place, epoch])
+        return rng.permutation(len(self.documents))
 
     def _batch(self, documents: np.ndarray, rng: np.random.Generator) -> Batch:
         """One short and one long excerpt of each document."""
@@ -197,7 +203,7 @@ class TaughtTask:
             rows = self.lessons.taught_NT[places].astype(np.float32)
             taught.append(torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)))
         masked = None
-        if any(loss.masks for loss in self.config.losses):
+        if any(loss.masks for loss in self.phase.losses):
             masked = self._masked(*parts[1], rng)
         return Batch(parts[0], parts[1], (taught[0], taught[1]), masked)
 
@@ -214,7 +220,7 @@ class TaughtTask:
         return Masked(inputs_BL, ids_BL, selected_BL, visible_BL)
 
     def describe(self, step: int) -> str:
-        return f"documents {step * self.config.batch} and on"
+        return f"phase {self.place}, documents {step * self.phase.batch} and on"
 
 
 @dataclass
@@ -246,19 +252,35 @@ class FolderReporter:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What came of a rung: where it ended, how it came there, and on how much."""
+class PhaseDone:
+    """What a phase took, and how it went."""
 
-    progress: Progress
+    steps: int
+    tokens: float  # with padding
+    flops: float
+    cpu_seconds: float
+    loss: float
     history: History
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a rung: what each phase took, and on how much."""
+
     shape: Shape
     documents: int
     held_out: int
-    cpu_seconds: float
+    phases: tuple[PhaseDone, ...]
 
-    def fit(self) -> list[dict[str, float]]:
-        """The points of the history at which the held-out documents were measured."""
-        return [p for p in self.history if any(name.startswith("held_out") for name in p)]
+    @property
+    def tokens(self) -> float:
+        """With padding."""
+        return sum(phase.tokens for phase in self.phases)
+
+    def fit(self, place: int) -> list[dict[str, float]]:
+        """The points of a phase at which the held-out documents were measured."""
+        history = self.phases[place].history
+        return [p for p in history if any(name.startswith("held_out") for name in p)]
 
 
 def beginning(
@@ -287,30 +309,52 @@ def pretrain(
     work: Path,
     say: Callable[[str], None] = print,
 ) -> Trained:
-    """Pre-train a rung and write it as a model folder, without a card; checkpoints are kept under `work`.
+    """Pre-train a rung and write it as a model folder, without a card.
+
+    Phases that are done, and the newest checkpoint of the one that runs, are kept under `work` until the rung is
+    there.
 
     Raises:
         TrainingError: a loss or a gradient that is not finite.
     """
-    began = time.process_time()
     documents, held_out = lessons.split(config.held_out, config.seed)
     model = beginning(rung, tokenizer, lessons, documents, config)
-    model.train()
     counts_V = np.bincount(
         np.concatenate([lessons.ids[p] for p in lessons.excerpts_of(documents)]),
         minlength=len(tokenizer),
     )
-    module = TaughtModule(model, config.losses, log_unigrams(torch.from_numpy(counts_V).float()))
-    mask_id = tokenizer.convert_tokens_to_ids(MASK_TOKEN)
+    unigram_V = log_unigrams(torch.from_numpy(counts_V).float())
     shape = Shape.of(model.config)
-    task = TaughtTask(module, shape, lessons, config, int(mask_id), documents, held_out)  # type: ignore[arg-type]
+    mask_id = int(tokenizer.convert_tokens_to_ids(MASK_TOKEN))  # type: ignore[arg-type]
     ensure_process_group()
-    reporter = FolderReporter(work, say)
-    _, done, history = run(task, config.optimization(rung.hidden), reporter, _CHECKPOINTS)
+    done = []
+    for place, phase in enumerate(config.phases):
+        module = TaughtModule(model, phase.losses, unigram_V, phase.bag)
+        task = TaughtTask(module, shape, lessons, config, place, mask_id, documents, held_out)
+        done.append(_phase(task, rung, work / f"phase-{place}", say))
     model.config.dtype = torch.float16  # half the size; training and encoding on CPU load float32
     halves = {name: tensor.half() for name, tensor in state_to_save(model).items()}
     save_weights(model, halves, folder)
     tokenizer.save_pretrained(str(folder))
     shutil.rmtree(work, ignore_errors=True)
+    return Trained(shape, len(documents), len(held_out), tuple(done))
+
+
+def _phase(task: TaughtTask, rung: Rung, work: Path, say: Callable[[str], None]) -> PhaseDone:
+    """Train one phase, or load what it came to."""
+    model, began = task.module.model, time.process_time()
+    weights, facts = work / "model.safetensors", work / "done.json"
+    if facts.exists():
+        model.load_state_dict(load_file(weights), strict=False)  # tied weights have one name
+        return PhaseDone(**json.loads(facts.read_text()))
+    model.requires_grad_(not task.phase.bag)
+    model.get_input_embeddings().requires_grad_(True)
+    model.train()
+    optimization = task.config.optimization(task.phase, rung.hidden)
+    _, end, history = run(task, optimization, FolderReporter(work, say), _CHECKPOINTS)
     seconds = time.process_time() - began
-    return Trained(done, history, shape, len(documents), len(held_out), seconds)
+    done = PhaseDone(end.step, end.tokens, end.spent_flops, seconds, end.loss, history)
+    work.mkdir(parents=True, exist_ok=True)
+    save_file(state_to_save(model), weights)
+    facts.write_text(json.dumps(asdict(done)))
+    return done

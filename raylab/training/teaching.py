@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from raylab.experiment.config import check
 from raylab.experiment.heads import HEADS, SPARSE
-from raylab.models.backbone import hidden_states, output_weight
+from raylab.models.backbone import final_norm, hidden_states, output_weight
 from raylab.models.heads import represent
 from raylab.training.losses import flops_regularizer, info_nce, kl_distillation
 from raylab.training.mntp import next_token_losses
@@ -49,17 +49,26 @@ class Batch:
 
 @dataclass
 class Step:
-    """A batch under the model: what its losses ask for is computed once."""
+    """A batch under the model: what its losses ask for is computed once.
+
+    `bag`: the blocks are left out, which add nothing while their outputs are 0; a state is its token's embedding.
+    """
 
     model: Any
     batch: Batch
     unigram_V: torch.Tensor | None = None  # log-probabilities
+    bag: bool = False
     _represented: dict[str, Pair] = field(default_factory=dict)
 
     @cached_property
     def hidden(self) -> Pair:
-        short, long = (hidden_states(self.model, *part) for part in self._parts)
+        short, long = (self._states(*part) for part in self._parts)
         return short, long
+
+    def _states(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
+        if self.bag:
+            return final_norm(self.model)(self.model.get_input_embeddings()(ids_BL))
+        return hidden_states(self.model, ids_BL, mask_BL)
 
     @property
     def _parts(self) -> tuple[Padded, Padded]:
@@ -213,19 +222,25 @@ class MaskedTokens:
 class TaughtModule(nn.Module):
     """The weighted sum of the losses of a batch."""
 
-    def __init__(self, model: Any, losses: Sequence[Loss], unigram_V: torch.Tensor | None = None):
+    def __init__(
+        self,
+        model: Any,
+        losses: Sequence[Loss],
+        unigram_V: torch.Tensor | None = None,
+        bag: bool = False,
+    ):
         super().__init__()
         self.model, self.losses = model, tuple(losses)
-        self.unigram_V = unigram_V
+        self.unigram_V, self.bag = unigram_V, bag
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        step = Step(self.model, batch, self.unigram_V)
+        step = Step(self.model, batch, self.unigram_V, self.bag)
         return torch.stack([loss.weight * loss(step) for loss in self.losses]).sum()
 
     @torch.no_grad()
     def measures(self, batch: Batch) -> Mapping[str, float]:
         """KL to the teacher under every head that is taught, and the positive terms of a long excerpt."""
-        step = Step(self.model, batch, self.unigram_V)
+        step = Step(self.model, batch, self.unigram_V, self.bag)
         values = {}
         for loss in self.losses:
             if isinstance(loss, Distillation):

@@ -136,7 +136,7 @@ def test_what_whole_steps_cannot_make_alike_is_said():
 
 
 def test_a_total_holds_cells_and_the_mntp_that_they_share_once():
-    grid = Grid(PICO, "scifact", sizes=("pico-1x96", "pico-2x96"), heads=(DENSE,), seeds=(0, 1))
+    grid = Grid(PICO, "scifact", sizes=("pico-1x96", "pico-1x192"), heads=(DENSE,), seeds=(0, 1))
     cells = [c for c in grid.cells() if c.objective == CL]
     small, large = cells[:2], cells[2:]
 

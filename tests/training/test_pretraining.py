@@ -14,21 +14,28 @@ from raylab.training.distributed import ensure_process_group
 from raylab.training.engine import make_engine
 from raylab.training.excerpts import Excerpts, cut
 from raylab.training.ladder_card import Provenance, card
+from raylab.training.lessons import Lessons
 from raylab.training.pretraining import (
     FolderReporter,
-    Lessons,
+    Phase,
     Pretraining,
     TaughtTask,
     beginning,
     pretrain,
 )
 from raylab.training.rungs import Rung, train_tokenizer
-from raylab.training.teaching import MaskedTokens
+from raylab.training.teaching import Distillation, MaskedTokens, TaughtModule
 
 RUNG = Rung("tiny", layers=1, hidden=16, heads=2, intermediate=32)
 WORDS = ["cell", "protein", "gene", "tumour", "virus", "mouse", "patient", "drug", "dose", "heart"]
 EXCERPTS = Excerpts(short=2, shortest=2, longest=4, long=1, long_shortest=6, long_longest=9)
-CONFIG = Pretraining(steps=12, batch=5, held_out=6, limit=20, learning_rate=3e-3, meaning_share=0.0)
+BOTH = (
+    Distillation("dense", cosine=True),
+    Distillation("sparse", temperature=1.0, flops_weight=3e-4),
+)
+BAG = Phase(BOTH[:1], steps=30, bag=True, batch=5, learning_rate=1e-2)
+WHOLE = Phase(BOTH, steps=12, batch=5, learning_rate=3e-3)
+CONFIG = Pretraining(phases=(BAG, WHOLE), held_out=6, limit=20, meaning_share=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +57,13 @@ def lessons(tokenizer):
     return Lessons.of(texts, taught.astype(np.float16), tokenizer, CONFIG.limit)
 
 
-def task_of(lessons, config, documents=None) -> TaughtTask:
-    train, held_out = lessons.split(config.held_out, config.seed)
-    documents = train if documents is None else documents
-    return TaughtTask(None, None, lessons, config, 95, documents, held_out)  # type: ignore[arg-type]
+def task_of(lessons, seed=0, **changes) -> TaughtTask:
+    """The second phase, changed."""
+    config = dataclasses.replace(
+        CONFIG, phases=(BAG, dataclasses.replace(WHOLE, **changes)), seed=seed
+    )
+    documents, held_out = lessons.split(config.held_out, 0)
+    return TaughtTask(None, None, lessons, config, 1, 95, documents, held_out)  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------- batches
@@ -71,7 +81,7 @@ def owners(lessons, part) -> list[int]:
 
 
 def test_every_document_is_seen_once_an_epoch_in_an_order_of_its_own(lessons):
-    task = task_of(lessons, dataclasses.replace(CONFIG, batch=4))
+    task = task_of(lessons, batch=4)
     assert len(task.documents) == 20
     epochs = [
         np.concatenate([task._documents(step) for step in range(5 * e, 5 * e + 5)])
@@ -83,13 +93,13 @@ def test_every_document_is_seen_once_an_epoch_in_an_order_of_its_own(lessons):
 
 
 def test_a_step_that_spans_two_epochs_takes_the_end_of_one_and_the_beginning_of_the_next(lessons):
-    by_4, by_5 = (task_of(lessons, dataclasses.replace(CONFIG, batch=size)) for size in (4, 8))
+    by_4, by_8 = (task_of(lessons, batch=size) for size in (4, 8))
     joined = np.concatenate([by_4._documents(step) for step in range(10)])
-    np.testing.assert_array_equal(joined, np.concatenate([by_5._documents(s) for s in range(5)]))
+    np.testing.assert_array_equal(joined, np.concatenate([by_8._documents(s) for s in range(5)]))
 
 
 def test_rows_of_a_batch_are_of_one_document_with_the_teachers_embeddings(lessons):
-    task = task_of(lessons, CONFIG)
+    task = task_of(lessons)
     for step in range(6):
         batch = task.batch(step)
         documents = task._documents(step)
@@ -104,9 +114,7 @@ def test_rows_of_a_batch_are_of_one_document_with_the_teachers_embeddings(lesson
 
 
 def test_batches_follow_from_seed_and_step(lessons):
-    first, again, other = (
-        task_of(lessons, dataclasses.replace(CONFIG, seed=seed)).batch(3) for seed in (1, 1, 2)
-    )
+    first, again, other = (task_of(lessons, seed).batch(3) for seed in (1, 1, 2))
     assert torch.equal(first.long[0], again.long[0])
     assert first.long[0].tolist() != other.long[0].tolist()
 
@@ -120,8 +128,7 @@ def test_held_out_documents_are_disjoint_and_the_same_for_all(lessons):
 
 
 def test_only_real_tokens_are_masked_and_never_the_first(lessons, tokenizer):
-    config = dataclasses.replace(CONFIG, losses=(MaskedTokens(),), batch=10)
-    task = task_of(lessons, config)
+    task = task_of(lessons, losses=(MaskedTokens(),), batch=10)
     task.shape = type("", (), {"vocabulary": len(tokenizer)})()
     selected = visible = real = hidden = 0
     for step in range(60):
@@ -169,24 +176,51 @@ def test_the_folder_is_a_model_that_other_tools_load(made, tokenizer):
 
 
 def test_training_fits_the_teacher_on_documents_that_were_held_out(made):
-    fit = made[2].fit()
-    for name in ("held_out_kl_dense", "held_out_kl_sparse"):
-        assert fit[-1][name] < 0.9 * fit[0][name]
-    assert fit[0]["step"] == 0
-    assert fit[-1]["step"] == 12
+    bag, whole = made[2].fit(0), made[2].fit(1)
+    assert (bag[0]["step"], bag[-1]["step"], whole[0]["step"], whole[-1]["step"]) == (0, 30, 0, 12)
+    assert bag[-1]["held_out_kl_dense"] < 0.7 * bag[0]["held_out_kl_dense"]
+    assert whole[-1]["held_out_kl_sparse"] < whole[0]["held_out_kl_sparse"]
+
+
+def test_the_second_phase_begins_where_the_first_one_ended(made):
+    """Left out, the blocks add nothing; taken in, they add nothing yet: the fit is the same."""
+    bag, whole = made[2].fit(0)[-1], made[2].fit(1)[0]
+    assert whole["held_out_kl_dense"] == pytest.approx(bag["held_out_kl_dense"], rel=0.2)
+
+
+def test_a_bag_of_embeddings_is_the_model_whose_blocks_add_nothing(lessons, tokenizer):
+    model = beginning(RUNG, tokenizer, lessons, np.arange(20), CONFIG)
+    batch = task_of(lessons).batch(0)
+    losses = [float(TaughtModule(model, BOTH, bag=bag)(batch).detach()) for bag in (False, True)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    model.model.layers[0].self_attn.o_proj.weight.data.normal_()
+    assert float(TaughtModule(model, BOTH)(batch).detach()) != pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_bag_trains_embeddings_alone(made, tokenizer, lessons, tmp_path):
+    config = dataclasses.replace(CONFIG, phases=(BAG,))
+    start = beginning(RUNG, tokenizer, lessons, lessons.split(6, 0)[0], config).state_dict()
+    pretrain(RUNG, tokenizer, lessons, config, tmp_path / "m", tmp_path / "w", lambda _: None)
+    end = AutoModelForCausalLM.from_pretrained(str(tmp_path / "m")).state_dict()
+    for name, tensor in start.items():
+        same = torch.equal(tensor.half(), end[name].half())
+        assert same == (name not in ("model.embed_tokens.weight", "lm_head.weight")), name
 
 
 class Stopped(Exception):
     pass
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(made, tokenizer, lessons, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stopped_at", [(20, 30), (8, 12)], ids=["first phase", "second phase"])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    made, tokenizer, lessons, tmp_path, monkeypatch, stopped_at
+):
     whole = AutoModelForCausalLM.from_pretrained(str(made[0])).state_dict()
     progress = FolderReporter.progress
 
     def stop(self, told):
         progress(self, told)
-        if told.step == 8:
+        if (told.step, told.steps) == stopped_at:
             raise Stopped
 
     arguments = RUNG, tokenizer, lessons, CONFIG, tmp_path / "m", tmp_path / "w", lambda _: None
@@ -199,10 +233,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(made, tokenizer, lessons, tmp
     monkeypatch.setattr(
         FolderReporter,
         "progress",
-        lambda self, told: taken.append(told.step) or progress(self, told),
+        lambda self, told: taken.append((told.steps, told.step)) or progress(self, told),
     )
     pretrain(*arguments)
-    assert 1 < taken[0] <= 8  # from a checkpoint, not from the start
+    steps, first = taken[0]
+    assert steps == stopped_at[1]  # a phase that was done is not done again
+    assert 1 < first <= stopped_at[0]  # from a checkpoint, not from the start
     again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "m")).state_dict()
     for name, tensor in whole.items():
         assert torch.equal(tensor, again[name]), name
@@ -214,7 +250,8 @@ def test_rates_of_matrices_fall_with_the_width_and_those_of_embeddings_do_not(to
     for hidden in (16, 32):
         rung = dataclasses.replace(RUNG, hidden=hidden)
         model = beginning(rung, tokenizer, lessons, np.arange(20), CONFIG)
-        optimization = dataclasses.replace(CONFIG, reference_hidden=16).optimization(hidden)
+        config = dataclasses.replace(CONFIG, reference_hidden=16)
+        optimization = config.optimization(WHOLE, hidden)
         engine = make_engine(model, lambda: 10, optimization)
         rates = {}
         for group in engine.optimizer.param_groups:
@@ -242,9 +279,23 @@ def test_meaning_can_be_left_out(tokenizer, lessons):
 
 
 @pytest.mark.parametrize("wrong", [{"losses": ()}, {"steps": 0}, {"batch": 0}])
-def test_recipes_that_cannot_be_are_refused(wrong):
+def test_phases_that_cannot_be_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Pretraining(**wrong)
+        dataclasses.replace(WHOLE, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"phases": ()}, "phases"),
+        ({"phases": (WHOLE, BAG)}, "bags of words first"),
+        ({"residual_scale": 1.0}, "residual_scale"),
+        ({"limit": 0}, "limit"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(wrong, named):
+    with pytest.raises(ConfigError, match=named):
+        dataclasses.replace(CONFIG, **wrong)
 
 
 # --------------------------------------------------------------------------------------- card
@@ -258,14 +309,15 @@ def test_the_card_says_what_it_was_made_from_and_how(made):
     assert "# tiny" in text
     assert "some text: 20 documents, 6 more held out" in text
     assert "| a teacher, Apache-2.0; its similarities were distilled |" in text
-    assert "12, 3.0 epochs" in text
-    tokens = trained.progress.tokens
+    assert "30 steps of 5 documents, 7.5 epochs; 12 steps of 5 documents, 3.0 epochs" in text
+    tokens = sum(phase.tokens for phase in trained.phases)
+    assert tokens > 42 * 2 * 5
     assert f"{tokens / trained.shape.parameters:.3g} a non-embedding parameter" in text
     assert "steps=12" in text
     assert "`make it`" in text
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| 12 ")]
-    last = trained.fit()[-1]
-    assert rows[0][1:3] == [
+    last = trained.fit(1)[-1]
+    assert rows[-1][1:3] == [
         f"{last['held_out_kl_dense']:.3f}",
         f"{last['held_out_kl_sparse']:.3f}",
     ]
