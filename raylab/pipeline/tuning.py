@@ -139,7 +139,8 @@ def _values(grid: Grid, results: pd.DataFrame) -> dict[Key, dict[float, float]]:
         & (results["split"] == VALIDATION)
         & (results["measure"] == MEASURE)
     ]
-    by_run = {(row.system, int(row.seed)): row.value for row in rows.itertuples()}
+    columns = (rows[name].tolist() for name in ("system", "seed", "value"))
+    by_run = {(system, int(seed)): value for system, seed, value in zip(*columns, strict=True)}
     found: dict[Key, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in grid.cells():
         if (cell.name, cell.seed) not in by_run:

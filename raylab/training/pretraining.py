@@ -143,7 +143,10 @@ class TaughtTask:
 
     def cost(self, step: int) -> tuple[float, float]:
         batch, losses = self.batch(step), self.phase.losses
-        rows = [Rows(*ids.shape, float(mask.sum())) for ids, mask in (batch.short, batch.long)]
+        rows = [
+            Rows(len(ids), len(ids[0]), float(mask.sum()))
+            for ids, mask in (batch.short, batch.long)
+        ]
         heads = {HEADS[name] for loss in losses for name in loss.heads}
         shape = replace(self.shape, layers=0) if self.phase.bag else self.shape
         head = SPARSE if SPARSE in heads else None
@@ -202,13 +205,13 @@ class TaughtTask:
             drawn = rng.integers(0, places_NS.shape[1], len(documents))
             places = places_NS[documents, drawn]
             ids = [self.lessons.ids[place] for place in places]
-            arrays = pad(ids, max(map(len, ids)), 0)
-            parts.append(tuple(torch.from_numpy(array) for array in arrays))
+            padded, mask = pad(ids, max(map(len, ids)), 0)
+            parts.append((torch.from_numpy(padded), torch.from_numpy(mask)))
             rows = self.lessons.taught_NT[places].astype(np.float32)
             taught.append(torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)))
         masked = None
         if any(loss.masks for loss in self.phase.losses):
-            masked = self._masked(*parts[1], rng)
+            masked = self._masked(parts[1][0], parts[1][1], rng)
         return Batch(parts[0], parts[1], (taught[0], taught[1]), masked)
 
     def _masked(

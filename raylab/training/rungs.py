@@ -114,7 +114,7 @@ def give_meaning(
     The mean row of meanings gets `share` times the length of a random row, so that a token that says much starts
     with its meaning and one that says little in a direction of its own. Rows keep the random rows' length.
     """
-    weight_VD = model.get_input_embeddings().weight
+    weight_VD: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     directions_TD = principal(taught_NT, weight_VD.shape[1])
     projected_VD = np.zeros(tuple(weight_VD.shape), np.float32)
     projected_VD[:, : directions_TD.shape[1]] = meanings_VT @ directions_TD
