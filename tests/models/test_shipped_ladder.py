@@ -18,7 +18,7 @@ from raylab.models.backbone import (
     output_weight,
     resolve_source,
 )
-from raylab.models.heads import represent
+from raylab.models.heads import prune_top_k, represent
 from raylab.models.hub import load_tokenizer
 from raylab.planning.flops import Shape
 from raylab.training.rungs import Rung, start
@@ -79,8 +79,9 @@ def texts() -> tuple[list[str], list[str]]:
 
 
 def reciprocal_rank(model, tokenizer, head: str, texts: tuple[list[str], list[str]]) -> float:
+    """Pruned as the ladder's recipe prunes."""
     reps = []
-    for part in texts:
+    for part, k in zip(texts, (40, 400), strict=True):
         ids = [row[:96] for row in tokenizer.encode(part)]
         longest = max(map(len, ids))
         padded = torch.from_numpy(
@@ -89,7 +90,8 @@ def reciprocal_rank(model, tokenizer, head: str, texts: tuple[list[str], list[st
         mask = torch.tensor([[i < len(row) for i in range(longest)] for row in ids])
         with torch.no_grad():
             states = hidden_states(model, padded, mask)
-            reps.append(represent(HEADS[head], states, output_weight(model), mask))
+            own = represent(HEADS[head], states, output_weight(model), mask)
+            reps.append(prune_top_k(own, k) if HEADS[head].is_sparse else own)
     scores = reps[0] @ reps[1].T
     ranks = (scores > scores.diagonal()[:, None]).sum(1) + 1
     return float((1 / ranks).mean())

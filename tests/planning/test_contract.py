@@ -130,7 +130,7 @@ def test_what_whole_steps_cannot_make_alike_is_said():
     found = said()
     assert found is not None
     assert "cl-1e+11-seed0 is" in found
-    assert said(variants=budget_variants((1e12, 4e12))) is None
+    assert said(variants=budget_variants((1e13, 4e13))) is None
     assert said(variants=budget_variants((1e11,)), sizes=("pico-1x96",)) is None, "alone"
     assert said(variants=(Variant(),), epochs=1.0) is None
 
