@@ -40,7 +40,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylab.data.registry import protocol
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.ladders import PICO
 from raylab.storage.artifacts import Address, Artifact

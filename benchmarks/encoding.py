@@ -33,7 +33,8 @@ from raylab.data.ingest import PASSAGES, collection_address, write_collection
 from raylab.data.sources import open_collection
 from raylab.data.texts import Texts
 from raylab.data.tokens import PassageStore, write_store
-from raylab.experiment.config import Backbone, Encoding, Execution
+from raylab.experiment.config import Backbone, Encoding
+from raylab.experiment.execution import Execution
 from raylab.experiment.heads import HEADS
 from raylab.experiment.ladders import LADDERS
 from raylab.index.embeddings import shards

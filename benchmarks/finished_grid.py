@@ -34,7 +34,7 @@ from s3_server import BUCKET, serving
 
 from raylab.data.ingest import collection_address, write_collection
 from raylab.data.sources import open_collection
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
 from raylab.pipeline.grid import run_grid

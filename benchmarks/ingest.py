@@ -36,7 +36,7 @@ import psutil
 from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
 from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.storage.store import Store
 
 PICO = Path(__file__).parents[1] / "raylab" / "assets" / "ladder" / "pico-1x192"

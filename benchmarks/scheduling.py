@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.ladders import LLAMA3
 from raylab.experiment.objectives import CL

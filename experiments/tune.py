@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import raylab
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.heads import HEADS
 from raylab.experiment.ladders import find_ladder

@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from raylab.experiment.config import Execution
+    from raylab.experiment.execution import Execution
     from raylab.experiment.grid import Grid, Ladder, Variant
     from raylab.models.retriever import Retriever
     from raylab.pipeline.lab import fit, open_lab, plan, run
 
 _HOMES = {
-    "Execution": "raylab.experiment.config",
+    "Execution": "raylab.experiment.execution",
     "Grid": "raylab.experiment.grid",
     "Ladder": "raylab.experiment.grid",
     "Variant": "raylab.experiment.grid",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 from transformers import LlamaForCausalLM
 
 from benchmarks.s3_server import serving
@@ -13,7 +14,7 @@ from raylab.training.rungs import Rung, train_tokenizer
 
 _ON_RAY = "jobs"  # the folder
 # They start clusters of their own: before the one that the other tests share (tests/jobs/conftest.py).
-_OWN_CLUSTER = {"test_pool.py", "test_node_loss.py", "test_notebook.py"}
+_OWN_CLUSTER = {"test_pool.py", "test_node_loss.py", "test_notebook.py", "test_doctor.py"}
 # Files most of whose tests draw, fit or start processes for seconds.
 _LONG = {
     "test_laws.py",
@@ -115,6 +116,8 @@ def s3_server():
     with serving() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        # One that was made before has other keys.
+        s3fs.S3FileSystem.clear_instance_cache()
         yield server
 
 

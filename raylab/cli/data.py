@@ -20,7 +20,8 @@ from raylab.cli.shared import Gpu, Models, OnFault, Storage
 from raylab.cli.shared import console as wide_console
 from raylab.data.faults import QUARANTINE
 from raylab.data.registry import BENCHMARKS
-from raylab.experiment.config import Backbone, ComputeDtype, ConfigError, Execution
+from raylab.experiment.config import Backbone, ComputeDtype, ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.faults import FAULTS, quarantined_kinds
 from raylab.experiment.ladders import LADDERS, find_ladder
 from raylab.experiment.paths import absolute

@@ -19,9 +19,9 @@ EXIT_CODES = {
     "raylab.data.faults.CollectionError": EXIT_BAD_INPUT,
     "raylab.storage.artifacts.StorageError": EXIT_FAILED,
     "raylab.storage.artifacts.DamagedArtifact": EXIT_FAILED,
-    "raylab.training.loop.TrainingError": EXIT_FAILED,
+    "raylab.training.faults.TrainingError": EXIT_FAILED,
     "raylab.storage.tables.DamagedTable": EXIT_BAD_INPUT,
-    "raylab.jobs.cluster.ClusterError": EXIT_FAILED,
+    "raylab.jobs.starting.ClusterError": EXIT_BAD_INPUT,
 }
 
 

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from raylab.cli.errors import LaboratoryCommand
-from raylab.cli.files import check_writable, open_store
+from raylab.cli.files import open_store
 from raylab.cli.log import chosen as chosen_loggers
 from raylab.cli.log import telling
 from raylab.cli.options import EXECUTION_FIELDS, GRID_FIELDS, Options, shown_defaults, with_options
@@ -27,7 +27,8 @@ from raylab.cli.shared import console as wide_console
 from raylab.cli.watch import beside
 from raylab.data.beir_sets import BEIR, named_collections
 from raylab.experiment.changes import changed_recipe, parse_setting
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid, Ladder, Recipe, Variant
 from raylab.experiment.ladders import PICO, find_ladder
 from raylab.experiment.paths import with_absolute_paths
@@ -156,7 +157,7 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
 
     Raises:
         ConfigError, CollectionError: bad input, before anything is trained.
-        StorageError: the storage cannot be written to; the same command goes on.
+        StorageError: the storage became full or cannot be reached; the same command goes on.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     started = time.time()
@@ -164,6 +165,8 @@ def execute(grid: Grid, execution: Execution, options: Options, command: str) ->
     grid, execution = chosen(options, grid, execution)
     store = open_store(execution.storage)
     if not options.dry_run:
+        from raylab.storage.writable import check_writable
+
         check_writable(store)
     if grid.teacher is not None:
         from raylab.models.teachers import check_teacher
@@ -222,7 +225,7 @@ def read_experiment(path: Path | None) -> tuple[Grid, Execution]:
     if not isinstance(grid, Grid):
         raise ConfigError(f"{path}: GRID must be a raylab.experiment.grid.Grid")
     if not isinstance(execution, Execution):
-        raise ConfigError(f"{path}: EXECUTION must be a raylab.experiment.config.Execution")
+        raise ConfigError(f"{path}: EXECUTION must be a raylab.experiment.execution.Execution")
     return grid, execution
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,49 +69,24 @@ def open_store(storage: str) -> Store:
     """The storage of `--storage`; nothing is made there.
 
     Raises:
-        ConfigError: no such kind of address, or one whose package is not installed.
-        StorageError: it would stand below a file.
+        ConfigError: no such kind of address, one whose package is not installed, or it would stand below a file.
     """
-    from raylab.storage.artifacts import StorageError
     from raylab.storage.store import Store
+    from raylab.storage.writable import check_place
 
-    try:
-        store = Store(storage)
-    except (ValueError, ImportError) as error:  # of fsspec, for the address
-        raise ConfigError(f"--storage {storage}: {error}") from None
-    if store.is_local and not _nearest(store).is_dir():
-        raise StorageError(store.root, os.strerror(errno.ENOTDIR))
+    store = Store(storage)
+    check_place(store)
     return store
-
-
-def _nearest(store: Store) -> Path:
-    """A local storage's folder, or the nearest above it that is there."""
-    root = Path(store.root)
-    return next(path for path in (root, *root.parents) if path.exists())
-
-
-def check_writable(store: Store) -> None:
-    """Raise `StorageError` where a local storage cannot be made or written to; nothing is left there."""
-    from raylab.storage.artifacts import StorageError
-
-    if not store.is_local:
-        return
-    try:
-        with tempfile.TemporaryDirectory(dir=_nearest(store)):
-            pass
-    except OSError as error:
-        raise StorageError(store.root, error.strerror or str(error)) from None
 
 
 def take_over(stack: ExitStack, store: Store, execution: Execution | None = None) -> None:
     """Be the storage's driver and connect to Ray, until `stack` ends.
 
     Raises:
-        StorageError: the storage cannot be written to.
+        ConfigError: the storage cannot be written to, or another driver is at work there.
     """
     from raylab.pipeline import driver
 
-    check_writable(store)
     driver.take_over(stack, store, execution)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from raylab import __version__
 from raylab.cli.data import app as data
+from raylab.cli.doctor import doctor
 from raylab.cli.errors import LaboratoryGroup
 from raylab.cli.evaluate import beir, compare, evaluate
 from raylab.cli.experiment import plan, run
@@ -129,7 +130,7 @@ def check(storage: Storage = "lab") -> None:
         raise typer.Exit(1)
 
 
-for command in (evaluate, compare, beir, search, encode, index, fit):
+for command in (evaluate, compare, beir, search, encode, index, fit, doctor):
     app.command()(command)
 
 

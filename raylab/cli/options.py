@@ -12,7 +12,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
 import typer
 
-from raylab.experiment.config import ComputeDtype, ConfigError, Execution, Precision
+from raylab.experiment.config import ComputeDtype, ConfigError, Precision
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import AdaptationCharge, Grid
 from raylab.experiment.ladders import LADDERS
 from raylab.experiment.recipes import RECIPES
@@ -196,6 +197,22 @@ class Options:
             parser=_points,
         ),
     ] = None
+    checkpoint_minutes: Annotated[
+        float | None,
+        _executed("between two checkpoints of a run; not given: by --fault-hours, else 10"),
+    ] = _number(AT_LEAST_0)
+    fault_hours: Annotated[
+        float | None,
+        _executed("mean time between faults of a run: with what a checkpoint costs, how often"),
+    ] = _number(POSITIVE)
+    max_failures: Annotated[
+        int | None,
+        _executed("faults of a run that are met by a new start, since its last new checkpoint"),
+    ] = _number(AT_LEAST_0)
+    max_devices: Annotated[
+        int | None,
+        _executed("devices that a growing cluster is asked for; not given: all that could be used"),
+    ] = _number(AT_LEAST_1)
     no_index: Annotated[
         bool | None,
         _executed(
@@ -285,6 +302,10 @@ EXECUTION_FIELDS = {
     "encoder_cpus": "encoder_cpus",
     "cache_gib": "cache_gib",
     "validate": "validate",
+    "checkpoint_minutes": "checkpoint_minutes",
+    "fault_hours": "fault_hours",
+    "max_failures": "max_failures",
+    "max_devices": "max_devices",
     "no_index": "no_index",
     "gpu": "use_gpu",
     "device": "device",

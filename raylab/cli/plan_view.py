@@ -7,7 +7,9 @@ from rich.table import Table
 
 from raylab.cli.options import Options
 from raylab.data.known_sizes import KnownCollection, open_or_known
-from raylab.experiment.config import ConfigError, Execution
+from raylab.data.sources import EMBEDDED
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.planning.contract import rounding
 from raylab.planning.durations import Durations, Pace
@@ -64,6 +66,14 @@ def show_plan(grid: Grid, execution: Execution, options: Options, console: Conso
             console.print(note)
     if plan.known:
         console.print(f"not on this machine, and planned from known sizes: {', '.join(plan.known)}")
+    if grid.teacher is None and grid.collection not in EMBEDDED and _distils(grid):
+        console.print(
+            "a run needs --teacher (a model, or a file of scores) for the cells with KD, or --cells '*-cl' without them"
+        )
+
+
+def _distils(grid: Grid) -> bool:
+    return any(cell.objective.needs_teacher for cell in grid.cells())
 
 
 def _planned(grid: Grid, execution: Execution) -> GridPlan:

@@ -14,7 +14,8 @@ import typer
 
 from raylab.cli.files import open_store, output_path, take_over, writing
 from raylab.cli.shared import Gpu, Models, OnFault, Storage
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.faults import quarantined_kinds
 from raylab.experiment.paths import absolute
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from raylab.experiment.config import Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 
 
@@ -16,7 +17,13 @@ def absolute(source: str) -> str:
 
 
 def with_absolute_paths(grid: Grid, execution: Execution) -> tuple[Grid, Execution]:
-    """Models, collections and teachers in folders by their absolute paths."""
+    """Models, collections and teachers in folders by their absolute paths.
+
+    Raises:
+        ConfigError: the folder of models is not there.
+    """
+    if execution.models_dir is not None and not Path(execution.models_dir).expanduser().is_dir():
+        raise ConfigError(f"--models {execution.models_dir}: there is no such folder")
     backbones = tuple(
         replace(backbone, source=absolute(backbone.source)) for backbone in grid.ladder.backbones
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +12,16 @@ from typing import Any, TypeVar
 
 import pyarrow.fs
 import ray
-from ray.data import DataContext
 from ray.exceptions import RayTaskError
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
+from raylab.jobs.starting import cannot_start, check_address, workers_environment
 from raylab.planning.devices import DEVICES, Device
 from raylab.storage.store import Store
 
 log = logging.getLogger("raylab")
 T = TypeVar("T")
-_ANSWER_S = 10.0
+_HEAD = "node:__internal_head__"  # a resource that the head node alone has
 _ACCELERATOR = "accelerator_type:"
 _STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"  # where a trainer is made: Ray's dashboard then shows its runs
 _RETRY_ADVICE = "\nFailed to apply UDF "
@@ -37,42 +36,6 @@ _WORKER_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-
-
-class ClusterError(RuntimeError):
-    """Ray cannot start here, or the cluster cannot be reached."""
-
-
-def _cannot_start(error: Exception) -> ClusterError:
-    """In one sentence, with what may help."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if "AF_UNIX" in said:
-        remedy = (
-            "its socket path would be longer than 107 bytes; set RAY_TMPDIR to a shorter folder"
-        )
-    elif address := os.environ.get("RAY_ADDRESS"):
-        remedy = f"no cluster answers at RAY_ADDRESS={address}, or it refuses ({said})"
-    elif "timed out" in said:
-        remedy = (
-            f"{said} The machine may be too busy: run it again, or with fewer processes beside it"
-        )
-    else:
-        remedy = f"{type(error).__name__}: {said}"
-    return ClusterError(f"Ray cannot start: {remedy}")
-
-
-def _check_address(address: str) -> None:
-    """Refuse a HOST:PORT where nobody listens: Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto" and the like
-    try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ClusterError(
-            f"Ray cannot start: no cluster answers at RAY_ADDRESS={address} ({reason})"
-        ) from None
 
 
 @contextmanager
@@ -106,12 +69,12 @@ def connect(execution: Execution) -> Iterator[None]:
         # A thread that still waits when the connection has ended would start a cluster.
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
         options: dict[str, Any] = {
-            "runtime_env": {"env_vars": environment},
+            "runtime_env": {"env_vars": workers_environment(environment)},
             "log_to_driver": False,
             "logging_level": logging.WARNING,
         }
         if address := os.environ.get("RAY_ADDRESS"):
-            _check_address(address)
+            check_address(address)
         else:
             # Ray tells of its token authentication, which a cluster of this process alone has on as well.
             logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -129,7 +92,9 @@ def connect(execution: Execution) -> Iterator[None]:
                 ray.init(**options)
         except Exception as error:  # Ray raises what its parts do, bare `Exception` among it
             ray.shutdown()
-            raise _cannot_start(error) from error
+            raise cannot_start(error) from error
+    from ray.data import DataContext  # two seconds, which workers that never use it need not wait
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
@@ -149,6 +114,15 @@ def connect(execution: Execution) -> Iterator[None]:
 def connected() -> bool:
     """Whether this process is connected to Ray."""
     return ray.is_initialized()
+
+
+def on_head() -> dict[str, Any]:
+    """Options of an actor that lives as long as the driver's cluster: it holds nothing but its place on the head."""
+    return (
+        {"num_cpus": 0, "resources": {_HEAD: 0.001}}
+        if _HEAD in ray.cluster_resources()
+        else {"num_cpus": 0}
+    )
 
 
 def core() -> float:
@@ -213,7 +187,9 @@ def root_cause(error: BaseException) -> BaseException:
         inner = (
             next(iter(failures.values()))
             if failures
-            else getattr(error, "cause", None) or error.__cause__
+            else getattr(error, "controller_failure", None)
+            or getattr(error, "cause", None)
+            or error.__cause__
         )
         if not isinstance(inner, BaseException) or inner is error:
             return error

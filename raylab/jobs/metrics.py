@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import ray
 from ray.util.metrics import Counter, Gauge
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.families import families
 from raylab.jobs.cluster import peak_flops
 from raylab.jobs.progress import Monitor, RunProgress

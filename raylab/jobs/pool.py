@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import unwrapped
 
 log = logging.getLogger("raylab")
@@ -135,3 +135,13 @@ def encoders(execution: Execution) -> int:
     """How many encoding actors there may be: so many as are asked for, or (0) as the cluster takes now."""
     resource, each = ("GPU", 1.0) if execution.use_gpu else ("CPU", execution.encoder_cpus)
     return execution.encoding_actors or room(resource, each)
+
+
+def training_devices(execution: Execution) -> int:
+    """Devices that training may hold now: of `concurrent_trials` runs, or (0) all that the cluster has."""
+    most = execution.max_devices
+    if execution.concurrent_trials:
+        devices = execution.concurrent_trials * execution.workers
+    else:
+        devices = room("GPU" if execution.use_gpu else "CPU", 1.0)
+    return devices if most is None else min(devices, most)

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from raylab.experiment.grid import Cell
+from raylab.jobs.cluster import on_head
 from raylab.live.facts import EventKind
 from raylab.live.logs import DriverLog
 from raylab.planning.remaining import Standing, remaining
@@ -129,14 +130,17 @@ class Monitor:
         """The runs of this command, as predicted: the time left follows from them (`remaining`)."""
         self.items, self.devices, self.overhead_s = items, devices, overhead_s
 
-    def run_event(self, kind: EventKind, name: str, text: str = "") -> None:
-        """A run starts, ends or fails."""
+    def run_event(
+        self, kind: EventKind, name: str, text: str = "", at: float | None = None
+    ) -> None:
+        """A run starts, ends or fails, at a time (Unix seconds; None: now)."""
+        at = time.time() if at is None else at
         if kind == "start":
-            self.began[name] = time.time()
+            self.began[name] = at
             self.ended.pop(name, None)
             self.failed.discard(name)
         elif kind in ("end", "died"):
-            self.ended[name] = time.time() - self.began.get(name, time.time())
+            self.ended[name] = at - self.began.get(name, at)
             if kind == "died":
                 self.failed.add(name)
         self._tell(kind, name, text)
@@ -149,7 +153,7 @@ class Monitor:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Show progress while the block runs; its last line says how far it came."""
-        self.board = ProgressActor.remote()
+        self.board = ProgressActor.options(**on_head()).remote()
         loops = {"live": self._live_loop, "lines": self._plain_loop, "off": self._stop.wait}
         thread = threading.Thread(target=loops[self.display], daemon=True)
         thread.start()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
-import ray.train
 import torch
 
 from raylab.jobs.progress import RunProgress
 from raylab.live.logs import RunLog
 from raylab.stages.train import RUNS, AdaptationJob, FineTuningJob, run_folder
-from raylab.training.distributed import rank_and_world
+from raylab.storage.checkpoints import Checkpoints
+from raylab.training.distributed import barrier, from_first, rank_and_world
 from raylab.training.energy import Meter
 from raylab.training.journal import Journal
 from raylab.training.loop import Progress
@@ -32,7 +29,7 @@ def _run_log(job: AdaptationJob | FineTuningJob) -> RunLog | None:
 
 
 class RayReporter:
-    """Progress to the board and the journal, checkpoints through Ray Train (`raylab.training.loop.Reporter`).
+    """Progress to the board and the journal, checkpoints to the storage (`raylab.training.loop.Reporter`).
 
     Args:
         names: of the runs, by their steps.
@@ -42,7 +39,10 @@ class RayReporter:
         self.names, self.board, self.job = names, job.board, job.run_name
         self.spends_budget = isinstance(job, FineTuningJob)
         self.live = _run_log(job)
-        self.journal = Journal(job.store, f"{RUNS}/{run_folder(job)}", rank_and_world()[0] == 0)
+        rank = rank_and_world()[0]
+        folder = f"{RUNS}/{run_folder(job)}"
+        self.journal = Journal(job.store, folder, rank == 0)
+        self.checkpoints = Checkpoints(job.store, folder, rank == 0, barrier)
         self.meter = Meter(torch.cuda.current_device() if job.execution.use_gpu else None)
         self.last = 0.0
 
@@ -53,12 +53,12 @@ class RayReporter:
 
     @contextlib.contextmanager
     def resume(self) -> Iterator[Path | None]:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        step = from_first(self.checkpoints.newest())
+        if step is None:
             yield None
         else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
+            with self.checkpoints.opened(step) as folder:
+                yield folder
 
     def progress(self, progress: Progress) -> None:
         self.journal.note(progress)
@@ -101,13 +101,4 @@ class RayReporter:
         )
 
     def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="raylab-checkpoint-"))
-        try:
-            write(folder)
-            ray.train.report(
-                asdict(progress),
-                checkpoint=ray.train.Checkpoint.from_directory(str(folder)),
-                checkpoint_dir_name=f"step-{progress.step:08d}",
-            )
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        self.checkpoints.keep(write, progress.step)

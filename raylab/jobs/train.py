@@ -1,61 +1,46 @@
-"""Training on Ray Train + DeepSpeed: MNTP once a size, fine-tuning once a cell.
+"""Training on Ray Train + DeepSpeed: one Ray Train run is a group of workers, which trains run after run of a grid.
 
 What a worker does is in `raylab.jobs.workers`, imported on the worker alone: this module is also
-loaded by each run's Tune trial and Train controller, which need no model library (4 s each).
-A run is named after its fingerprint, so the same run started again (after a killed worker, or a
-killed driver) resumes from its newest checkpoint.
+loaded by each group's Tune trial and Train controller, which need no model library (4 s each).
 """
 
 from __future__ import annotations
 
-import contextlib
+import time
 from typing import Any
 
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs.cluster import arrow_filesystem, root_cause
-from raylab.jobs.pool import room
-from raylab.stages.train import RUNS, AdaptationJob, FineTuningJob, run_folder
+from raylab.storage.store import Store
 
-
-def training_devices(execution: Execution) -> int:
-    """Devices that training may hold now: of `concurrent_trials` runs, or (0) all of the cluster."""
-    if execution.concurrent_trials:
-        return execution.concurrent_trials * execution.workers
-    return room("GPU" if execution.use_gpu else "CPU", 1.0)
-
-
-class _FailuresTold(ray.train.UserCallback):
-    """Tells the board of a run whose workers fail; called where Ray Train starts them again."""
-
-    def __init__(self, board: Any, run: str):
-        self.board, self.run = board, run
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        if self.board is not None:
-            self.board.workers_failed.remote(self.run)
+TUNE = "tune"  # folder of Tune's and Ray Train's own state below the storage root, while runs train
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Runs on every worker."""
+    """Runs on every worker of a group."""
     from raylab.jobs import workers  # see the top of this module
 
-    workers.work(config["job"])
+    workers.work_through(config["queue"], config["group"])
 
 
-def train(job: AdaptationJob | FineTuningJob) -> None:
-    """Run one training job to its committed artifact; its checkpoints are removed afterwards.
+def train(store: Store, execution: Execution, queue: Any, group: str) -> None:
+    """Start a group of workers, which train the run that it was started for, and those that it takes then.
+
+    Workers whose node Ray says is taken away are started again by Ray Train.
+
+    Args:
+        queue: an actor, `raylab.jobs.queue.RunQueue`.
+        group: name of the run that it is started for.
 
     Raises:
-        The worker's own error, unwrapped, once `max_failures` restarts did not help.
+        What the workers ended by, unwrapped.
     """
-    execution, store = job.execution, job.store
-    name = run_folder(job)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": job},
+        train_loop_config={"queue": queue, "group": group},
         torch_config=TorchConfig(backend="nccl" if execution.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=execution.workers,
@@ -63,17 +48,13 @@ def train(job: AdaptationJob | FineTuningJob) -> None:
             resources_per_worker={"CPU": 1, **({"GPU": 1} if execution.use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=f"{store.root}/{RUNS}",
+            name=f"{group}-{time.time_ns()}",  # what is kept of a run stands in its own folder
+            storage_path=f"{store.root}/{TUNE}/groups",
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
-            failure_config=ray.train.FailureConfig(max_failures=execution.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            callbacks=[_FailuresTold(job.board, job.run_name)],
+            failure_config=ray.train.FailureConfig(max_failures=0),  # the queue counts
         ),
     )
     try:
         trainer.fit()
     except Exception as error:
         raise root_cause(error) from None
-    with contextlib.suppress(FileNotFoundError):
-        store.files.remove_tree(f"{RUNS}/{name}")

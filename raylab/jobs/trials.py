@@ -1,109 +1,100 @@
-"""The runs of a grid on Ray Tune: one trial a run, each a Ray Train run, started by `raylab.planning.scheduling`.
+"""The runs of a grid on Ray Tune: a trial is a group of workers, started when the queue has a run for it.
 
-MNTP and fine-tuning are trials alike: Tune asks the queue for the next one (as a search algorithm), and
-the queue answers when what it waits for is done and its devices are free.
+MNTP and fine-tuning are runs alike: Tune asks the queue for the next one (as a search algorithm), and the queue
+(`raylab.jobs.queue`, by the rules of `raylab.planning.scheduling`) answers when what it waits for is done and its
+devices are free.
 """
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from raylab.jobs.cluster import arrow_filesystem, root_cause
-from raylab.jobs.train import train
-from raylab.live.facts import EventKind
-from raylab.planning.scheduling import Queue
-from raylab.stages.train import AdaptationJob, FineTuningJob
+from raylab.experiment.execution import Execution
+from raylab.jobs.cluster import arrow_filesystem, on_head, root_cause
+from raylab.jobs.demand import Demand
+from raylab.jobs.queue import News, RunEvent
+from raylab.jobs.train import TUNE, train
 from raylab.storage.store import Store
+from raylab.training.faults import TrainingError
 
-Job = AdaptationJob | FineTuningJob
+_LOOK_S = 0.3  # how often the driver asks the queue what happened
+_ASK_AGAIN_S = 5.0  # how often it asks for a run although nothing did: nodes may have come
 
 
-class RunQueue:
-    """The queue as threads share it: Tune starts and ends runs, the filler asks what is left.
+class QueueView:
+    """The driver's view of the queue: asks it now and then what happened, and tells of it.
 
     Args:
-        devices: how many there are now.
-        told: is told of runs that start, end and fail, and of devices that must wait: kind, name, text.
+        queue: an actor, `raylab.jobs.queue.RunQueue`.
+        demand: is told how many devices runs hold, and could use.
+        told: is told of runs that start, end and fail, and of devices that must wait.
     """
 
-    def __init__(
-        self,
-        queue: Queue,
-        devices: Callable[[], int],
-        told: Callable[[EventKind, str, str], None] = lambda kind, name, text: None,
-    ):
-        self.queue, self.devices, self.told = queue, devices, told
-        self.waits = False
-        self.lock = threading.Lock()
-        self.next: list[str] = []
+    def __init__(self, queue: Any, demand: Demand, told: Callable[[RunEvent], None]):
+        self.queue, self.demand, self.told = queue, demand, told
+        self.free = 0  # devices; read by those who fill them, in threads of their own
+        self.is_done = False
+        self.looked = self.asked = -math.inf
+        self.has_news = True  # since a run was asked for in vain
 
-    def take(self) -> str | None:
-        """The run to start now; None while all that could must wait."""
-        with self.lock:
-            if not self.next:
-                free = self.devices() - self.queue.busy
-                self.next = [item.name for item in self.queue.start(free, time.monotonic())]
-            if self.next:
-                self.waits = False
-                self.told("start", self.next[0], "")
-                return self.next.pop(0)
-            self._tell_of_waiting()
+    def look(self, at_once: bool = False) -> None:
+        """Ask what happened, if it was not asked just now."""
+        now = time.monotonic()
+        if not at_once and now - self.looked < _LOOK_S:
+            return
+        self.looked = now
+        news: News = ray.get(self.queue.news.remote())
+        self.free, self.is_done = news.free, news.is_done
+        self.demand.busy, self.demand.runs = news.busy, news.ready
+        self.has_news |= bool(news.events)
+        for event in news.events:
+            self.told(event)
+
+    def next_run(self) -> str | None:
+        """The run to start a group for, if there is one now."""
+        now = time.monotonic()
+        if not self.has_news and now - self.asked < _ASK_AGAIN_S:
             return None
-
-    def _tell_of_waiting(self) -> None:
-        """Once: devices are free, and all that is left waits for runs that go on."""
-        queue, free = self.queue, self.devices() - self.queue.busy
-        if free > 0 and queue.running and any(queue.left.values()) and not self.waits:
-            self.waits = True
-            self.told("wait", min(queue.running), f"{free} free until it ends")
-
-    def end(self, name: str, failed: bool) -> None:
-        with self.lock:
-            (self.queue.drop if failed else self.queue.finish)(name)
-            self.told("died" if failed else "end", name, "")
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to start."""
-        with self.lock:
-            return self.queue.done and not self.next
-
-    def free(self) -> int:
-        """Devices that no run holds, nor will at once."""
-        with self.lock:
-            return max(0, self.devices() - self.queue.busy)
+        self.asked = now
+        name: str | None = ray.get(self.queue.start.remote())
+        self.has_news = name is not None
+        return name
 
 
 class _QueueSearcher(Searcher):
     """Tune's search algorithm: the next run of the queue."""
 
-    def __init__(self, runs: RunQueue):
+    def __init__(self, view: QueueView):
         super().__init__()
-        self.runs = runs
-        self.names: dict[str, str] = {}  # by trial
+        self.view = view
+        self.groups: dict[str, str] = {}  # by trial
 
     def __getstate__(self) -> dict:
-        return {}  # as `_Finished`
+        return {}  # as `_Looking`
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.runs.done:
+        if self.view.is_done:
             return Searcher.FINISHED
-        name = self.runs.take()
+        name = self.view.next_run()
         if name is None:
             return None
-        self.names[trial_id] = name
+        self.groups[trial_id] = name
         return {"run": name}
 
     def on_trial_complete(
         self, trial_id: str, result: dict | None = None, error: bool = False
     ) -> None:
-        self.runs.end(self.names[trial_id], error)
+        if error:  # the trial was lost, more often than Tune starts it again
+            fault = TrainingError(f"{self.groups[trial_id]}: its trial was lost again and again")
+            ray.get(self.view.queue.failed.remote(self.groups[trial_id], fault))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: what is done stands in the storage, and the same command asks it."""
@@ -112,56 +103,73 @@ class _QueueSearcher(Searcher):
         """Nothing: see `save`."""
 
 
-class _Finished(tune.Callback):
-    """Tells the driver of every run that ends."""
+class _Looking(tune.Callback):
+    """Looks at the queue while Tune goes round."""
 
-    def __init__(self, finished: Callable[[str], None]):
-        self.finished = finished
+    def __init__(self, view: QueueView):
+        self.view = view
 
     def __getstate__(self) -> dict:
         return {}  # Tune pickles its callbacks for `restore`, which is not used here; a display cannot be
 
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        self.view.look()
+
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self.finished(trial.config["run"])
+        self.view.look(at_once=True)
 
 
-def _trial(config: dict[str, Any], jobs: dict[str, Job]) -> dict[str, Any]:
-    """What it returns is the trial's result: of one that has none Tune prints a line."""
-    train(jobs[config["run"]])
+def _trial(config: dict[str, Any], store: Store, execution: Execution, queue: Any) -> dict:
+    """A group's whole life; a run's own error is the queue's affair, so that Tune retries lost trials alone.
+
+    What it returns is the trial's result: of one that has none Tune prints a line.
+    """
+    group, again = config["run"], True
+    while again:
+        try:
+            train(store, execution, queue, group)
+            again = False
+        except Exception as error:
+            again = ray.get(queue.failed.remote(group, error))
     return {"finished": True}
 
 
-def run_trials(
-    store: Store, jobs: Mapping[str, Job], runs: RunQueue, finished: Callable[[str], None]
-) -> None:
-    """Run all jobs, each when its turn comes.
+def run_trials(store: Store, execution: Execution, view: QueueView) -> None:
+    """Run all that the queue holds.
 
-    Trials are not retried by Tune: a lost worker is Ray Train's affair, and a lost driver's runs
-    resume from their own checkpoints when the same command runs again.
-
-    Args:
-        jobs: by the names they have in the queue.
+    A lost trial is started again, and goes on with the run that its group was at; a lost worker is Ray Train's
+    affair, and a lost driver's runs resume from their own checkpoints when the same command runs again.
 
     Raises:
-        The first failed trial's own error, unwrapped, when all others have ended.
+        The first failed run's own error, unwrapped, when all others have ended.
     """
+    resources = {"CPU": 0, **on_head().get("resources", {})}
+    trial = tune.with_parameters(_trial, store=store, execution=execution, queue=view.queue)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, jobs=dict(jobs)), {"CPU": 0.01}),
+        tune.with_resources(trial, resources),
         tune_config=tune.TuneConfig(
-            search_alg=_QueueSearcher(runs),
+            search_alg=_QueueSearcher(view),
             reuse_actors=True,  # a process takes 3 s to start
-            num_samples=len(jobs),
+            num_samples=-1,  # until the queue has no more
             trial_name_creator=lambda trial: trial.config["run"],
             trial_dirname_creator=lambda trial: trial.config["run"],
         ),
         run_config=tune.RunConfig(
             name=f"grid-{int(time.time())}",
-            storage_path=f"{store.root}/tune",
+            storage_path=f"{store.root}/{TUNE}",
             storage_filesystem=None if store.is_local else arrow_filesystem(store),
-            callbacks=[_Finished(finished)],
+            failure_config=tune.FailureConfig(max_failures=execution.max_failures),
+            callbacks=[_Looking(view)],
             verbose=0,
         ),
     )
     results = tuner.fit()
-    if results.errors:
-        raise root_cause(results.errors[0])
+    view.look(at_once=True)
+    error = ray.get(view.queue.first_error.remote())
+    for fault in [error, *results.errors]:
+        if isinstance(fault, BaseException):
+            raise root_cause(fault)
+    with contextlib.suppress(
+        FileNotFoundError
+    ):  # Tune's and Ray Train's own state: all of it has ended
+        store.files.remove_tree(TUNE)

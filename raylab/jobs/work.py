@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 import ray
 import torch
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
+from raylab.jobs.demand import Demand
 from raylab.jobs.pool import Feed, encoders, room, run_on_actors
 from raylab.stages.work import Task, Worker, following, takes_a_gpu
 from raylab.storage.store import Store
@@ -54,10 +55,11 @@ class _Pools:
         store: Store,
         execution: Execution,
         finished: Finished,
+        demand: Demand,
         limit: Callable[[], int],
         spare_cpus: Callable[[], int],
     ):
-        self.store, self.execution, self.finished = store, execution, finished
+        self.store, self.execution, self.finished, self.demand = store, execution, finished, demand
         self.lock, self.left = threading.Lock(), 0
         self.faults: list[BaseException] = []
         first = {"num_gpus": 1} if execution.use_gpu else {"num_cpus": execution.encoder_cpus}
@@ -76,17 +78,20 @@ class _Pools:
     def add(self, tasks: Iterable[Task], first: bool = False) -> None:
         """To do; ``first``: before what waits."""
         tasks = list(tasks)
-        with self.lock:
-            self.left += len(tasks)
+        self._count(len(tasks))
         for task in tasks[::-1] if first else tasks:
             feed = self.feeds[-1 if self.execution.use_gpu and not takes_a_gpu(task) else 0]
             feed.add([task], first)
 
+    def _count(self, more: int) -> None:
+        with self.lock:
+            self.left += more
+            self.demand.tasks = self.left
+
     def _serve(self, feed: Feed[Task], resources: dict[str, float], limit: Callable) -> None:
         def done(task: Task, warning: str | None) -> None:
             self.add(self.finished(task, warning), first=True)
-            with self.lock:
-                self.left -= 1
+            self._count(-1)
 
         try:
             run_on_actors(
@@ -105,6 +110,7 @@ class _Pools:
         """What waits is let go."""
         for feed in self.feeds:
             feed.close()
+        self.demand.tasks = 0
 
     def join(self) -> None:
         """Wait until what is at work is done, after `close`.
@@ -133,30 +139,42 @@ class _Pools:
         self.join()
 
 
-def work_all(store: Store, execution: Execution, tasks: Iterable[Task], finished: Finished) -> None:
-    """Do all tasks, and all that become possible by them.
+def work_all(
+    store: Store,
+    execution: Execution,
+    tasks: Iterable[Task],
+    finished: Finished,
+    say: Callable[[str], None],
+) -> None:
+    """Do all tasks, and all that become possible by them; a wait for room is said.
 
     Raises:
         The first task's own error, unwrapped.
     """
-    pools = _Pools(
-        store,
-        execution,
-        finished,
-        lambda: encoders(execution),
-        lambda: min(_TASKS_AN_ENCODER * encoders(execution), room("CPU", 1.0)),
-    )
-    try:
-        pools.add(tasks)
-        pools.finish()
-    except BaseException:
-        pools.close()
-        raise
+    with Demand(execution, say).asking() as demand:
+        pools = _Pools(
+            store,
+            execution,
+            finished,
+            demand,
+            lambda: encoders(execution),
+            lambda: min(_TASKS_AN_ENCODER * encoders(execution), room("CPU", 1.0)),
+        )
+        try:
+            pools.add(tasks)
+            pools.finish()
+        except BaseException:
+            pools.close()
+            raise
 
 
 @contextlib.contextmanager
 def filling(
-    store: Store, execution: Execution, free: Callable[[], int], finished: Finished
+    store: Store,
+    execution: Execution,
+    demand: Demand,
+    free: Callable[[], int],
+    finished: Finished,
 ) -> Iterator[Add]:
     """While the block runs, do what is added, on as many actors as there are free devices.
 
@@ -171,7 +189,7 @@ def filling(
         """A train worker holds a CPU beside its GPU."""
         return max(0, room("CPU", 1.0) - max(0, room("GPU", 1.0) - free()))
 
-    pools = _Pools(store, execution, finished, limit, spare_cpus)
+    pools = _Pools(store, execution, finished, demand, limit, spare_cpus)
     stopped = False
     try:
         yield pools.add

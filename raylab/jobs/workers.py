@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import ray.train
 import torch
 
 from raylab.data.ingest import PASSAGES
@@ -16,7 +19,8 @@ from raylab.data.supervision.batches import MaskedBlocks, TrainingBatches
 from raylab.data.supervision.groups import open_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
-from raylab.experiment.config import Adaptation, Execution, identity
+from raylab.experiment.config import Adaptation, identity
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell
 from raylab.jobs.reporting import RayReporter
 from raylab.models.backbone import add_lora, set_lora_dropout
@@ -24,22 +28,50 @@ from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, load_weights, save_weights, state_to_save
 from raylab.planning.contract import steps_of
 from raylab.planning.flops import Shape, adaptation_flops, passages_per_query
-from raylab.stages.train import AdaptationJob, FineTuningJob
+from raylab.stages.train import RUNS, AdaptationJob, FineTuningJob, run_folder
 from raylab.stages.validation import validation_texts
 from raylab.storage.artifacts import Address
-from raylab.training.distributed import barrier, rank_and_world, summed
+from raylab.training.distributed import barrier, from_first, rank_and_world, summed
 from raylab.training.energy import Meter
 from raylab.training.engine import Optimization, gathered, learning_rate, seed_worker
 from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
 from raylab.training.loop import History, Progress, run, run_branches
 from raylab.training.losses import negatives_seen
 from raylab.training.mntp import AdaptationTask, MaskedModule, held_out_summary
+from raylab.training.pacing import Clock, Pacing
 from raylab.training.validation import Validation, points_of
 
 
+def work_through(queue: Any, group: str) -> None:
+    """One worker of a group: run after run, as the queue gives them."""
+    leads = rank_and_world()[0] == 0
+    run = from_first(ray.get(queue.at_work.remote(group)) if leads else None)
+    while run is not None:
+        work(ray.get(queue.job.remote(run)))
+        barrier()
+        run = from_first(ray.get(queue.following.remote(group)) if leads else None)
+
+
 def work(job: AdaptationJob | FineTuningJob) -> None:
-    """One worker's whole run; rank 0 commits what came out."""
+    """One worker's whole run: rank 0 commits what came out, and removes its checkpoints.
+
+    What it does follows from the job alone, whatever the process has done before.
+    """
     adapt(job) if isinstance(job, AdaptationJob) else fine_tune(job)
+    if rank_and_world()[0] == 0:
+        with contextlib.suppress(FileNotFoundError):
+            job.store.files.remove_tree(f"{RUNS}/{run_folder(job)}")
+    gc.collect()  # an engine's parts refer to each other
+    if job.execution.use_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _clock(job: AdaptationJob | FineTuningJob) -> Clock:
+    """When to keep checkpoints: by time, and at once where Ray says that a node of the group is taken away."""
+    execution = job.execution
+    pacing = Pacing(execution.checkpoint_minutes, execution.fault_hours)
+    return Clock(pacing, lambda: ray.train.get_preemption_info() is not None)
 
 
 def _prepare(execution: Execution) -> torch.device:
@@ -52,6 +84,8 @@ def _prepare(execution: Execution) -> torch.device:
 
 def adapt(job: AdaptationJob) -> None:
     """MNTP of one size."""
+    if job.store.find(job.address) is not None:  # a worker died after the commit
+        return
     device = _prepare(job.execution)
     seed_worker(0)
     model, tokenizer = load_base(job.backbone, job.execution.models_dir)
@@ -75,7 +109,7 @@ def adapt(job: AdaptationJob) -> None:
         _schedule_steps(job.adaptation, blocks),
     )
     reporter = RayReporter(job, {job.adaptation.steps: job.run_name})
-    _, done, history = run(task, optimization, reporter, job.execution.checkpoints)
+    _, done, history = run(task, optimization, reporter, _clock(job))
     reporter.ended()
     meta = {
         "backbone": identity(job.backbone),
@@ -152,7 +186,7 @@ def fine_tune(job: FineTuningJob) -> None:
                 write = functools.partial(_save, job, member, model, tokenizer, done)
                 _commit(job, address, model, write, meta)
 
-    checkpoints = job.execution.checkpoints
+    checkpoints = _clock(job)
     ends = {steps[member]: member.budget_flops or None for _, member in cells}
     if len(ends) == 1:
         _, done, history = run(task, optimization, reporter, checkpoints, ends[task.steps])

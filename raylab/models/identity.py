@@ -19,7 +19,7 @@ from raylab.models.backbone import resolve_source
 from raylab.storage.checksums import checksum
 
 _CONFIG = ("config.json", "retriever.json")
-_TOKENIZER = (
+TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -29,7 +29,7 @@ _TOKENIZER = (
     "vocab.txt",
     "merges.txt",
 )
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
 # In the order in which transformers looks for them: an index that names shards, or one file.
 _WEIGHTS = (
     "model.safetensors.index.json",
@@ -37,7 +37,7 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _SMALL = ["*.json", "*.txt", "tokenizer.model"]  # fetched to read what else there is
 
 
@@ -72,13 +72,13 @@ def model_checksums(
     if not folder.is_dir():
         folder, weights = _on_hub(source, owner)
     names = {path.name for path in folder.iterdir()}
-    wanted = [name for name in (*_CONFIG, *_TOKENIZER) if name in names]
+    wanted = [name for name in (*_CONFIG, *TOKENIZER) if name in names]
     sums = {name: checksum(folder / name) for name in wanted}
     if with_weights:
-        for name in _weight_files(folder, names | set(weights or {}), source, owner):
+        for name in weight_files(folder, names | set(weights or {}), source, owner):
             hub_sum = (weights or {}).get(name)
             sums[name] = hub_sum if hub_sum and name not in names else checksum(folder / name)
-        if _ADAPTER in names:
+        if ADAPTER in names:
             sums |= _adapter(folder, names, owner, models_dir)
     return sums
 
@@ -89,7 +89,7 @@ def adapter_base(folder: Path) -> str:
     Raises:
         ConfigError: it names none.
     """
-    path = folder / _ADAPTER
+    path = folder / ADAPTER
     try:
         base = json.loads(path.read_text()).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError) as error:
@@ -101,7 +101,15 @@ def adapter_base(folder: Path) -> str:
     return base
 
 
-def _weight_files(folder: Path, names: set[str], source: str, owner: str) -> list[str]:
+def weight_files(folder: Path, names: set[str], source: str, owner: str) -> list[str]:
+    """The files of weights that loading reads, an index first; none of an adapter alone.
+
+    Args:
+        names: of the files that the folder has, or its repository.
+
+    Raises:
+        ConfigError: none there, or a shard that the index names is not.
+    """
     for name in _WEIGHTS:
         if name in names and name.endswith(".index.json"):
             try:
@@ -119,14 +127,14 @@ def _weight_files(folder: Path, names: set[str], source: str, owner: str) -> lis
     gguf = sorted(name for name in names if name.endswith(".gguf"))
     if gguf:
         return gguf[:1]
-    if _ADAPTER in names:
+    if ADAPTER in names:
         return []
     raise ConfigError(f"{owner}: {source} holds no weights ({', '.join(_WEIGHTS)} or *.gguf)")
 
 
 def _adapter(folder: Path, names: set[str], owner: str, models_dir: str | None) -> dict[str, str]:
     """An adapter's own files, and those of the base that it names."""
-    files = [_ADAPTER, *(name for name in _ADAPTER_WEIGHTS if name in names)]
+    files = [ADAPTER, *(name for name in ADAPTER_WEIGHTS if name in names)]
     sums = {name: checksum(folder / name) for name in files}
     if not (names & set(_WEIGHTS)):
         place = resolve_source(Backbone("base", adapter_base(folder)), models_dir)

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell
 from raylab.pipeline.collect import Measured, query_values, rows_of
 from raylab.pipeline.measuring import PairWork

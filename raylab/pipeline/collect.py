@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from raylab.evaluation.entropy import MEASURE as ENTROPY_MEASURE
 from raylab.evaluation.intervals import mean_intervals
-from raylab.experiment.config import Backbone, Execution
+from raylab.experiment.config import Backbone
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell
 from raylab.models.backbone import load_config, resolve_source
 from raylab.pipeline.curves import add_curves

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell
 from raylab.jobs.progress import Monitor
 from raylab.jobs.work import work_all
@@ -104,7 +104,7 @@ class SystemsEvaluation:
             warn(self.monitor, task, warning)
             return measuring.finished(task)
 
-        work_all(self.store, self.execution, measuring.begin(left), finished)
+        work_all(self.store, self.execution, measuring.begin(left), finished, self.monitor.say)
 
     # ------------------------------------------------------------------------- gathering
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from raylab.data.ingest import collection_address, gaps
 from raylab.data.ingested import training_part
 from raylab.data.sources import Source, open_collection
 from raylab.data.supervision.held_out import group_notes
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.paths import with_absolute_paths
 from raylab.jobs.cluster import connect
@@ -30,6 +31,7 @@ from raylab.jobs.pools import data_pool, ray_pool
 from raylab.jobs.progress import Display, Monitor
 from raylab.live.logs import DriverLog
 from raylab.pipeline.arriving import Arrivals
+from raylab.pipeline.checkup import check_cheaply
 from raylab.pipeline.collect import Measured, collect
 from raylab.pipeline.driver import sole_driver
 from raylab.pipeline.evaluation import SystemsEvaluation
@@ -72,7 +74,7 @@ def run_grid(
     Raises:
         ConfigError, CollectionError: bad input, before anything is trained.
         TrainingError: a cell's loss is not finite.
-        StorageError: the storage cannot be written to.
+        StorageError: the storage became full or cannot be reached.
     """
     grid, execution = with_absolute_paths(grid, execution)
     source = open_collection(grid.collection)
@@ -133,6 +135,8 @@ class GridPipeline:
         if not self.connected:
             self.connected = True
             self.stack.enter_context(connect(self.execution))
+            if os.environ.get("RAY_ADDRESS"):  # else the only node is this one
+                check_cheaply(self.store)
             self.stack.enter_context(self.monitor.watching())
             self.stack.enter_context(Publisher(self.monitor, self.execution).publishing())
             self._tell()

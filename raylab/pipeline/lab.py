@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from raylab.experiment.config import ComputeDtype, ConfigError, Execution
+from raylab.experiment.config import ComputeDtype, ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.storage.merging import read_current
 from raylab.storage.store import Store
@@ -35,7 +36,7 @@ def run(grid: Grid, execution: Execution | None = None, display: Display = "auto
     Raises:
         ConfigError, CollectionError: bad input, before anything is trained.
         TrainingError: a cell's loss is not finite.
-        StorageError: the storage cannot be written to.
+        StorageError: the storage became full or cannot be reached.
     """
     from raylab.pipeline.grid import run_grid
 

@@ -14,7 +14,8 @@ from raylab.data.sources import EMBEDDED, Source
 from raylab.data.supervision.batches import TrainingBatches
 from raylab.data.supervision.groups import open_groups
 from raylab.data.tokens import PassageStore
-from raylab.experiment.config import Backbone, ConfigError, Execution
+from raylab.experiment.config import Backbone, ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell, Grid
 from raylab.models.backbone import load_config, resolve_source
 from raylab.models.hub import load_tokenizer

@@ -23,7 +23,8 @@ from raylab.data.registry import encoding_for
 from raylab.data.sources import Source
 from raylab.data.texts import Texts, passage_ids
 from raylab.data.tokens import find_ids
-from raylab.experiment.config import Backbone, Encoding, Execution
+from raylab.experiment.config import Backbone, Encoding
+from raylab.experiment.execution import Execution
 from raylab.index.embeddings import as_stored, read_row
 from raylab.index.export import write_ciff, write_faiss, write_json_vectors
 from raylab.index.kernels.topk import merge_topk
@@ -156,7 +157,7 @@ class Retrieval:
                 self.say(f"WARNING {task.address.name}: {warning}")
             return measuring.finished(task)
 
-        work_all(self.store, self.execution, tasks, finished)
+        work_all(self.store, self.execution, tasks, finished, self.say)
 
     @functools.cached_property
     def parts(self) -> list[Artifact]:

@@ -6,13 +6,15 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from raylab.data.ingested import stored_topics, training_part
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell
 from raylab.jobs.cluster import device_bytes
+from raylab.jobs.demand import Demand, check_room
+from raylab.jobs.pool import training_devices
 from raylab.jobs.progress import Monitor
-from raylab.jobs.train import training_devices
-from raylab.jobs.trials import Job, RunQueue, run_trials
+from raylab.jobs.queue import Job, RunEvent, run_queue
+from raylab.jobs.trials import QueueView, run_trials
 from raylab.jobs.work import filling
 from raylab.live.facts import PlannedCell
 from raylab.pipeline.evaluation import warn
@@ -21,7 +23,7 @@ from raylab.pipeline.stages import GridStages
 from raylab.planning.contract import within_total
 from raylab.planning.durations import Durations
 from raylab.planning.plan import GridPlan, check_plan
-from raylab.planning.scheduling import Item, Queue
+from raylab.planning.scheduling import Item
 from raylab.stages.train import AdaptationJob, FineTuningJob, family_key, jobs_name
 from raylab.stages.validation import SPLITS, ValidationQueries, validation_queries
 from raylab.stages.work import Task
@@ -56,7 +58,7 @@ class Training:
         """The trained cells: all of the grid but those that the total budget leaves out.
 
         Raises:
-            ConfigError: a run does not fit its device's memory.
+            ConfigError: a run does not fit its device's memory, or the cluster can never hold its workers.
             TrainingError: a loss is not finite.
         """
         stages, store = self.stages, self.store
@@ -66,6 +68,7 @@ class Training:
             found = store.find_all(stages.starts[start] for start in starts)
             missing = [s for s, one in zip(starts, found, strict=True) if one is None]
             self.connect()
+            check_room(self.execution)
             self._check_memory()
             total, done = len(missing) + len(stages.cells), len(self.monitor.spent)
             self.monitor.enter("train", total, done)
@@ -203,32 +206,43 @@ class Training:
     def _run_jobs(self, jobs: dict[str, Job], items: list[Item]) -> None:
         """Run the jobs, and measure what they make on devices that they leave free."""
         monitor, execution, stages = self.monitor, self.execution, self.stages
-        queue = RunQueue(Queue(items), lambda: training_devices(execution), monitor.run_event)
-
         measuring = Measuring(self.store, execution, self.arrived, monitor.say)
 
         def done(task: Task, warning: str | None) -> list[Task]:
             warn(monitor, task, warning)
             return measuring.finished(task)
 
-        with filling(self.store, execution, queue.free, done) as fill:
-            untrained = [(system, None) for system in stages.untrained]
-            fill(measuring.begin(pairs_of(stages, untrained)))
+        with (
+            Demand(execution, monitor.say).asking() as demand,
+            run_queue(items, jobs, execution) as queue,
+        ):
 
-            def finished(name: str) -> None:
-                job = jobs[name]
-                if isinstance(job, AdaptationJob):
-                    monitor.advance(name)
-                    return
-                for address, cell in job.cells:
-                    artifact = self.store.find(address)
-                    if artifact is None:
-                        continue
-                    facts = artifact.meta
-                    monitor.spent[cell.run_name] = facts["spent_flops"]
-                    loss = f"{facts['steps']} steps, loss {facts['loss']:.4g}"
-                    monitor.advance(f"{cell.run_name}: {loss}")
-                    systems = [(stages.system(cell), cell)]
-                    fill(measuring.begin(pairs_of(stages, systems, baselines=False)))
+            def told(event: RunEvent) -> None:
+                monitor.run_event(event.kind, event.name, event.text, event.at)
+                if event.kind == "end":
+                    fill(measuring.begin(self._made_by(jobs[event.name])))
 
-            run_trials(self.store, jobs, queue, finished)
+            view = QueueView(queue, demand, told)
+            view.look()
+            with filling(self.store, execution, demand, lambda: view.free, done) as fill:
+                untrained = [(system, None) for system in stages.untrained]
+                fill(measuring.begin(pairs_of(stages, untrained)))
+                run_trials(self.store, execution, view)
+
+    def _made_by(self, job: Job) -> list[PairWork]:
+        """What can be measured of what a run has made; the monitor is told of it."""
+        monitor, stages = self.monitor, self.stages
+        if isinstance(job, AdaptationJob):
+            monitor.advance(job.run_name)
+            return []
+        systems = []
+        for address, cell in job.cells:
+            artifact = self.store.find(address)
+            if artifact is None:
+                continue
+            facts = artifact.meta
+            monitor.spent[cell.run_name] = facts["spent_flops"]
+            loss = f"{facts['steps']} steps, loss {facts['loss']:.4g}"
+            monitor.advance(f"{cell.run_name}: {loss}")
+            systems.append((stages.system(cell), cell))
+        return pairs_of(stages, systems, baselines=False)

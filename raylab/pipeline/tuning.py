@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from raylab.data.collections import VALIDATION
-from raylab.experiment.config import ConfigError, Execution, check
+from raylab.experiment.config import ConfigError, check
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell, Grid, Variant
 from raylab.experiment.recipe_file import TunedCell
 

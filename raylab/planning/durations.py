@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.families import Start, families, start_of
 from raylab.experiment.grid import Cell, Grid
 from raylab.planning.devices import Device

@@ -187,11 +187,17 @@ def plan_model(backbone: Backbone, models_dir: str | None, from_tables: bool) ->
     # Here, since they take seconds and a plan of known models does without.
     from raylab.models.backbone import load_config, resolve_source
     from raylab.models.hub import check_vocabulary, load_tokenizer
+    from raylab.models.whole import check_model
 
     source = resolve_source(backbone, models_dir)
+    is_folder, owner = Path(source).is_dir(), f"size {backbone.name!r}"
+    if is_folder:
+        check_model(Path(source), owner, False, models_dir)
     shape = Shape.of(load_config(backbone, source))
     if known is not None:
         _check_shape(backbone, source, shape, known_shape(backbone, known))
+    if is_folder and backbone.start == "pretrained" and not from_tables:
+        check_model(Path(source), owner, True, models_dir)  # a plan does without the weights
     tokenizer = load_tokenizer(backbone, models_dir)
     check_vocabulary(backbone, source, tokenizer, shape.vocabulary)
     stored = _file_bytes(Path(source)) or 2.0 * (shape.parameters + shape.embedding_parameters)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from raylab.data.files import is_local
 from raylab.data.registry import encoding_for, protocol
-from raylab.experiment.config import Backbone, Execution
+from raylab.experiment.config import Backbone
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.index.embeddings import shards
 from raylab.planning.collections import CollectionSizes

@@ -11,7 +11,8 @@ import numpy as np
 from raylab.data.faults import LeavingOut
 from raylab.data.known_sizes import KnownCollection
 from raylab.data.sources import Source
-from raylab.experiment.config import Adaptation, Backbone, ConfigError, Execution
+from raylab.experiment.config import Adaptation, Backbone, ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.families import Start
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.heads import HEADS, Head

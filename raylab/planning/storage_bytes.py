@@ -34,7 +34,8 @@ from pathlib import Path
 
 from raylab.data.registry import encoding_for, protocol
 from raylab.data.sources import EMBEDDED
-from raylab.experiment.config import Backbone, Encoding, Execution, Lora
+from raylab.experiment.config import Backbone, Encoding, Lora
+from raylab.experiment.execution import Execution
 from raylab.experiment.families import start_of
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.heads import Head

@@ -15,7 +15,8 @@ from raylab.data.ingest import PASSAGES
 from raylab.data.ingested import load_topics
 from raylab.data.texts import Texts
 from raylab.data.tokens import PassageStore
-from raylab.experiment.config import Backbone, Encoding, Execution, identity
+from raylab.experiment.config import Backbone, Encoding, identity
+from raylab.experiment.execution import Execution
 from raylab.experiment.heads import Head
 from raylab.index.embeddings import Matrix, shards, write_shard
 from raylab.models.backbone import torch_dtype

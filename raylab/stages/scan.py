@@ -27,7 +27,7 @@ from raylab.data.texts import passage_ids
 from raylab.data.tokens import PassageStore
 from raylab.evaluation.efficiency import TermCounts
 from raylab.evaluation.entropy import Pairs
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.index.embeddings import Matrix, as_stored
 from raylab.index.kernels.topk import merge_topk
 from raylab.index.kinds import index_class

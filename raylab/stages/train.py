@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylab.experiment.config import COST_MODEL, Adaptation, Backbone, Encoding, Execution, identity
+from raylab.experiment.config import COST_MODEL, Adaptation, Backbone, Encoding, identity
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell
 from raylab.stages.validation import ValidationQueries
 from raylab.storage.artifacts import Address, Artifact
 from raylab.storage.store import Store
 
-RUNS = "train"  # folder of Ray Train's own state and checkpoints below the storage root
+RUNS = "train"  # folder of checkpoints and journals below the storage root
 BACKBONE, RETRIEVER, FAMILY = "backbone", "retriever", "family"
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from raylab.data.collections import VALIDATION, Topics
 from raylab.data.registry import protocol
-from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore, find_ids
 from raylab.evaluation.entropy import sample_negatives
 from raylab.experiment.config import FineTuning
-from raylab.training.validation import ValidationTexts
+
+if TYPE_CHECKING:
+    from raylab.data.tokenizer import Tokenizer
+    from raylab.training.validation import ValidationTexts
 
 MOST_QUERIES = 64
 SPLITS = (VALIDATION, "dev")  # of which the first that a collection has is taken
@@ -76,6 +79,9 @@ def validation_texts(
 
     The negatives depend on the queries and the number of passages alone.
     """
+    # Imported here: it needs torch, and who only names a run does not.
+    from raylab.training.validation import ValidationTexts
+
     kept, positives = [], []
     for text, relevant in zip(queries.texts, queries.relevant, strict=True):
         rows, known = find_ids(store.ids, relevant)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from raylab.data.ingest import PASSAGES
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.stages.encode import EncodeTask, ShardEncoder, commit_shard
 from raylab.stages.profile import Profile, make_profile
 from raylab.stages.scan import Piece, Scan, Scanner, make_scanned_profile

@@ -6,11 +6,12 @@ that doubles from try to try; what will not pass (no such file, no permission) i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import fsspec
 import tenacity
 
+from raylab.experiment.config import ConfigError
 from raylab.storage.artifacts import BLOCK_BYTES, StorageError
 
 log = logging.getLogger("raylab")
@@ -27,9 +29,16 @@ R = TypeVar("R")
 
 AT_ONCE = 16  # requests; a connection pool of botocore holds 10 to 50
 _TRIES = 10
+_FIRST_TRIES = 3
 _LONGEST_WAIT_S = 30.0
 _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
 _PERMANENT += (NotADirectoryError, StorageError)
+_EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+}  # of this package, by what an address begins with
 _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "s3fs", "adlfs", "azure"}
 
 
@@ -38,6 +47,8 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, _PERMANENT) or not isinstance(error, Exception):
         return False
     library = type(error).__module__.partition(".")[0]
+    if "Credentials" in type(error).__name__:
+        return False
     return isinstance(error, OSError) or library in _NETWORK_LIBRARIES
 
 
@@ -49,7 +60,6 @@ def _tell(state: tenacity.RetryCallState) -> None:
 
 _RETRYING = tenacity.Retrying(
     retry=tenacity.retry_if_exception(is_passing),
-    stop=tenacity.stop_after_attempt(_TRIES),
     wait=tenacity.wait_random_exponential(multiplier=0.2, max=_LONGEST_WAIT_S),
     before_sleep=_tell,
     reraise=True,
@@ -72,16 +82,19 @@ class Files:
 
     Args:
         uri: a folder, or any fsspec address.
+
+    Raises:
+        ConfigError: no such kind of address, or one whose package is not installed.
     """
 
     def __init__(self, uri: str):
-        # A listing that was kept hides what other processes have written since.
-        self.fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        self.fs, root = _opened(uri)
         protocols = self.fs.protocol
         protocols = protocols if isinstance(protocols, tuple) else (protocols,)
         self.is_local = "file" in protocols
         # s3fs asks for a file's size first, to read it in parts; small files are read at once.
-        self._whole = {"max_concurrency": 1} if "s3" in protocols else {}
+        self._conditional = "s3" in protocols
+        self._whole = {"max_concurrency": 1} if self._conditional else {}
         self.root = os.path.abspath(root) if self.is_local else root.rstrip("/")
         self.uri = self.root if self.is_local else uri.rstrip("/")
 
@@ -89,17 +102,20 @@ class Files:
         """The path on the file system."""
         return "/".join((self.root, *(part for part in parts if part)))
 
-    def _request(self, call: Callable[..., R], *args: Any, **options: Any) -> R:
+    def _request(
+        self, call: Callable[..., R], *args: Any, tries: int = _TRIES, **options: Any
+    ) -> R:
         if self.is_local:
             return call(*args, **options)
         try:
-            return _RETRYING.copy()(call, *args, **options)
+            retrying = _RETRYING.copy(stop=tenacity.stop_after_attempt(tries))
+            return retrying(call, *args, **options)
         except Exception as error:
             if not is_passing(error):
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise StorageError(
-                self.uri, f"{_TRIES} requests failed, the last: {reason}", "reached"
+                self.uri, f"{tries} requests failed, the last: {reason}", "reached"
             ) from error
 
     def in_parallel(self, call: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -183,13 +199,60 @@ class Files:
         if not self.is_local:
             self._request(self.fs.pipe_file, target, data)
             return
+        with self._aside(target, data) as aside:
+            os.replace(aside, target)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write a small file that is not there yet, atomically; False where it is.
+
+        The first that a driver asks of a storage: what does not answer is told of sooner than elsewhere.
+        """
+        target = self.full(path)
+        if not self.is_local:
+            try:
+                self._request(self.fs.pipe_file, target, data, tries=_FIRST_TRIES, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        with self._aside(target, data) as aside:
+            try:
+                os.link(aside, target)
+            except FileExistsError:
+                return False
+        return True
+
+    def replace(self, path: str, data: bytes, found: bytes) -> bool | None:
+        """Write a small file in the place of what was read there; False where it is another by now.
+
+        None: written, and the storage cannot say whether another did so at the same time.
+        """
+        target = self.full(path)
+        try:
+            tag = self._request(self.fs.info, target).get("ETag") if self._conditional else None
+            if self.read(path) != found:
+                return False
+            if tag is None:
+                self.write(path, data)
+                return None
+            self._request(_put_if, self.fs, target, data, tag)
+        except (FileNotFoundError, FileExistsError):
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _aside(self, target: str, data: bytes) -> Iterator[str]:
+        """A whole file beside a local one, gone when the block ends unless it was renamed."""
         os.makedirs(os.path.dirname(target), exist_ok=True)
         aside = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield aside
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(aside)
 
     def move(self, path: str, target: str) -> None:
         """Rename a file.
@@ -214,6 +277,37 @@ class Files:
             FileNotFoundError: it is not there.
         """
         self._request(self.fs.rm, self.full(path), recursive=True)
+
+
+def _opened(uri: str) -> tuple[Any, str]:
+    """The file system of an address, and the path there."""
+    kind = uri.partition("://")[0]
+    try:
+        # A listing that was kept hides what other processes have written since.
+        return fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    except ImportError as error:
+        extra = _EXTRAS.get(kind)
+        what = f"pip install 'raylab[{extra}]'" if extra else " ".join(str(error).split())
+        raise ConfigError(f"storage {uri}: {kind}:// needs a package: {what}") from None
+    except ValueError as error:
+        if "Protocol not known" in str(error):
+            reason = f"no address begins with {kind}://; it must be a folder, s3://BUCKET/FOLDER, gs://BUCKET/FOLDER "
+            error = ValueError(reason + "or another that fsspec knows")
+        raise ConfigError(f"storage {uri}: {error}") from None
+
+
+def _put_if(fs: Any, target: str, data: bytes, tag: str) -> None:
+    """Put an object on S3 in the place of the one of an ETag.
+
+    Raises:
+        FileExistsError: another stands there.
+    """
+    try:
+        fs.pipe_file(target, data, IfMatch=tag)
+    except OSError as error:
+        if "pre-conditions" in str(error):
+            raise FileExistsError(target) from None
+        raise
 
 
 def _facts(entry: dict[str, Any]) -> FileFacts:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -47,6 +50,15 @@ def summed(*values: torch.Tensor) -> list[float]:
     if rank_and_world()[1] > 1:
         dist.all_reduce(total)
     return total.tolist()
+
+
+def from_first(value: T) -> T:
+    """Rank 0's value, on all workers; call on all of them."""
+    if rank_and_world()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier() -> None:

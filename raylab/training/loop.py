@@ -24,15 +24,14 @@ from raylab.training.engine import (
     save_engine,
     take_step,
 )
+from raylab.training.faults import TrainingError
+from raylab.training.pacing import Clock
 
 _HISTORY_POINTS = 100
+_MEASURED_TIMES = 4  # on the way, where a task names no steps to measure at
 OVERSPEND = 1.02  # of a budget: real batches differ a little from those the steps were solved from
 _STEP = "step"  # file of a checkpoint
 History = list[dict[str, float]]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the batch."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Task(Protocol):
 
     @property
     def measured_at(self) -> Collection[int] | None:
-        """After which steps to measure on held-out data; None: at the start, at checkpoints and at the end."""
+        """After which steps to measure on held-out data; None: at the start, at the end and four times between."""
         ...
 
     def evaluate(self, engine: Any) -> Evaluation:
@@ -168,7 +167,7 @@ def run(
     task: Task,
     optimization: Optimization,
     reporter: Reporter,
-    checkpoints: int,
+    checkpoints: Clock | int,
     budget_flops: float | None = None,
 ) -> tuple[Any, Progress, History]:
     """Train to the task's last step, from the reporter's newest checkpoint.
@@ -177,7 +176,7 @@ def run(
     the schedule follow from the step, and the random state of every worker is in the checkpoint.
 
     Args:
-        checkpoints: how many checkpoints to keep on the way.
+        checkpoints: when to keep one on the way; a number: so many, at even steps.
         budget_flops: ends the run before a step that would overspend it.
 
     Returns:
@@ -196,7 +195,7 @@ def run_branches(
     task: Task,
     optimization: Optimization,
     reporter: Reporter,
-    checkpoints: int,
+    checkpoints: Clock | int,
     ends: Mapping[int, float | None],
     finished: Finished,
 ) -> None:
@@ -241,13 +240,13 @@ class _Loop:
         task: Task,
         optimization: Optimization,
         reporter: Reporter,
-        checkpoints: int,
+        checkpoints: Clock | int,
         newest: int | None = None,
     ):
-        self.task, self.reporter = task, reporter
+        self.task, self.reporter, self.checkpoints = task, reporter, checkpoints
         self.horizon = task.steps  # of the run whose schedule is followed
         self.engine = make_engine(task.module, lambda: self.horizon, optimization)
-        self.every = max(1, math.ceil(task.steps / (checkpoints + 1)))
+        self.measured_every = _apart(task.steps, _MEASURED_TIMES)
         self.points = max(1, task.steps // _HISTORY_POINTS)
         self.state, self.history = _State(), History()
         self.kept_at = self.measured_at = -1
@@ -282,7 +281,16 @@ class _Loop:
             save_engine(self.engine, path, kept)
             (path / _STEP).write_text(str(self.state.step))
 
+        began = time.perf_counter()
         self.reporter.checkpoint(write, self.state.progress(self.horizon))
+        if isinstance(self.checkpoints, Clock):
+            self.checkpoints.kept(time.perf_counter() - began)
+
+    def checkpoint_is_due(self) -> bool:
+        """Whether to keep one after the step just taken. Call after every step, on all workers."""
+        if isinstance(self.checkpoints, Clock):
+            return self.checkpoints.is_due()
+        return self.state.step % _apart(self.task.steps, self.checkpoints) == 0
 
     def advance(
         self,
@@ -320,9 +328,14 @@ class _Loop:
                 warning=self.warning,
             )
             self.reporter.progress(told)
-            if keep and self.state.step % self.every == 0 and self.state.step < task.steps:
-                if task.measured_at is None:
-                    self.measure()
+            on_the_way = keep and self.state.step < task.steps
+            if (
+                on_the_way
+                and task.measured_at is None
+                and not self.state.step % self.measured_every
+            ):
+                self.measure()
+            if on_the_way and self.checkpoint_is_due():
                 self.checkpoint()
 
     def measure(self) -> Mapping[str, float]:
@@ -358,6 +371,11 @@ def _step(task: Task, engine: Any, step: int) -> tuple[float, float]:
             f"({task.describe(step)})"
         )
     return loss, norm
+
+
+def _apart(steps: int, times: int) -> int:
+    """Steps between what is done so many times on the way."""
+    return max(1, math.ceil(steps / (times + 1)))
 
 
 def _note(history: History, state: _State, **values: float) -> None:

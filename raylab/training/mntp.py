@@ -94,7 +94,7 @@ class AdaptationTask:
 
     @property
     def measured_at(self) -> None:
-        """At the start, at checkpoints and at the end."""
+        """At the start, at the end and four times between."""
         return None
 
     @torch.no_grad()

@@ -138,7 +138,7 @@ class TaughtTask:
 
     @property
     def measured_at(self) -> None:
-        """At the start, at checkpoints and at the end."""
+        """At the start, at the end and four times between."""
         return None
 
     def cost(self, step: int) -> tuple[float, float]:

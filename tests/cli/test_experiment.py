@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from raylab.cli.experiment import chosen, parse_seeds, read_experiment, run_experiment
 from raylab.cli.main import app
 from raylab.cli.options import EXECUTION_FIELDS, GRID_FIELDS, Options
-from raylab.experiment.config import Backbone, ConfigError, Execution, Lora
+from raylab.experiment.config import Backbone, ConfigError, Lora
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid, Ladder, Variant
 from raylab.experiment.ladders import LLAMA3, PICO
 from raylab.experiment.variants import ablation_variants, budget_variants
@@ -234,7 +235,7 @@ def test_seeds_that_cannot_be(text):
 
 EXPERIMENT = """
 from beside import RECIPE
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid, Ladder
 from raylab.experiment.ladders import PICO
 
@@ -272,7 +273,7 @@ def test_a_file_gives_its_grid_and_its_execution(experiment):
         ("GRID = 1", "GRID must be a raylab.experiment.grid.Grid"),
         (
             EXPERIMENT + "EXECUTION = {}",
-            "EXECUTION must be a raylab.experiment.config.Execution",
+            "EXECUTION must be a raylab.experiment.execution.Execution",
         ),
     ],
 )

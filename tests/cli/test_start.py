@@ -20,11 +20,12 @@ from raylab.cli.errors import EXIT_CODES, LaboratoryCommand, LaboratoryGroup, ex
 from raylab.cli.main import app
 from raylab.data.faults import CollectionError
 from raylab.experiment.config import ConfigError
+from raylab.jobs.starting import ClusterError
 from raylab.storage.artifacts import DamagedArtifact, StorageError
 
 COMMANDS = {
     "run", "plan", "status", "report", "evaluate", "compare", "beir", "search", "encode", "index",
-    "fit", "export", "check", "data", "watch", "log",
+    "fit", "export", "check", "data", "watch", "log", "doctor",
 }  # fmt: skip
 HEAVY = ("torch", "ray", "transformers", "pandas", "scipy")
 
@@ -82,6 +83,7 @@ def test_the_errors_that_are_named_are_there():
     ("error", "status"),
     [
         (ConfigError("x"), 2),
+        (ClusterError("x"), 2),
         (CollectionError("x"), 2),
         (StorageError("x", "full"), 1),
         (DamagedArtifact("x", "cut"), 1),
@@ -233,7 +235,7 @@ def test_ray_that_does_not_start_is_one_line_and_leaves_no_storage(
     lab = tmp_path / "lab"
     arguments = ["data", "ingest", str(collection_folder), "--storage", str(lab), "--no-tokens"]
     done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert done.stderr.startswith("error: Ray cannot start: ")
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
@@ -271,7 +273,7 @@ def test_a_storage_that_cannot_be_written_to_is_one_line(command, storage, tmp_p
     (tmp_path / "file").write_text("")
     storage = storage.replace("FILE", str(tmp_path / "file"))
     done = CliRunner().invoke(app, [*command, "--storage", storage])
-    assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: {storage} cannot be written: ")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: --storage {storage}: it cannot be written to (")
     assert done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -11,11 +11,11 @@ from raylab.experiment.config import (
     Backbone,
     ConfigError,
     Encoding,
-    Execution,
     FineTuning,
     Lora,
     identity,
 )
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell, Grid, Ladder, Recipe, Variant
 from raylab.experiment.heads import DENSE, SPARSE, Head, find_head
 from raylab.experiment.ladders import PICO

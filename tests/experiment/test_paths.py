@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from raylab.data.sources import open_collection
-from raylab.experiment.config import Backbone, ConfigError, Execution
+from raylab.experiment.config import Backbone, ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO, find_ladder
 from raylab.experiment.paths import with_absolute_paths

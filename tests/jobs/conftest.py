@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.jobs import cluster
 from tests.jobs.commands import command, run_here
 

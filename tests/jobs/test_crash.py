@@ -23,7 +23,7 @@ from tests.jobs.commands import (
 
 # Several grids a test: a machine at work on other things takes its time.
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1_800)]
-BUDGET = ("--budget", "3e10")
+BUDGET = ("--budget", "3e10", "--checkpoint-minutes", "0")
 DEADLINE_S = 240
 
 
@@ -56,9 +56,13 @@ def begin_after(done: Path, lab: Path, stages: tuple[str, ...]) -> None:
         shutil.copytree(done / stage, lab / stage)
 
 
-def wait_for(found: Callable[[], object], driver: subprocess.Popen | ThisProcess) -> object:
+def wait_for(
+    found: Callable[[], object],
+    driver: subprocess.Popen | ThisProcess,
+    within_s: float = DEADLINE_S,
+) -> object:
     """Poll until `found` gives something."""
-    end = time.time() + DEADLINE_S
+    end = time.time() + within_s
     while time.time() < end:
         if thing := found():
             return thing
@@ -96,7 +100,7 @@ def wait_until_gone(children: list[psutil.Process]) -> None:
 
 
 def checkpointed(lab: Path) -> Callable[[], object]:
-    return lambda: next(iter((lab / "train").glob("retriever-*/step-*")), None)
+    return lambda: next(iter((lab / "train").glob("retriever-*/step-*/complete")), None)
 
 
 @pytest.fixture
@@ -148,6 +152,23 @@ def test_kill_a_train_worker(small, undisturbed_lab, undisturbed):
     ledger = pd.read_parquet(lab / "ledger.parquet")
     retries = ledger.loc[ledger["stage"] == "retriever", "retries"]
     assert retries.max() == 1, "the ledger tells of the worker that died"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", ["ray::ImplicitFunc", "ray::TrainController"])
+def test_kill_what_holds_a_run(small, undisturbed_lab, undisturbed, title):
+    """The trial and Ray Train's controller: the run goes on from its checkpoint, and counts as one retried."""
+    lab, arguments = small
+    begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone"))
+
+    def disturb(driver: ThisProcess) -> None:
+        wait_for(checkpointed(lab), driver)
+        kill_one(title)(driver)
+
+    run_disturbed(arguments, disturb)
+    pd.testing.assert_frame_equal(measures(lab), undisturbed)
+    ledger = pd.read_parquet(lab / "ledger.parquet")
+    assert ledger.loc[ledger["stage"] == "retriever", "retries"].max() == 1
 
 
 @pytest.mark.slow

@@ -142,7 +142,8 @@ import time
 from raylab.data import shards
 shards.SHARD_ROWS = 256
 from raylab.storage.store import Store
-from raylab.experiment.config import Backbone, Execution
+from raylab.experiment.config import Backbone
+from raylab.experiment.execution import Execution
 from raylab.data.ingest import collection_address
 from raylab.data.sources import open_collection
 from raylab.jobs.cluster import connect

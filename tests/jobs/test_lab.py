@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import raylab
-from raylab.experiment.config import Adaptation, ConfigError, Execution
+from raylab.experiment.config import Adaptation, ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.heads import DENSE
 from raylab.experiment.ladder_file import read_ladder

@@ -10,13 +10,13 @@ import ray
 import yaml
 
 from docs.hooks import filled
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
 from raylab.jobs import cluster, metrics
 from raylab.jobs.metrics import Publisher, Readings
 from raylab.jobs.progress import Monitor, ProgressActor, RunProgress
-from raylab.jobs.train import _FailuresTold
+from raylab.jobs.queue import RunQueue
 from raylab.live.metrics import METRICS, RUN_LABELS
 from raylab.planning.scheduling import Item
 from tests.jobs.boards import MONITORING, expressions, metrics_of, variables
@@ -182,7 +182,11 @@ def test_ray_serves_all_of_them(ray_cluster, monitor, monkeypatch):
     monkeypatch.setattr(metrics, "_EVERY_S", 0.5)
     monitor.board = ProgressActor.remote()
     ray.get(monitor.board.note.remote(told(RUNNING, 40)))
-    _FailuresTold(monitor.board, RUNNING).after_exception(None, {0: RuntimeError("lost")})
+    job = SimpleNamespace(board=monitor.board)
+    queue = RunQueue([Item(RUNNING, "train", 1.0)], {RUNNING: job}, Execution())
+    group = queue.start()
+    queue.at_work(group)
+    queue.at_work(group)  # its workers start again
     exported = {metric.exported for metric in METRICS.values()}
     found: dict[str, str] = {}
     until = time.time() + 60

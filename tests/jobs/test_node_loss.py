@@ -13,6 +13,7 @@ from tests.jobs.test_crash import DEADLINE_S, checkpointed, start, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1800)]
 CELL = ("--cells", "dense-tiny-cl", "--budget", "1.5e11", "--workers", "2")
+OFTEN = ("--checkpoint-minutes", "0")
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_node_lost_in_mid_epoch(
     os.environ["RAY_ADDRESS"] = cluster.address
     try:
         driver = start(
-            command(collection_folder, ladder_file, teacher_folder, lab, *CELL), tmp_path
+            command(collection_folder, ladder_file, teacher_folder, lab, *CELL, *OFTEN), tmp_path
         )
     finally:
         del os.environ["RAY_ADDRESS"]

@@ -19,7 +19,8 @@ from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
 from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
-from raylab.experiment.config import Encoding, Execution
+from raylab.experiment.config import Encoding
+from raylab.experiment.execution import Execution
 from raylab.experiment.heads import SPARSE
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import Retriever

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raylab.data.sources import open_collection
-from raylab.experiment.config import Execution
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO, find_ladder
 from raylab.planning.plan import plan_grid

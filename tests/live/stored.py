@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from raylab.data.tokens import write_store
-from raylab.experiment.config import Backbone, Encoding, Execution
+from raylab.experiment.config import Backbone, Encoding
+from raylab.experiment.execution import Execution
 from raylab.experiment.heads import HEADS
 from raylab.index.embeddings import shards
 from raylab.models.hub import load_tokenizer

@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from raylab.data.sources import open_collection
 from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Backbone, ConfigError, Execution, Lora
+from raylab.experiment.config import Backbone, ConfigError, Lora
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import find_ladder
 from raylab.models.backbone import add_lora, load_backbone
@@ -85,7 +86,7 @@ def test_an_adapter_that_names_no_base_is_refused(tmp_path, base):
     if base != "absent":
         config["base_model_name_or_path"] = base
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    save_file({}, tmp_path / "adapter_model.safetensors")
     words = "base_model_name_or_path is .*; it must name the adapter's base model"
     with pytest.raises(ConfigError, match=f"adapter_config.json: {words}"):
         weights_fingerprint(Backbone("own", str(tmp_path)))

@@ -11,15 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from raylab.data.sources import open_collection
-from raylab.experiment.config import (
-    Adaptation,
-    Backbone,
-    Encoding,
-    Execution,
-    FineTuning,
-    Lora,
-    Tokenization,
-)
+from raylab.experiment.config import Adaptation, Backbone, Encoding, FineTuning, Lora, Tokenization
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid, Ladder, Recipe
 from raylab.experiment.heads import DENSE, SPARSE, Head
 from raylab.experiment.objectives import CL, KD
@@ -120,7 +113,8 @@ def changed_fields(config: Any, without: tuple[str, ...] = ()) -> list[tuple[str
 EXECUTIONS = {
     "storage": "elsewhere", "workers": 2, "zero_stage": 3, "micro_batch_texts": 4,
     "concurrent_trials": 0, "encoding_actors": 0, "encoder_cpus": 0.5, "no_index": True,
-    "use_gpu": True, "encode_batch_tokens": 64, "shard_passages": 7, "checkpoints": 1,
+    "use_gpu": True, "encode_batch_tokens": 64, "shard_passages": 7, "checkpoint_minutes": 0.0,
+    "fault_hours": 5.0, "max_devices": 9,
     "max_failures": 0, "models_dir": "/nowhere", "device": "h100", "ray_options": {"num_cpus": 9},
     "cache_gib": 1.0, "validate": 0, "device_hour_price": 3.0,
 }  # fmt: skip

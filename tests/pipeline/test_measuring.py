@@ -11,14 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raylab.data.tokens import write_store
-from raylab.experiment.config import (
-    Adaptation,
-    Backbone,
-    ConfigError,
-    Encoding,
-    Execution,
-    FineTuning,
-)
+from raylab.experiment.config import Adaptation, Backbone, ConfigError, Encoding, FineTuning
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid, Ladder, Recipe
 from raylab.experiment.heads import DENSE, SPARSE
 from raylab.experiment.objectives import CL

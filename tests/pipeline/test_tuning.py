@@ -5,7 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.heads import DENSE, SPARSE
 from raylab.experiment.ladders import PICO

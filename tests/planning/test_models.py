@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from raylab.cli.experiment import run_experiment
 from raylab.data.sources import open_collection
-from raylab.experiment.config import Backbone, ConfigError, Execution, Tokenization
+from raylab.experiment.config import Backbone, ConfigError, Tokenization
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.known_models import KNOWN_MODELS, LLAMA3_TOKENS
 from raylab.experiment.ladders import LADDERS, LLAMA3, PICO

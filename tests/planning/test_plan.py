@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoTokenizer
 from raylab.data.collections import is_validation, read_topics
 from raylab.data.faults import CollectionError
 from raylab.data.sources import open_collection
-from raylab.experiment.config import Adaptation, ConfigError, Execution, Lora
+from raylab.experiment.config import Adaptation, ConfigError, Lora
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.heads import DENSE, HEADS
 from raylab.experiment.ladders import PICO, find_ladder

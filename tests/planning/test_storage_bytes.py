@@ -10,7 +10,8 @@ import scipy.sparse as sp
 from raylab.data.known_sizes import known_collection
 from raylab.data.tokens import write_store
 from raylab.evaluation.runs import Run, write_run
-from raylab.experiment.config import Backbone, Encoding, Execution, Lora
+from raylab.experiment.config import Backbone, Encoding, Lora
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.heads import DENSE, HEADS, SPARSE
 from raylab.experiment.ladders import LLAMA3, PICO, find_ladder

@@ -13,7 +13,8 @@ import scipy.sparse as sp
 
 from raylab.data.ingested import load_topics
 from raylab.evaluation.entropy import sample_negatives
-from raylab.experiment.config import Backbone, Execution
+from raylab.experiment.config import Backbone
+from raylab.experiment.execution import Execution
 from raylab.experiment.heads import HEADS
 from raylab.index.embeddings import read_shard, shards, write_shard
 from raylab.pipeline.collect import Measured, collect

@@ -9,7 +9,8 @@ import torch
 
 from raylab.cli.experiment import chosen
 from raylab.cli.options import Options
-from raylab.experiment.config import ConfigError, Execution
+from raylab.experiment.config import ConfigError
+from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
 from raylab.planning.plan import Lengths, plan_cell

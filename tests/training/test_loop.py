@@ -15,7 +15,7 @@ from raylab.models.hub import load_tokenizer, state_to_save
 from raylab.models.retriever import Retriever
 from raylab.training.distributed import ensure_process_group, rank_and_world
 from raylab.training.engine import Optimization, gathered, schedule
-from raylab.training.loop import TrainingError
+from raylab.training.faults import TrainingError
 from tests.workers import STEPS, FolderReporter, in_workers, make_task, train
 
 # ------------------------------------------------------------------------------------ resuming
