@@ -57,6 +57,9 @@ app.command("log")(log)
 @app.command()
 def status(
     storage: Storage = "lab",
+    time: Annotated[
+        bool, typer.Option("--time", help="where the time went, by kind of artifact")
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="follow a page of `raylab watch`, a line a change")
     ] = False,
@@ -68,6 +71,9 @@ def status(
     """How far the last experiment is, by kind of stage; and what a storage holds: seconds, FLOPs, bytes."""
     if watch:
         follow(page, token)
+        return
+    if time:
+        _print_times(storage)
         return
     from raylab.pipeline.lab import Lab
     from raylab.storage.tables import LEDGER
@@ -87,6 +93,18 @@ def status(
         amounts = f"{seconds:.1f}", f"{flops:.3g}", f"{size / 2**20:.2f}"
         held.add_row(str(stage), str(len(rows)), *amounts)
     console.print(held)
+
+
+def _print_times(storage: str) -> None:
+    from raylab.report.times import times
+    from raylab.storage.tables import LEDGER
+
+    heads = "work", "held-out points", "done again", "start-up and waiting", "writing", "all"
+    shown = Table("artifacts", "", *heads, title="seconds", title_justify="left")
+    for row in times(stored_table(storage, LEDGER)):
+        parts = row.work, row.measuring, row.again, row.waiting, row.writing, row.seconds
+        shown.add_row(row.stage, f"{row.artifacts:,}", *(f"{part:,.1f}" for part in parts))
+    console.print(shown)
 
 
 @app.command()

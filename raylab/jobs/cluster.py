@@ -118,11 +118,8 @@ def connected() -> bool:
 
 def on_head() -> dict[str, Any]:
     """Options of an actor that lives as long as the driver's cluster: it holds nothing but its place on the head."""
-    return (
-        {"num_cpus": 0, "resources": {_HEAD: 0.001}}
-        if _HEAD in ray.cluster_resources()
-        else {"num_cpus": 0}
-    )
+    has_head = _HEAD in ray.cluster_resources()
+    return {"num_cpus": 0, "resources": {_HEAD: 0.001} if has_head else {}}
 
 
 def core() -> float:

@@ -73,6 +73,31 @@ def check_room(execution: Execution) -> None:
         check(False, "workers", execution.workers, right)
 
 
+class Request:
+    """A request to the cluster's autoscaler: it stands until it is withdrawn, or not repeated for a minute."""
+
+    def __init__(self) -> None:
+        self.coordinator: Any = DefaultAutoscalingCoordinator(f"raylab-{uuid.uuid4().hex[:12]}")
+        self.bundles: list[dict[str, float]] = []
+        self.at = float("-inf")
+
+    def ask(self, bundles: list[dict[str, float]]) -> None:
+        """Call now and then, with all that is wanted: it is sent where it changed, or would expire."""
+        now = time.monotonic()
+        if bundles != self.bundles or (bundles and now - self.at > _REPEATED_S):
+            self.coordinator.request_resources(
+                bundles, _EXPIRES_S, priority=ResourceRequestPriority.LOW
+            )
+            self.bundles, self.at = bundles, now
+
+    def withdraw(self) -> None:
+        """Nothing is wanted any more."""
+        if self.bundles:
+            with contextlib.suppress(Exception):  # the connection may have ended
+                self.coordinator.cancel_request()
+            self.bundles = []
+
+
 class Demand:
     """What the driver asks the cluster for; threads set what they could use, one of its own asks.
 
@@ -85,9 +110,9 @@ class Demand:
         self.runs = 0  # that could start if there were devices
         self.busy = 0  # devices that runs hold, or wait for
         self.tasks = 0  # of encoders, at work or waiting
-        self.coordinator: Any = DefaultAutoscalingCoordinator(f"raylab-{uuid.uuid4().hex[:12]}")
-        self.asked: list[dict[str, float]] = []
-        self.asked_at = self.said_at = float("-inf")
+        self.request = Request()
+        self.said_at = float("-inf")
+        self.may_grow: bool | None = None  # looked at when something is wanted
         self.stopped = threading.Event()
 
     @property
@@ -102,21 +127,18 @@ class Demand:
         left = max(0.0, most - self.busy)
         worker = {"CPU": 1.0, **({"GPU": 1.0} if execution.use_gpu else {})}
         runs = int(min(self.runs, left // execution.workers)) * execution.workers
-        encoder = {"GPU": 1.0} if execution.use_gpu else {"CPU": execution.encoder_cpus}
+        encoder = {self.kind: 1.0 if execution.use_gpu else execution.encoder_cpus}
         wanted = min(self.tasks, execution.encoding_actors or _MOST_ENCODERS)
-        encoders = int(
-            min(wanted, (left - runs) // (1.0 if execution.use_gpu else execution.encoder_cpus))
-        )
+        encoders = int(min(wanted, (left - runs) // encoder[self.kind]))
         return [worker] * runs + [encoder] * encoders
 
     def look(self) -> None:
         """Ask, where something has changed or the last request will expire; tell of a wait."""
         bundles, now = self.bundles(), time.monotonic()
-        if bundles != self.asked or (bundles and now - self.asked_at > _REPEATED_S):
-            self.coordinator.request_resources(
-                bundles, _EXPIRES_S, priority=ResourceRequestPriority.LOW
-            )
-            self.asked, self.asked_at = bundles, now
+        if bundles and self.may_grow is None:
+            self.may_grow = grows() is not False
+        if self.may_grow:
+            self.request.ask(bundles)
         have = int(ray.cluster_resources().get(self.kind, 0))
         need = self.execution.workers if self.runs or self.busy else min(self.tasks, 1)
         if have >= need:
@@ -145,5 +167,4 @@ class Demand:
         finally:
             self.stopped.set()
             thread.join()
-            with contextlib.suppress(Exception):  # the connection may have ended
-                self.coordinator.cancel_request()
+            self.request.withdraw()

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylab.experiment.config import Backbone
 from raylab.jobs.cluster import root_cause
+from raylab.jobs.demand import Request
 from raylab.stages.inspection import PROBES, Inspected, inspect_node
 from raylab.storage.store import Store
 
@@ -202,14 +202,15 @@ def grown(devices: int, gpu: bool, minutes: float, told: Callable[[str], None]) 
     if not devices:
         yield
         return
-    request_resources(bundles=[{kind: 1}] * devices)
+    request, until = Request(), time.monotonic() + 60 * minutes
     try:
-        until = time.monotonic() + 60 * minutes
-        while ray.cluster_resources().get(kind, 0) < devices and time.monotonic() < until:
-            told(
-                f"waiting for {devices} {kind}s, there are {ray.cluster_resources().get(kind, 0):.0f}"
-            )
+        while True:
+            request.ask([{kind: 1.0}] * devices)
+            have = ray.cluster_resources().get(kind, 0)
+            if have >= devices or time.monotonic() >= until:
+                break
+            told(f"waiting for {devices} {kind}s, the cluster has {have:.0f}")
             time.sleep(10)
         yield
     finally:
-        request_resources(bundles=[])
+        request.withdraw()

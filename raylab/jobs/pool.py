@@ -1,7 +1,8 @@
 """A pool of Ray actors that follows the cluster: grows when there is room, shrinks when nodes go.
 
 Only an actor that is up is given a task, so that none waits on a machine that never comes; what a dead
-actor had in hand is put back at the head of the queue, and another actor takes its place.
+actor had in hand is put back at the head of the queue, and another actor takes its place. So it is with actors on a
+node that is about to be taken away, before it is: Ray says so minutes ahead of a spot node's end.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import ray
+import ray._private.state
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from raylab.experiment.execution import Execution
@@ -24,6 +26,7 @@ _DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 _DEATHS_A_TASK = 5  # a task that takes so many actors with it is at fault itself
 _IDLE_S = 0.1
 _KEPT_IDLE_S = 30.0  # an actor without a task, while a feed is open
+_LEAVING_S = 1.0  # how often it is asked which nodes are about to be taken away
 _LOOK_S = 5.0  # how often the cluster's size is looked at while nothing happens
 
 
@@ -60,7 +63,7 @@ def run_on_actors(
     """Run tasks over actors, never more than `limit()` of them nor than there are tasks.
 
     Args:
-        start: makes an actor; it has a method `ready`.
+        start: makes an actor; its method `ready` returns the id of its node.
         tasks: all of them, or a feed, which is served until it is closed.
         limit: how many actors there may be, 0 or more; asked again and again.
         do: calls an actor's method on a task.
@@ -75,10 +78,23 @@ def run_on_actors(
     starting: dict[ray.ObjectRef, Any] = {}
     working: dict[ray.ObjectRef, tuple[Any, T]] = {}
     idle: list[tuple[Any, T | None, float]] = []  # with what they did last, and since when
+    nodes: dict[Any, str] = {}  # of the actors that are up
+    leaving, asked = set[str](), time.monotonic()
     deaths: Counter[int] = Counter()
     try:
         while queue or working or (feed is not None and not feed.closed):
             most, now = limit(), time.monotonic()
+            if now - asked > _LEAVING_S:
+                asked, leaving = now, leaving_nodes()
+            for ref, (actor, task) in list(working.items()):
+                if nodes[actor] in leaving:
+                    ray.kill(actor)
+                    del working[ref]
+                    queue.insert(0, task)
+                    log.warning("a node is about to be taken away; what it was at goes elsewhere")
+            for entry in [entry for entry in idle if nodes[entry[0]] in leaving]:
+                ray.kill(entry[0])
+                idle.remove(entry)
             while idle and queue and len(working) < most:
                 actor, last, _ = idle.pop()
                 chosen = following(last, queue)
@@ -113,6 +129,8 @@ def run_on_actors(
                         raise RuntimeError(message) from None
                     continue
                 deaths[id(None)] = 0
+                if task is None:
+                    nodes[actor] = result
                 idle.append((actor, task, time.monotonic()))
                 if task is not None:
                     finished(task, result)
@@ -126,6 +144,11 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+def leaving_nodes() -> set[str]:
+    """Ids of nodes that are about to be taken away: preempted by the cloud, or not needed."""
+    return set(ray._private.state.state.get_draining_nodes())  # as Ray Train asks
+
+
 def room(resource: str, each: float) -> int:
     """How many actors that hold `each` of a resource the cluster takes now; at least one."""
     return max(1, int(ray.cluster_resources().get(resource, 0) / each))
@@ -137,11 +160,16 @@ def encoders(execution: Execution) -> int:
     return execution.encoding_actors or room(resource, each)
 
 
+def devices_there(execution: Execution) -> int:
+    """Devices that the cluster has now."""
+    return room("GPU" if execution.use_gpu else "CPU", 1.0)
+
+
 def training_devices(execution: Execution) -> int:
     """Devices that training may hold now: of `concurrent_trials` runs, or (0) all that the cluster has."""
     most = execution.max_devices
     if execution.concurrent_trials:
         devices = execution.concurrent_trials * execution.workers
     else:
-        devices = room("GPU" if execution.use_gpu else "CPU", 1.0)
+        devices = devices_there(execution)
     return devices if most is None else min(devices, most)

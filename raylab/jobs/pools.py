@@ -22,9 +22,10 @@ class _Worker:
     def __init__(self, start: Callable[[], Make]):
         self.start = start
 
-    def ready(self) -> None:
-        """Started here, so that an error of the start's is told as it is."""
+    def ready(self) -> str:
+        """The id of its node. Started here, so that an error of the start's is told as it is."""
         self.make = self.start()
+        return ray.get_runtime_context().get_node_id()
 
     def work(self, task: Any) -> None:
         self.make(task)

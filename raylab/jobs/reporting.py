@@ -33,26 +33,33 @@ class RayReporter:
 
     Args:
         names: of the runs, by their steps.
+        taken_at: when the run was given to this worker's group, in Unix seconds.
     """
 
-    def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str]):
+    def __init__(self, job: AdaptationJob | FineTuningJob, names: dict[int, str], taken_at: float):
         self.names, self.board, self.job = names, job.board, job.run_name
         self.spends_budget = isinstance(job, FineTuningJob)
         self.live = _run_log(job)
-        rank = rank_and_world()[0]
+        rank, world = rank_and_world()
         folder = f"{RUNS}/{run_folder(job)}"
-        self.journal = Journal(job.store, folder, rank == 0)
-        self.checkpoints = Checkpoints(job.store, folder, rank == 0, barrier)
+        self.journal = Journal(job.store, folder, rank == 0, taken_at)
+        self.checkpoints = Checkpoints(job.store, folder, rank, world)
         self.meter = Meter(torch.cuda.current_device() if job.execution.use_gpu else None)
         self.last = 0.0
 
     def ended(self) -> None:
-        """The run took its last step."""
+        """The run took its last step; no checkpoint of it is on its way any more."""
         if self.live is not None:
             self.live.close()
+        with contextlib.suppress(OSError):  # it is not needed any more
+            self.checkpoints.wait()
 
     @contextlib.contextmanager
     def resume(self) -> Iterator[Path | None]:
+        self.checkpoints.wait()
+        barrier()  # all have stored theirs
+        if rank_and_world()[0] == 0:
+            self.checkpoints.remove_unfinished()
         step = from_first(self.checkpoints.newest())
         if step is None:
             yield None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 
@@ -11,9 +10,9 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
+from raylab.jobs.submitted import settings
+
 _ANSWER_S = 10.0
-# The environment variable in which Ray gives a submitted job its settings.
-_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 # Asked first by Ray's own client, which tries for half a minute and tells of every try.
 _FIRST_QUESTION = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 
@@ -123,8 +122,8 @@ def workers_environment(defaults: dict[str, str]) -> dict[str, str]:
 
     Ray refuses a name that both name, unless it is told which of them counts: ours, then, of those left.
     """
-    if not (config := os.environ.get(_JOB_CONFIG)):
+    if not (told := settings()):
         return defaults
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
-    own = set((json.loads(config).get("runtime_env") or {}).get("env_vars") or {}) - {"PYTHONPATH"}
+    own = set((told.get("runtime_env") or {}).get("env_vars") or {}) - {"PYTHONPATH"}
     return {name: value for name, value in defaults.items() if name not in own}

@@ -13,16 +13,21 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 BAD_INPUT = 2
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _STOPS_WITHIN_S = 60.0
 
 
+def settings() -> dict[str, Any]:
+    """What Ray was told when the job of this process was submitted; nothing outside one."""
+    return json.loads(os.environ.get(_JOB_CONFIG) or "{}")
+
+
 def submission() -> str | None:
     """The id of the job that this process runs in; None outside one."""
-    metadata = json.loads(os.environ.get(_JOB_CONFIG) or "{}").get("metadata") or {}
-    return metadata.get("job_submission_id")
+    return (settings().get("metadata") or {}).get("job_submission_id")
 
 
 def run(command: list[str]) -> int:

@@ -51,7 +51,8 @@ class QueueView:
         if not at_once and now - self.looked < _LOOK_S:
             return
         self.looked = now
-        news: News = ray.get(self.queue.news.remote())
+        news: News = ray.get(self.queue.news.remote(self.demand.tasks))
+        self.has_news |= news.free < self.free  # of those that were lent
         self.free, self.is_done = news.free, news.is_done
         self.demand.busy, self.demand.runs = news.busy, news.ready
         self.has_news |= bool(news.events)
@@ -143,7 +144,7 @@ def run_trials(store: Store, execution: Execution, view: QueueView) -> None:
     Raises:
         The first failed run's own error, unwrapped, when all others have ended.
     """
-    resources = {"CPU": 0, **on_head().get("resources", {})}
+    resources = {"CPU": 0, **on_head()["resources"]}
     trial = tune.with_parameters(_trial, store=store, execution=execution, queue=view.queue)
     tuner = tune.Tuner(
         tune.with_resources(trial, resources),
@@ -169,7 +170,6 @@ def run_trials(store: Store, execution: Execution, view: QueueView) -> None:
     for fault in [error, *results.errors]:
         if isinstance(fault, BaseException):
             raise root_cause(fault)
-    with contextlib.suppress(
-        FileNotFoundError
-    ):  # Tune's and Ray Train's own state: all of it has ended
+    # Tune's and Ray Train's own state; all of it has ended.
+    with contextlib.suppress(FileNotFoundError):
         store.files.remove_tree(TUNE)

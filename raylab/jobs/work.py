@@ -35,8 +35,9 @@ class WorkActor:
         torch.set_num_threads(1)
         self.worker = Worker(store, execution)
 
-    def ready(self) -> None:
-        """Returns once the actor is up."""
+    def ready(self) -> str:
+        """The id of its node, once the actor is up."""
+        return ray.get_runtime_context().get_node_id()
 
     def work(self, task: Task) -> str | None:
         return self.worker.work(task)

@@ -1,4 +1,4 @@
-"""What a train worker does: load, train with DeepSpeed, report through Ray Train, commit."""
+"""What a train worker does, run after run: load, train with DeepSpeed, report, commit."""
 
 from __future__ import annotations
 
@@ -47,17 +47,20 @@ def work_through(queue: Any, group: str) -> None:
     leads = rank_and_world()[0] == 0
     run = from_first(ray.get(queue.at_work.remote(group)) if leads else None)
     while run is not None:
-        work(ray.get(queue.job.remote(run)))
+        work(*ray.get([queue.job.remote(run), queue.taken_at.remote(run)]))
         barrier()
         run = from_first(ray.get(queue.following.remote(group)) if leads else None)
 
 
-def work(job: AdaptationJob | FineTuningJob) -> None:
+def work(job: AdaptationJob | FineTuningJob, taken_at: float) -> None:
     """One worker's whole run: rank 0 commits what came out, and removes its checkpoints.
 
     What it does follows from the job alone, whatever the process has done before.
+
+    Args:
+        taken_at: when the run was given to the group (Unix seconds): it has been going on since.
     """
-    adapt(job) if isinstance(job, AdaptationJob) else fine_tune(job)
+    adapt(job, taken_at) if isinstance(job, AdaptationJob) else fine_tune(job, taken_at)
     if rank_and_world()[0] == 0:
         with contextlib.suppress(FileNotFoundError):
             job.store.files.remove_tree(f"{RUNS}/{run_folder(job)}")
@@ -82,7 +85,7 @@ def _prepare(execution: Execution) -> torch.device:
     return torch.device("cuda" if execution.use_gpu else "cpu")
 
 
-def adapt(job: AdaptationJob) -> None:
+def adapt(job: AdaptationJob, taken_at: float) -> None:
     """MNTP of one size."""
     if job.store.find(job.address) is not None:  # a worker died after the commit
         return
@@ -108,7 +111,7 @@ def adapt(job: AdaptationJob) -> None:
         job.adaptation.warmup_steps,
         _schedule_steps(job.adaptation, blocks),
     )
-    reporter = RayReporter(job, {job.adaptation.steps: job.run_name})
+    reporter = RayReporter(job, {job.adaptation.steps: job.run_name}, taken_at)
     _, done, history = run(task, optimization, reporter, _clock(job))
     reporter.ended()
     meta = {
@@ -135,7 +138,7 @@ def _save_adapted(model: Any, folder: Path, state: dict[str, torch.Tensor]) -> N
     save_weights(model, state, folder)
 
 
-def fine_tune(job: FineTuningJob) -> None:
+def fine_tune(job: FineTuningJob, taken_at: float) -> None:
     """A cell, or cells that share their stable phase."""
     cells = [(address, cell) for address, cell in job.cells if job.store.find(address) is None]
     if not cells:  # a worker died after the last commit
@@ -172,7 +175,7 @@ def fine_tune(job: FineTuningJob) -> None:
         tuning.decay_fraction,
         tuning.warmup_steps,
     )
-    reporter = RayReporter(job, {steps[member]: member.run_name for _, member in cells})
+    reporter = RayReporter(job, {steps[member]: member.run_name for _, member in cells}, taken_at)
 
     def finished(end: int, done: Progress, history: History) -> None:
         for address, member in cells:
@@ -320,7 +323,7 @@ def _summary(done: Progress, history: History, reporter: RayReporter) -> dict[st
         "measuring_seconds": done.measuring_seconds,
         "history": history,
         "energy_j": _joules(reporter.meter),
-        **reporter.journal.lost(),
+        **reporter.journal.took(),
     }
 
 

@@ -30,7 +30,7 @@ from raylab.models.published import is_published, published_description
 from raylab.models.retriever import Retriever
 from raylab.models.sentence import MODULES, SentenceRetriever, sentence_encoding, sentence_head
 from raylab.models.teachers import teacher_source
-from raylab.models.whole import check_file
+from raylab.models.whole import check_files
 from raylab.storage.checksums import checksum
 
 _WHAT_COUNTS = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
@@ -65,9 +65,7 @@ def find_retriever(source: str, models_dir: str | None = None) -> Checkpoint:
     folder = _folder(source, models_dir)
     if not any(p.suffix in _WEIGHTS for p in folder.rglob("*")):
         raise ConfigError(f"{source}: the folder holds no weights (*.safetensors, *.bin)")
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".safetensors", ".json") and path.is_file():
-            check_file(path, source)
+    check_files(folder, source)
     try:
         return _found(source, folder, models_dir)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -34,7 +34,7 @@ from raylab.models.checkpoint import CONTRACT, find_checkpoint
 from raylab.models.identity import weights_fingerprint
 from raylab.models.published import is_published
 from raylab.models.retriever import Retriever, length_batches
-from raylab.models.whole import check_file
+from raylab.models.whole import check_files
 
 MAX_TOKENS = 160  # of a pair (cross-encoder) or a text (encoders; a retriever has its own lengths)
 Kind = Literal["cross-encoder", "sparse encoder", "bi-encoder", "retriever"]
@@ -82,9 +82,7 @@ def check_teacher(source: str, models_dir: str | None = None) -> None:
     if path.is_dir() and not any(p.suffix in (".safetensors", ".bin") for p in path.iterdir()):
         raise ConfigError(f"teacher {source}: the folder holds no weights (*.safetensors, *.bin)")
     if path.is_dir():
-        for file in path.iterdir():
-            if file.suffix in (".safetensors", ".json"):
-                check_file(file, f"teacher {source}")
+        check_files(path, f"teacher {source}")
     if is_retriever(path):
         return
     try:

@@ -20,6 +20,8 @@ from raylab.models.identity import ADAPTER, ADAPTER_WEIGHTS, TOKENIZER, adapter_
 _POINTER = b"version https://git-lfs"
 _LONGEST_HEADER = 100 * 2**20  # as safetensors has it
 _EMBEDDINGS = "embed_tokens.weight"
+_CHECKED = (".safetensors", ".bin", ".gguf", ".json")
+_AGAIN = "fetch or copy it again"
 _JSON = ("config.json", *(name for name in TOKENIZER if name.endswith(".json")))
 
 
@@ -52,6 +54,17 @@ def check_model(
     _check_embeddings(folder, headers, owner)
 
 
+def check_files(folder: Path, owner: str) -> None:
+    """`check_file` of all below a folder that a model may be read from.
+
+    Raises:
+        ConfigError: as `check_model`.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _CHECKED and path.is_file():
+            check_file(path, owner)
+
+
 def check_file(path: Path, owner: str) -> dict[str, Any]:
     """Refuse a file that is cut short or was never fetched; of safetensors the header, by name of a tensor.
 
@@ -77,9 +90,6 @@ def check_file(path: Path, owner: str) -> dict[str, Any]:
     elif path.suffix == ".gguf" and not start.startswith(b"GGUF"):
         raise ConfigError(f"{owner}: {path} is no GGUF file; {_AGAIN}")
     return {}
-
-
-_AGAIN = "fetch or copy it again"
 
 
 def _header(path: Path, size: int, owner: str) -> dict[str, Any]:

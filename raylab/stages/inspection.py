@@ -118,17 +118,14 @@ def _storage(store: Store, mark: str, quick: bool) -> tuple[bool, str, dict[str,
                 return sees, "what was written is not listed", latency
         finally:
             store.files.remove(path)
-    except (
-        Exception
-    ) as error:  # every storage has errors of its own; the reason is what is asked for
+    except Exception as error:  # every storage has errors of its own: what it says is asked for
         return False, " ".join(str(error).split()) or type(error).__name__, latency
     return sees, "", latency
 
 
 def _model(backbone: Backbone, models_dir: str | None) -> str:
-    from raylab.models.backbone import (
-        resolve_source,
-    )  # takes seconds, and a quick look does without
+    # Here, since they take seconds and a quick look does without.
+    from raylab.models.backbone import resolve_source
     from raylab.models.whole import check_model
 
     try:

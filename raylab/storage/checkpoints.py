@@ -1,44 +1,41 @@
-"""Checkpoints of one run, kept in storage: the newest that is whole, and no other.
+"""Checkpoints of one run, kept in storage while the run goes on: the newest that is whole, and what is on its way.
 
-Workers write files of distinct names, as their state is sharded, into one folder:
+Workers write files of distinct names, as their state is sharded, into one folder, and a mark each when theirs are
+there:
 
-    train/RUN/step-00000123/..., complete
+    train/RUN/step-00000123/..., complete-0-of-2, complete-1-of-2
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from raylab.storage.store import Store
 
-COMPLETE = "complete"  # written last: what stands beside it is whole
 _STEP = "step-"
+_MARK = re.compile(
+    r"complete-(\d+)-of-(\d+)"
+)  # written last: what stands beside it is a worker's whole part
 
 
 class Checkpoints:
-    """Of the run whose folder below the storage's root this is; every worker of the run has one.
+    """Of the run whose folder below the storage's root this is; every one of its `world` workers has one."""
 
-    Args:
-        writes: whether this worker is the one that completes a checkpoint.
-        barrier: waits until all workers have called it.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        folder: str,
-        writes: bool = True,
-        barrier: Callable[[], None] = lambda: None,
-    ):
-        self.files, self.folder, self.writes, self.barrier = store.files, folder, writes, barrier
+    def __init__(self, store: Store, folder: str, rank: int = 0, world: int = 1):
+        self.files, self.folder, self.rank, self.world = store.files, folder, rank, world
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._sending: Future[None] | None = None
 
     def newest(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """The step of the newest checkpoint of which all workers' parts are there."""
         return max(
-            (step for step, names in self._listed().items() if COMPLETE in names), default=None
+            (step for step, names in self._listed().items() if _is_whole(names)), default=None
         )
 
     @contextlib.contextmanager
@@ -58,32 +55,61 @@ class Checkpoints:
             yield Path(scratch)
 
     def keep(self, write: Callable[[Path], None], step: int) -> None:
-        """Keep what `write` puts into a folder, and remove older checkpoints. Call on all workers."""
-        home = self._home(step)
-        if self.files.is_local:
-            folder = Path(self.files.full(home))
-            folder.mkdir(parents=True, exist_ok=True)
-            write(folder)
-        else:
-            self._send(write, home)
-        self.barrier()
-        if self.writes:
-            self.files.write(f"{home}/{COMPLETE}", b"")
-            for older in self._listed().keys() - {step}:
-                with contextlib.suppress(FileNotFoundError):
-                    self.files.remove_tree(self._home(older))
+        """Keep what `write` puts into a folder of this machine; it is on its way to the storage when this returns.
 
-    def _send(self, write: Callable[[Path], None], home: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="raylab-checkpoint-") as scratch:
-            folder = Path(scratch)
-            write(folder)
-            paths = [path for path in folder.rglob("*") if path.is_file()]
-            self.files.in_parallel(
-                lambda path: self.files.upload(
-                    path, f"{home}/{path.relative_to(folder).as_posix()}"
-                ),
-                paths,
-            )
+        Raises:
+            OSError: this checkpoint cannot be written, or the one before it could not be stored.
+        """
+        self.wait()
+        scratch = Path(tempfile.mkdtemp(prefix="raylab-checkpoint-"))
+        try:
+            write(scratch)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        self._sending = self._thread.submit(self._send, scratch, step)
+
+    def wait(self) -> None:
+        """Until this worker's part of the last checkpoint is stored.
+
+        Raises:
+            OSError: it could not be.
+        """
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.result()
+
+    def remove_unfinished(self) -> None:
+        """Remove what workers that are gone left of checkpoints later than the newest whole one."""
+        newest = self.newest()
+        self._remove(step for step in self._listed() if newest is None or step > newest)
+
+    def _send(self, scratch: Path, step: int) -> None:
+        home = self._home(step)
+        try:
+            if self.files.is_local:
+                shutil.copytree(scratch, self.files.full(home), dirs_exist_ok=True)
+            else:
+                paths = [path for path in scratch.rglob("*") if path.is_file()]
+                self.files.in_parallel(
+                    lambda path: self.files.upload(
+                        path, f"{home}/{path.relative_to(scratch).as_posix()}"
+                    ),
+                    paths,
+                )
+            self.files.write(f"{home}/complete-{self.rank}-of-{self.world}", b"")
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        newest = self.newest() if self.rank == 0 else None
+        if (
+            newest is not None
+        ):  # the others may not be as far: then the one before stays until the next
+            self._remove(older for older in self._listed() if older < newest)
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            with contextlib.suppress(FileNotFoundError):
+                self.files.remove_tree(self._home(step))
 
     def _home(self, step: int) -> str:
         return f"{self.folder}/{_STEP}{step:08d}"
@@ -96,3 +122,9 @@ class Checkpoints:
             if home.startswith(_STEP) and name:
                 found.setdefault(int(home.removeprefix(_STEP)), []).append(name)
         return found
+
+
+def _is_whole(names: Iterable[str]) -> bool:
+    """Whether the marks of all workers are among the files of a checkpoint."""
+    marks = [found for name in names if (found := _MARK.fullmatch(name))]
+    return bool(marks) and len(marks) == int(marks[0][2])

@@ -33,12 +33,8 @@ _FIRST_TRIES = 3
 _LONGEST_WAIT_S = 30.0
 _PERMANENT = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
 _PERMANENT += (NotADirectoryError, StorageError)
-_EXTRAS = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-}  # of this package, by what an address begins with
+# Of this package, by what an address begins with.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "s3fs", "adlfs", "azure"}
 
 
@@ -150,7 +146,7 @@ class Files:
         return sorted(os.path.basename(entry.rstrip("/")) for entry in entries)
 
     def tree(self, path: str, prefix: str = "") -> dict[str, FileFacts]:
-        """Every file below a folder of an object storage, by its path from there: one listing.
+        """Every file below a folder, by its path from there: one listing of an object storage.
 
         ``prefix``: that the paths begin with; some storages list more.
         """

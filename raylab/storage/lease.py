@@ -222,9 +222,7 @@ def leased(files: Files, alone: bool = False) -> Iterator[None]:
         lease.take()
     except ConfigError:
         raise
-    except (
-        Exception
-    ) as error:  # a storage's library has errors of its own, as where it finds no credentials
+    except Exception as error:  # a storage's library has errors of its own
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise ConfigError(
             f"storage {files.uri}: it cannot be written to ({reason}); name a folder or an address that can, and set "

@@ -132,12 +132,19 @@ class LedgerRow:
     )
     flops: float | None = _doc("what it took; what runs shared is in the first of them")
     spent_flops: float | None = _doc("what it stands for under its contract, shared parts included")
-    seconds: float = _doc("of wall time")
+    seconds: float = _doc("of wall time, of its work")
+    writing_seconds: float | None = _doc(
+        "of writing it into the storage, where that is known apart from the work"
+    )
     device_seconds: float | None = _doc("seconds x devices (GPUs, or cores)")
     tokens: float | None = _doc("without padding")
     retries: int | None = _doc("restarts of workers")
     lost_flops: float | None = _doc("that had to be done again")
     lost_seconds: float | None = _doc("that had to be done again")
+    elapsed_seconds: float | None = _doc(
+        "of a training run from its start, its workers' start, faults and restarts included"
+    )
+    effective_time: float | None = _doc("share of the elapsed seconds in steps that were kept")
     energy_j: float | None = _doc("of the devices, where they tell it")
     size_bytes: int = _doc("stored")
     unstored_bytes: int | None = _doc("of hits, what embeddings would take that were let go")
@@ -151,13 +158,14 @@ class LedgerRow:
         """From an artifact's manifest: what its stage noted of the work."""
         manifest, meta = artifact.manifest, artifact.meta
         # Writing an artifact is not all of making it: a stage says where it took longer.
-        seconds = meta.get("train_seconds", meta.get("seconds", manifest["seconds"]))
+        work = meta.get("train_seconds", meta.get("seconds"))
         spent = meta.get("spent_flops", meta.get("flops"))
         noted = (
             "planned_flops",
             "retries",
             "lost_flops",
             "lost_seconds",
+            "elapsed_seconds",
             "energy_j",
             "unstored_bytes",
             "measuring_flops",
@@ -169,12 +177,18 @@ class LedgerRow:
             fingerprint=artifact.fingerprint,
             flops=meta.get("own_flops", spent),
             spent_flops=spent,
-            seconds=float(seconds),
+            seconds=float(manifest["seconds"] if work is None else work),
+            writing_seconds=None if work is None else float(manifest["seconds"]),
             device_seconds=meta.get("device_seconds"),
             tokens=meta.get("own_tokens", meta.get("tokens")),
+            effective_time=_share(meta.get("train_seconds"), meta.get("elapsed_seconds")),
             size_bytes=artifact.size_bytes,
             **{name: meta.get(name) for name in noted},
         )
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 @dataclass(frozen=True)

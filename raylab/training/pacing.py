@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from raylab.training.distributed import from_first, rank_and_world
+from raylab.training.distributed import from_first
 
 UNKNOWN_S = 600.0  # between two checkpoints, where nothing is known of faults
-_LOOK_S = 2.0  # how often several workers agree on whether one is due
+_LOOK_S = 2.0  # how often the workers agree on whether one is due
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ class Clock:
         now = time.monotonic()
         interval_s = self.pacing.seconds(self.cost_s)
         step_s = max((now - self.asked_at) / self.apart, 1e-6)
-        alone = rank_and_world()[1] == 1
-        apart = 1 if alone else max(1, int(min(_LOOK_S, interval_s) / step_s))
+        apart = max(1, int(min(_LOOK_S, interval_s) / step_s))
         due, self.apart = from_first((noticed or now - self.kept_at >= interval_s, apart))
         self.answered |= noticed
         self.asked_at, self.until_asked = now, self.apart

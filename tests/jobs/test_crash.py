@@ -100,7 +100,7 @@ def wait_until_gone(children: list[psutil.Process]) -> None:
 
 
 def checkpointed(lab: Path) -> Callable[[], object]:
-    return lambda: next(iter((lab / "train").glob("retriever-*/step-*/complete")), None)
+    return lambda: next(iter((lab / "train").glob("retriever-*/step-*/complete-*")), None)
 
 
 @pytest.fixture

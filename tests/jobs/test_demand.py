@@ -62,7 +62,7 @@ def cluster_of(monkeypatch, **resources):
 def test_a_wait_is_told_at_once_and_every_minute(monkeypatch):
     told = []
     asked = Demand(Execution(workers=8, use_gpu=True, max_devices=32), told.append)
-    asked.coordinator, asked.runs = Coordinator(), 2
+    asked.request.coordinator, asked.runs, asked.may_grow = Coordinator(), 2, True
     with cluster_of(monkeypatch, CPU=4.0) as clock:
         for _ in range(130):
             asked.look()
@@ -70,25 +70,44 @@ def test_a_wait_is_told_at_once_and_every_minute(monkeypatch):
     line = "waiting for 8 GPUs, the cluster has 0 and may grow to 32"
     assert told == [line] * 3
     # Said again each time before it would expire.
-    assert asked.coordinator.requests == [[GPU_WORKER] * 16] * len(asked.coordinator.requests)
-    assert 6 <= len(asked.coordinator.requests) <= 7
+    requests = asked.request.coordinator.requests
+    assert all(bundles == [GPU_WORKER] * 16 for bundles in requests)
+    assert 6 <= len(requests) <= 7
 
 
 def test_where_there_is_room_nothing_is_told(monkeypatch):
     told = []
     asked = Demand(Execution(encoding_actors=0), told.append)
-    asked.coordinator, asked.tasks = Coordinator(), 1
+    asked.request.coordinator, asked.tasks, asked.may_grow = Coordinator(), 1, True
     with cluster_of(monkeypatch, CPU=4.0):
         asked.look()
     assert told == []
 
 
+def test_a_cluster_that_does_not_grow_is_asked_for_nothing(monkeypatch):
+    asked = Demand(Execution(encoding_actors=0), lambda text: None)
+    asked.request.coordinator, asked.tasks = Coordinator(), 5
+    monkeypatch.setattr(demand, "grows", lambda: False)
+    with cluster_of(monkeypatch, CPU=4.0), asked.asking():
+        asked.look()
+    assert asked.request.coordinator.requests == []
+
+
 def test_what_was_asked_for_is_withdrawn():
     asked = Demand(Execution(), lambda text: None)
-    asked.coordinator = Coordinator()
-    with pytest.raises(KeyError), asked.asking():
-        raise KeyError
-    assert asked.coordinator.requests == [None]
+    asked.request.coordinator = Coordinator()
+
+    def fail() -> None:
+        with asked.asking():
+            asked.request.ask([WORKER])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert asked.request.coordinator.requests == [[WORKER], None]
+    with asked.asking():
+        pass
+    assert asked.request.coordinator.requests == [[WORKER], None], "nothing was asked for"
 
 
 def test_an_own_cluster_does_not_grow(ray_cluster):

@@ -3,10 +3,12 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from raylab.experiment.config import ConfigError
 from raylab.jobs.pool import Feed, run_on_actors
@@ -28,8 +30,8 @@ def cluster():
 
 @ray.remote(num_cpus=1)
 class Worker:
-    def ready(self) -> None:
-        pass
+    def ready(self) -> str:
+        return ray.get_runtime_context().get_node_id()
 
     def do(self, task: str, folder: str) -> tuple[str, int]:
         tried = os.path.join(folder, task)
@@ -38,6 +40,12 @@ class Worker:
             os._exit(1)
         if task == "wrong":
             raise ConfigError("wrong = 1: it must be right")
+        if task.startswith("stays"):
+            node, leaves = ray.get_runtime_context().get_node_id(), Path(folder, "leaves")
+            with open(tried, "a") as begun:
+                begun.write(f"{node}\n")
+            while node == leaves.read_text():  # for ever on that node
+                time.sleep(0.1)
         time.sleep(0.2)
         return task, os.getpid()
 
@@ -117,3 +125,29 @@ def test_it_grows_and_shrinks_with_the_cluster(cluster, tmp_path):
     done = run(tasks, lambda: int(ray.cluster_resources().get("CPU", 1)), tmp_path, finished)
     assert sorted(task for task, _ in done) == tasks
     assert len({pid for _, (_, pid) in done}) >= 2
+
+
+def test_work_leaves_a_node_before_it_is_taken_away(cluster, tmp_path):
+    """The node stays up: what was begun there is done elsewhere after its notice, not after its end."""
+    node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+    tasks = ["stays-1", "stays-2"]
+    (tmp_path / "leaves").write_text(node.node_id)
+
+    def give_notice() -> None:
+        while not any(node.node_id in begun.read_text() for begun in tmp_path.glob("stays-*")):
+            time.sleep(0.1)
+        reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+        deadline_ms = 1_000 * int(time.time() + 600)
+        client = ray._raylet.GcsClient(address=cluster.address)
+        assert client.drain_node(node.node_id, reason, "taken back", deadline_ms)[0]
+
+    thread = threading.Thread(target=give_notice, daemon=True)
+    thread.start()
+    try:
+        done = run(tasks, lambda: 2, tmp_path)
+        thread.join(30)
+        assert sorted(task for task, _ in done) == tasks
+        assert len({pid for _, (_, pid) in done}) == 1
+        assert any(one["Alive"] and one["NodeID"] == node.node_id for one in ray.nodes())
+    finally:
+        cluster.remove_node(node, allow_graceful=False)

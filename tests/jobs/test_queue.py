@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from raylab.experiment.execution import Execution
-from raylab.jobs.queue import SHORT_S, RunQueue
+from raylab.jobs.queue import GIVE_WAY, SHORT_S, RunQueue
 from raylab.planning.scheduling import Item
 from raylab.training.faults import TrainingError
 
@@ -16,7 +16,9 @@ TWO = Execution(concurrent_trials=2)
 
 def queue_of(*items: Item, execution: Execution = TWO) -> RunQueue:
     jobs = {item.name: SimpleNamespace(name=item.name, board=None) for item in items}
-    return RunQueue(items, jobs, execution)
+    queue = RunQueue(items, jobs, execution)
+    queue.room = lambda: 2  # type: ignore[method-assign]
+    return queue
 
 
 def kinds(queue: RunQueue) -> list[tuple[str, str]]:
@@ -147,6 +149,11 @@ def test_what_would_fail_again_is_not_started_again(queue, monkeypatch):
     assert not queue.failed(queue.start(), TrainingError("the loss is nan at step 3"))
 
 
+def test_a_group_that_has_ended_has_nothing_to_lose(queue):
+    assert not queue.failed("no such group", RuntimeError("late"))
+    assert queue.first_error() is None
+
+
 def test_who_only_names_a_run_loads_no_model_library():
     """The queue's own process is small; trials and controllers load what Ray Train does, and no more."""
     for module, heavy in (
@@ -158,3 +165,29 @@ def test_who_only_names_a_run_loads_no_model_library():
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == "[]", module
+
+
+def test_a_group_gives_way_to_measuring(queue):
+    """One of two devices, until nothing is left to measure."""
+    first, second = queue.start(), queue.start()
+    for group in (first, second):
+        queue.at_work(group)
+    queue.news(measuring=GIVE_WAY - 1)
+    assert queue.following(first) is not None, "too little waits"
+    assert queue.news(measuring=GIVE_WAY).free == 0
+    assert queue.following(first) is None
+    assert queue.start() is None, "its device is lent"
+    assert queue.news(measuring=GIVE_WAY).free == 1
+    assert queue.following(second) is not None, "one at a time"
+    assert queue.news(measuring=1).free == 1
+    assert queue.start() is None
+    assert queue.news(measuring=0).free == 1
+    assert queue.start() is not None, "training goes on"
+
+
+def test_no_group_gives_way_where_devices_are_free(queue):
+    queue.room = lambda: 4
+    first, _ = queue.start(), queue.start()
+    queue.at_work(first)
+    assert queue.news(measuring=10 * GIVE_WAY).free == 2
+    assert queue.following(first) is not None

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import scipy.sparse as sp
 from typer.testing import CliRunner
 
 from raylab.cli.main import app
@@ -30,6 +28,7 @@ from raylab.pipeline.retrieval import Retrieval
 from raylab.stages.tokenise import tokens_address
 from raylab.stages.work import Worker, following
 from raylab.storage.store import Store
+from tests.jobs.rankings import assert_ranked, half, printed, ranked
 from tests.models.test_published import write as write_published
 from tests.stages.collections import committed
 
@@ -61,7 +60,7 @@ def _tokenised(store, collection, tokenizer, *_):
 def in_this_process(monkeypatch, collection_folder):
     """The stages' own functions one after the other, without the seconds that every actor takes to start."""
 
-    def work_all(store, execution, tasks, finished):
+    def work_all(store, execution, tasks, finished, say):
         worker, queue = Worker(store, execution), list(tasks)
         while queue:
             task = following(None, queue)
@@ -82,43 +81,6 @@ def lab(tmp_path_factory):
 def texts(collection_folder) -> dict[str, str]:
     rows = map(json.loads, (collection_folder / "corpus.jsonl").open())
     return {row["_id"]: f"{row['title']} {row['text']}" for row in rows}
-
-
-def ranked(query, passages, ids: list[str], k: int) -> list[tuple[str, float]]:
-    """The best k of [1, D] against [N, D] by float64 dot products, none of 0 (sparse), ties by id."""
-
-    def full(matrix):
-        return np.asarray(matrix.todense() if sp.issparse(matrix) else matrix, np.float64)
-
-    scores = (full(passages) @ full(query)[0]).tolist()
-    order = sorted(
-        zip(ids, scores, strict=True), key=lambda hit: (np.float32(hit[1]), hit[0]), reverse=True
-    )
-    return [hit for hit in order if hit[1] > 0 or not sp.issparse(query)][:k]
-
-
-def half(matrix):
-    """What is left of it in storage."""
-    matrix = matrix.copy()
-    values = matrix.data if sp.issparse(matrix) else matrix
-    values[:] = values.astype(np.float16).astype(np.float32)
-    return matrix
-
-
-def printed(output: str) -> list[tuple[str, float]]:
-    found = re.findall(r"^ *\d+  (\S+)  (-?[\d.]+)  ", output, re.MULTILINE)
-    return [(passage_id, float(score)) for passage_id, score in found]
-
-
-def assert_ranked(found, expected, tolerance=1e-4):
-    """Equal scores by rank, and the same ids wherever the next score is not the same."""
-    assert len(found) == len(expected)
-    scores = np.array([score for _, score in expected])
-    np.testing.assert_allclose([score for _, score in found], scores, atol=tolerance)
-    apart = np.abs(np.diff(scores, prepend=np.inf, append=-np.inf)) > 2 * tolerance
-    for rank, (one, other) in enumerate(zip(found, expected, strict=True)):
-        if apart[rank] and apart[rank + 1]:
-            assert one[0] == other[0]
 
 
 @pytest.mark.parametrize("head", ["dense", SLOW_SPARSE])
@@ -346,7 +308,7 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
         (["CHECKPOINT", "nowhere", "x"], "no collection 'nowhere'"),
         (["EMPTY", "COLLECTION", "x"], "the folder holds no weights"),
         (["MODEL", "COLLECTION", "x"], "holds no retriever checkpoint (retriever.json"),
-        (["BROKEN", "COLLECTION", "x"], "its description cannot be read"),
+        (["BROKEN", "COLLECTION", "x"], "retriever.json is no JSON"),
         (["package:no_such_package/x", "COLLECTION", "x"], "needs the Python package"),
         (["CHECKPOINT", "COLLECTION", "x", "--top-k-query", "-1"], "--top-k-query = -1"),
         (["CHECKPOINT", "COLLECTION", "x", "--query-length", "0"], "--query-length = 0"),
@@ -382,7 +344,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_a_split_that_is_not_there_and_weights_cut_short(
     in_this_process, lab, tmp_path, collection_folder, retriever_folders
 ):
-    """Both are found once the collection has been read."""
+    """One is found once the collection has been read, the other before."""
     where = (retriever_folders["dense"], collection_folder, "--storage", lab)
     _, told = raylab("search", *where, "--split", "dev", expect=2)
     assert "--split dev: " in told
@@ -392,7 +354,8 @@ def test_a_split_that_is_not_there_and_weights_cut_short(
     (cut / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     _, told = raylab("search", cut, collection_folder, "x", "--storage", lab, expect=2)
     last = told.splitlines()[-1]
-    assert last.startswith(f"error: {cut}: the model cannot be loaded")
+    assert last.startswith(f"error: {cut}: {cut}/model.safetensors has")
+    assert "and its header tells of" in last
 
 
 def test_a_process_of_its_own_says_it_in_one_line(tmp_path):

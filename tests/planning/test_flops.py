@@ -4,53 +4,37 @@ The counter sees dense products alone, so the sparse head's backward pass is cou
 sparse ones; on the meta device, which has no data to look for maxima in, the head is a bare product.
 """
 
-import dataclasses
-
-import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
-from raylab.evaluation.efficiency import TermCounts, retrieval_flops
 from raylab.experiment.config import (
     LORA_TARGETS,
     Adaptation,
     Backbone,
-    ConfigError,
     FineTuning,
     Lora,
 )
 from raylab.experiment.grid import Cell
 from raylab.experiment.heads import DENSE, HEADS, SPARSE
-from raylab.experiment.objectives import CL, KD
+from raylab.experiment.objectives import CL
 from raylab.models import sparse_head
 from raylab.models.backbone import add_lora, hidden_states, output_weight
 from raylab.models.heads import represent
-from raylab.planning.devices import DEVICES, budget_flops_of_hours, device_hours
 from raylab.planning.flops import (
     ACTIVE_SHARE,
     Rows,
     Shape,
     adaptation_flops,
-    bi_encoder_flops,
-    cross_encoder_flops,
-    dense_search_flops,
     encode_flops,
     fine_tuning_flops,
     fine_tuning_rows,
-    passages_per_query,
-    planned_steps,
     score_flops,
     selected_tokens,
-    sparse_search_flops,
     train_flops,
 )
 from raylab.training.fine_tuning import FineTuningModule
@@ -354,122 +338,3 @@ def test_the_optimizer_holds_what_is_trained(lora, tied):
     shape = Shape.of(config)
     assert shape.trainable_parameters(lora) == trained
     assert shape.trains_vocabulary(lora) == output_weight(network).requires_grad
-
-
-# ---------------------------------------------------------------------------- search and teaching
-
-
-def test_sparse_search_touches_the_postings_that_queries_share_with_passages():
-    rng = np.random.default_rng(0)
-    queries, passages = (sp.random_array((n, 50), density=0.2, rng=rng) for n in (7, 30))
-    shared = ((queries != 0).astype(int) @ (passages != 0).astype(int).T).sum()
-    counts = TermCounts.of(queries), TermCounts.of(passages)
-    assert sparse_search_flops(7, 30, retrieval_flops(*counts)) == pytest.approx(2 * shared)
-
-
-def test_dense_search_is_one_product():
-    with FlopCounterMode(display=False) as counter:
-        _ = torch.randn(7, 64) @ torch.randn(64, 30)
-    assert dense_search_flops(7, 30, 64) == counter.get_total_flops()
-
-
-BERT = BertConfig(
-    vocab_size=500,
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=256,
-    attn_implementation="eager",
-)
-
-
-def test_teaching_costs_what_torch_counts():
-    pairs, texts = torch.zeros(6, 40).long(), torch.zeros(5, 30).long()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        BertForSequenceClassification(BERT)(input_ids=pairs)
-    shape = Shape.of(BERT)
-    assert cross_encoder_flops(shape, Rows(6, 40)) == pytest.approx(
-        counter.get_total_flops(), rel=0.02
-    )
-    encoder = BertModel(BERT, add_pooling_layer=False)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        queries, passages = (
-            encoder(input_ids=own).last_hidden_state.mean(1) for own in (pairs, texts)
-        )
-        _ = queries @ passages.T
-    assert bi_encoder_flops(shape, [Rows(6, 40), Rows(5, 30)], 30) == pytest.approx(
-        counter.get_total_flops(), rel=0.02
-    )
-
-
-# ------------------------------------------------------------------------------- budgets into steps
-
-
-def cell(budget: float, objective=CL) -> Cell:
-    tuning = FineTuning(batch_queries=4, negatives=3, checkpointing=False)
-    return Cell(Backbone("t", "nowhere"), SPARSE, objective, tuning, budget)
-
-
-def test_a_budget_becomes_the_nearest_number_of_steps():
-    for budget, steps in ((7.4, 7), (7.6, 8), (0.51, 1), (1000.49, 1000)):
-        assert planned_steps(cell(budget * 1e9), 1e9, 0) == steps
-        assert abs(steps - budget) <= 0.5
-
-
-def test_a_budget_too_small_for_half_a_step_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"too small for sparse-t-cl-seed0: one step costs 1e\+09 FLOPs"
-    ):
-        planned_steps(cell(0.49e9), 1e9, 0)
-
-
-def test_epochs_become_steps_over_the_training_queries():
-    """4 queries a step; where 1 of them is a title, an epoch takes 3 a step."""
-    epochs = dataclasses.replace(cell(1.0), budget_flops=0.0, epochs=2.5)
-    assert planned_steps(epochs, 1e9, 100) == 62
-    assert planned_steps(epochs, 1e15, 1) == 1
-    tuning = dataclasses.replace(epochs.fine_tuning, pseudo_fraction=0.25)
-    assert planned_steps(dataclasses.replace(epochs, fine_tuning=tuning), 1e9, 100) == 83
-
-
-def test_mntp_that_is_charged_is_paid_first():
-    charged = dataclasses.replace(cell(10e9), charged_adaptation=True)
-    assert planned_steps(charged, 1e9, 0, adaptation_flops=4e9) == 6
-    assert planned_steps(cell(10e9), 1e9, 0, adaptation_flops=4e9) == 10
-    with pytest.raises(
-        ConfigError, match=r"1e\+10 FLOPs, of which MNTP is paid first, is too small"
-    ):
-        planned_steps(charged, 1e9, 0, adaptation_flops=9.6e9)
-
-
-def test_margin_mse_encodes_two_passages_a_query():
-    assert passages_per_query(cell(1.0)) == 4
-    assert passages_per_query(cell(1.0, KD)) == 2
-
-
-def test_hours_follow_from_peak_and_efficiency():
-    assert device_hours(DEVICES["h100"].peak_flops * 0.4 * 3600, DEVICES["h100"]) == pytest.approx(
-        1.0
-    )
-
-
-def test_a_budget_in_hours_is_what_a_device_does_in_them():
-    h100 = DEVICES["h100"]
-    assert device_hours(budget_flops_of_hours(20, h100), h100) == pytest.approx(20)
-    assert budget_flops_of_hours(1, h100, 0.5) == pytest.approx(989e12 * 0.5 * 3600)
-    with pytest.raises(ConfigError, match=r"efficiency = 1\.5: it must be above 0 and at most 1"):
-        budget_flops_of_hours(1, h100, 1.5)
-
-
-def test_devices_have_the_peaks_of_their_data_sheets():
-    """Dense bf16 in TFLOP/s; with sparsity NVIDIA names twice as much."""
-    peaks = {name: device.peak_flops / 1e12 for name, device in DEVICES.items()}
-    del peaks["cpu-core"]
-    assert peaks == {
-        "a100-40gb": 312,
-        "a100-80gb": 312,
-        "h100": 989,
-        "h200": 989,
-        "l40s": 362,
-        "b200": 2250,
-    }

@@ -71,7 +71,14 @@ def test_by_time_and_not_by_steps(time):
 def test_a_notice_is_answered_once_at_once(time):
     notices = iter([False, False, True, True, True])
     clock = Clock(Pacing(minutes=60.0), lambda: next(notices))
-    assert time.due(clock, [1.0] * 8) == [2]
+    assert time.due(clock, [3.0] * 8) == [2]
+
+
+def test_short_steps_are_not_asked_about_one_by_one(time):
+    asked = []
+    clock = Clock(Pacing(minutes=60.0), lambda: bool(asked.append(time.now)))
+    time.due(clock, [0.01] * 1_000)
+    assert 4 <= len(asked) <= 12, "every two seconds of ten"
 
 
 def agreed(_folder: str) -> list[int]:
