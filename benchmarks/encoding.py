@@ -1,6 +1,6 @@
 """What the encoding actors cost beside a bare loop, and beside sentence-transformers, on the same texts.
 
-    python benchmarks/encoding.py [--collection scifact] [--size pico-2x128] [--heads sparse,dense] [--rounds 3]
+    python benchmarks/encoding.py [--collection scifact] [--size pico-1x192] [--heads sparse,dense] [--rounds 3]
     python benchmarks/encoding.py --smoke     # a few hundred passages, one round: does it run
 
 The model is a size of the embedded ladder with the weights that the package ships, under a head; the texts are
@@ -208,7 +208,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--collection", default="scifact", help="a name, or a folder")
-    parser.add_argument("--size", default="pico-2x128")
+    parser.add_argument("--size", default="pico-1x192")
     parser.add_argument("--heads", default=",".join(HEADS))
     parser.add_argument("--passages", type=int, default=5_183)
     parser.add_argument("--rounds", type=int, default=3)

@@ -39,7 +39,7 @@ from raylab.data.tokenizer import Tokenizer
 from raylab.experiment.execution import Execution
 from raylab.storage.store import Store
 
-PICO = Path(__file__).parents[1] / "raylab" / "assets" / "ladder" / "pico-2x128"
+PICO = Path(__file__).parents[1] / "raylab" / "assets" / "ladder" / "pico-1x192"
 _LIBRARY_SHARE = 0.2  # of a collection's size: its rate is sustained, and measured before and after
 _SAMPLE_S = 2.0
 _MIB = 2**20

@@ -3,7 +3,10 @@
 A warm-up, a long stable phase and a short decay (WSD): one run of a size and head gives all its budgets,
 each a decay from the stable phase they share.
 
+The batches are the recipe's own, those of the grid: small ones cost up to a quarter of the quality (docs/log.md).
+
 python experiments/isoflop.py --storage lab-isoflop                 the pico ladder, 5 sizes x 4 budgets
+python experiments/isoflop.py --storage lab-isoflop --recipe tuned.toml             with experiments/tune.py's rates
 python experiments/isoflop.py --ladder llama3 --budgets 5e18,1e19,2e19,4e19 --collection DIR --gpu --workers 8
 """
 
@@ -18,7 +21,7 @@ GRID = Grid(
     collection="scifact",
     sizes=tuple(backbone.name for backbone in PICO.backbones),
     objectives=(CL,),
-    variants=budget_variants((1.2e12, 1.6e12, 2.5e12, 4e12)),
+    variants=budget_variants((1e12, 3e12, 1e13, 3e13)),
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import s3fs
 from transformers import LlamaForCausalLM
 
 from benchmarks.s3_server import serving
-from raylab.training.pretraining import Rung, train_tokenizer
+from raylab.training.rungs import Rung, train_tokenizer
 
 _ON_RAY = "jobs"  # the folder
 # They start clusters of their own: before the one that the other tests share (tests/jobs/conftest.py).

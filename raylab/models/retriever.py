@@ -158,7 +158,7 @@ def token_budget(device: torch.device | str) -> int:
     """Padded tokens a batch: enough to keep a GPU busy; on a processor, activations that stay in its caches.
 
     There, batches of 16,384 tokens take 1.1 (sparse) to 1.4 (dense) times as long as those of 4,096
-    (pico-2x128): memory of their size goes back to the system after each operation.
+    (two layers of width 128): memory of their size goes back to the system after each operation.
     """
     return 4_096 if torch.device(device).type == "cpu" else 16_384
 

@@ -165,6 +165,16 @@ class Teacher:
             query_reps, _places(asked, queries), passage_reps, _places(given, passages)
         )
 
+    def embed(self, texts: Sequence[str], batch_tokens: int = 8_192) -> np.ndarray:
+        """float32 [N, D]: the embeddings of a bi-encoder, of length 1.
+
+        Raises:
+            ConfigError: another kind of teacher.
+        """
+        if self.kind != "bi-encoder":
+            raise ConfigError(f"teacher: a {self.kind} has no dense embeddings; take a bi-encoder")
+        return self._dense(texts, batch_tokens)
+
     @torch.inference_mode()
     def _cross(
         self, queries: Sequence[str], passages: Sequence[str], batch_tokens: int

@@ -250,6 +250,7 @@ def _facts(
         "seconds": noted["train_seconds"],
         "fingerprint": measured.trained[cell].fingerprint,
         "trained_on": measured.trained_on,
+        "tuning": cell.tuning_origin,
         "variant": cell.variant,
         "varied": cell.varied,
         "corrupted_positives": cell.fine_tuning.corrupted_positives,

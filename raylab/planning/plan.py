@@ -76,6 +76,7 @@ class CellPlan:
     parameters: int
     load: Load
     estimated: bool = False  # an epoch's length is not known before the training groups are there
+    tuning: str | None = None  # tuned or transferred; None: the recipe does not say
 
     @property
     def memory_bytes(self) -> float:
@@ -261,6 +262,7 @@ def plan_cell(
         parameters=shape.parameters,
         load=load,
         estimated=cell.epochs is not None,
+        tuning=cell.tuning_origin,
     )
 
 

@@ -25,12 +25,15 @@ def plan_rows(
         encoders: devices that encode; None: as many.
     """
 
+    told = any(part.tuning for part in plan.cells)
+
     def row(
         name: str, flops: float, devices: int, texts: dict[str, str], executed: float | None = None
     ) -> dict[str, str]:
         hours = device_hours(flops if executed is None else executed, device)
         return {
             "cell": name,
+            **({"recipe": texts.get("recipe", "")} if told else {}),
             "steps": texts.get("steps", ""),
             "tokens": texts.get("tokens", ""),
             "real tokens": texts.get("real tokens", ""),
@@ -58,6 +61,7 @@ def plan_rows(
     for part in plan.cells:
         about = "~" if part.estimated else ""
         texts = amounts(part.steps, part.tokens, part.real_tokens, part.load, about)
+        texts["recipe"] = part.tuning or ""
         rows.append(row(part.cell, part.flops, workers, texts, part.executed_flops))
     for mntp in plan.adaptations:
         texts = amounts(mntp.steps, mntp.tokens, mntp.tokens, mntp.load)

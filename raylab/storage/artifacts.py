@@ -7,7 +7,7 @@ file with size, sha256, and a tag that tells a change: modification time (ns), o
 trust manifests only, and check them.
 
     lab/
-      retriever/sparse-pico-2x128-cl-seed0-1f0c.../
+      retriever/sparse-pico-1x192-cl-seed0-1f0c.../
         manifest.json                 <- commits the attempt named in it
         attempt-7d3e.../...           <- the files; attempts no manifest names are debris
 """

@@ -97,6 +97,10 @@ class Result:
     )
     corrupted_scores: float | None = _doc("share of them whose teacher scores were", default=None)
     trained_on: str | None = _doc("collection whose queries fine-tuned it", default=None)
+    tuning: str | None = _doc(
+        "tuned: its hyper-parameters were chosen for this cell; transferred: for others; empty: not told",
+        default=None,
+    )
     run: str | None = _doc(
         "fingerprint of the run, or of the profile, as in the values per query", default=None
     )

@@ -75,6 +75,10 @@ class Optimization:
     decay_fraction: float = 0.2
     warmup_steps: int | None = None
     schedule_steps: int | None = None  # what the schedule is laid out for; None: the run's steps
+    matrix_rate: float = (
+        1.0  # on the learning rate of the blocks' matrices; embeddings and norms have 1
+    )
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
 
     def factor(self, step: int, steps: int) -> float:
         """On the peak learning rate, at a step of a run of `steps`."""
@@ -105,7 +109,10 @@ def make_engine(module: nn.Module, steps: Callable[[], int], config: Optimizatio
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     trainable = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        trainable, lr=config.learning_rate, weight_decay=config.weight_decay
+        _rated(module, config),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: config.factor(step, steps())
@@ -138,6 +145,19 @@ def make_engine(module: nn.Module, steps: Callable[[], int], config: Optimizatio
         # The head reads the embeddings outside of their own module: ZeRO-3 must gather them for it.
         deepspeed.zero.register_external_parameter(module, output_weight(module.model))
     return engine
+
+
+def _rated(module: nn.Module, config: Optimization) -> list[Any]:
+    """What is trained, in one group a learning rate: embeddings and norms, then the blocks' matrices."""
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if config.matrix_rate == 1.0:
+        return [p for _, p in trained]
+    inside = [p for name, p in trained if p.ndim == 2 and ".layers." in name]
+    outside = [p for name, p in trained if p.ndim != 2 or ".layers." not in name]
+    return [
+        {"params": outside},
+        {"params": inside, "lr": config.learning_rate * config.matrix_rate},
+    ]
 
 
 def take_step(engine: Any) -> float:

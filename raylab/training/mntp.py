@@ -21,21 +21,31 @@ from raylab.training.loop import Evaluation
 
 
 def next_token_losses(
-    model: Any, inputs_BL: torch.Tensor, targets_BL: torch.Tensor, chosen_BL: torch.Tensor
+    model: Any,
+    inputs_BL: torch.Tensor,
+    targets_BL: torch.Tensor,
+    chosen_BL: torch.Tensor,
+    mask_BL: torch.Tensor | None = None,
+    bias_V: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(losses_N, right_N) of the chosen tokens, each predicted from the state one position before.
 
     Args:
-        inputs_BL: token ids as the model sees them, masked, without padding.
+        inputs_BL: token ids as the model sees them, masked.
         targets_BL: the true ids.
         chosen_BL: bool, which to predict; position 0, which nothing precedes, is left out.
+        mask_BL: True at real tokens; None: there is no padding.
+        bias_V: added to the logits.
 
     Returns:
         Float32 cross-entropies in nats, and whether the likeliest token was the true one.
     """
-    hidden_BLD = hidden_states(model, inputs_BL, torch.ones_like(inputs_BL))
+    mask_BL = torch.ones_like(inputs_BL) if mask_BL is None else mask_BL
+    hidden_BLD = hidden_states(model, inputs_BL, mask_BL)
     before_ND = hidden_BLD[:, :-1][chosen_BL[:, 1:]]
     logits_NV = (before_ND @ output_weight(model).T).float()
+    if bias_V is not None:
+        logits_NV = logits_NV + bias_V
     targets_N = targets_BL[:, 1:][chosen_BL[:, 1:]]
     losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none")
     return losses_N, logits_NV.detach().argmax(1) == targets_N

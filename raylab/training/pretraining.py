@@ -1,297 +1,247 @@
-"""Making a small ladder: tokenizer, configurations, and unsupervised pre-training.
+"""Pre-training of the rungs of a small ladder: the same texts, losses and steps for all, rates by width.
 
-The loss is a weighted sum over random crops of passages:
+A random model without a bulk (`raylab.training.rungs`) learns a teacher's similarities between excerpts of documents
+(`raylab.training.excerpts`, `raylab.training.teaching`). No query, judgement or score of a collection is seen.
 
-* contrastive, under both heads: two crops of one passage are a positive pair, the crops of the
-  others its negatives (Contriever, 2112.09118);
-* MNTP: the masked tokens of a crop, each from the state before it, and a tenth of its visible ones.
-
-MNTP alone leaves the states of such small models in a narrow cone where neither head can rank, and
-contrast alone gives starts that distillation cannot better (docs/log.md). No query, title or judgement
-is seen.
+Legend: N documents, S short excerpts a document, B documents of a step, T dimensions of the teacher, V vocabulary.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
 from raylab.data.supervision.batches import mask_tokens, pad
 from raylab.data.tokenizer import MASK_TOKEN
-from raylab.experiment.heads import SPARSE
-from raylab.models.backbone import hidden_states, output_weight
-from raylab.models.heads import dense_reps, represent
+from raylab.experiment.config import check
+from raylab.experiment.heads import HEADS, SPARSE
 from raylab.models.hub import save_weights, state_to_save
-from raylab.planning.flops import Rows, Shape, head_forward_flops, train_flops
+from raylab.planning.flops import Rows, Shape, head_forward_flops, score_flops, train_flops
 from raylab.training.distributed import ensure_process_group
 from raylab.training.engine import Optimization
-from raylab.training.loop import Evaluation, Progress, run
-from raylab.training.losses import flops_regularizer, info_nce
-from raylab.training.mntp import held_out_summary, next_token_losses
+from raylab.training.lessons import Lessons
+from raylab.training.loop import Evaluation, History, Progress, run
+from raylab.training.rungs import Rung, give_meaning, start, token_meanings
+from raylab.training.teaching import (
+    Batch,
+    Contrast,
+    Distillation,
+    Loss,
+    Masked,
+    TaughtModule,
+    log_unigrams,
+)
 
-PAD_TOKEN = "<pad>"
+_CHECKPOINTS = 10
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One size of a ladder made from scratch."""
+class Phase:
+    """A part of pre-training: losses, steps and a schedule of its own.
 
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    intermediate: int
+    `bag`: embeddings alone are trained, and a text is a bag of them. Blocks that add nothing yet are left out, which
+    makes a step as cheap at any width as looking its tokens up.
+    """
 
-    def config(self, vocabulary: int) -> LlamaConfig:
-        """A tied, bidirectional Llama of this size, without BOS or EOS."""
-        return LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            rms_norm_eps=1e-5,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=None,
-            is_causal=False,  # type: ignore[call-arg]
-            architectures=["LlamaForCausalLM"],
-        )
+    losses: tuple[Loss, ...]
+    steps: int
+    bag: bool = False
+    batch: int = 128  # documents
+    learning_rate: float = 2e-3
+    warmup_fraction: float = 0.05
+
+    def __post_init__(self) -> None:
+        check(bool(self.losses), "losses", self.losses, "at least one")
+        for name in ("steps", "batch"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Hyper-parameters, shared by all sizes."""
+    """Hyper-parameters, shared by all rungs.
 
-    steps: int = 400
-    batch: int = 48
-    shortest_crop: int = 12  # tokens of the query-like crop: uniform from here ...
-    longest_crop: int = 32  # ... to here
-    passage_crop: int = 64
+    The learning rate of embeddings and norms is the same at every width; that of the blocks' matrices is the
+    phase's at `reference_hidden` and falls as 1 / width (2203.03466).
+    """
+
+    phases: tuple[Phase, ...] = (
+        Phase((Distillation("dense", cosine=True),), steps=1_000, bag=True),
+        Phase((Distillation("dense"), Contrast("dense", weight=0.5)), steps=150, batch=64),
+    )
+    reference_hidden: int = 96
+    betas: tuple[float, float] = (0.9, 0.98)
+    residual_scale: float = 0.0
+    meaning_share: float = 1.0  # of the embeddings' start; 0: random
     masked_fraction: float = 0.2
     visible_fraction: float = 0.1
-    dense_weight: float = 2.0
-    sparse_weight: float = 0.3
-    flops_weight: float = 3e-4  # of the sparse head's regulariser
-    mntp_weight: float = 1.0
-    visible_weight: float = 0.5  # of the visible tokens, beside the masked ones
-    learning_rate: float = 1e-3
-    warmup_fraction: float = 0.04
-    temperature: float = 0.05  # of the dense head; the sparse one has 1
-    held_out: int = 0  # passages kept from training, to measure MNTP on
+    limit: int = 64  # tokens of an excerpt
+    held_out: int = 256  # documents kept from training, to measure the fit on
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check(bool(self.phases), "phases", self.phases, "at least one")
+        bagged = [phase.bag for phase in self.phases]
+        first = bagged == sorted(bagged, reverse=True)
+        check(first, "phases", bagged, "bags of words first: later the blocks add something")
+        right = "0 where the blocks are left out at first"
+        check(
+            not any(bagged) or not self.residual_scale, "residual_scale", self.residual_scale, right
+        )
+        for name in ("limit", "reference_hidden"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A lower-casing byte-level BPE with `<pad>` as id 0; `_`, the mask token, is in its alphabet."""
-    raw = RawTokenizer(models.BPE())
-    raw.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[PAD_TOKEN],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    raw.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD_TOKEN)
-
-
-class PretrainingModule(nn.Module):
-    """The losses of a batch of crops."""
-
-    def __init__(self, model: LlamaForCausalLM, config: Pretraining):
-        super().__init__()
-        self.model, self.config = model, config
-
-    def forward(
-        self,
-        short: tuple[torch.Tensor, torch.Tensor],
-        long: tuple[torch.Tensor, torch.Tensor],
-        inputs_BL: torch.Tensor,
-        selected_BL: torch.Tensor,
-        visible_BL: torch.Tensor,
-    ) -> torch.Tensor:
-        """Loss of (ids, mask) crops; `inputs_BL` is the long crop with its masks."""
-        loss = self.contrast(short, long)
-        if self.config.mntp_weight:
-            masked = self.next_tokens(inputs_BL, long[0], selected_BL, visible_BL)
-            loss = loss + self.config.mntp_weight * masked
-        return loss
-
-    def next_tokens(
-        self,
-        inputs_BL: torch.Tensor,
-        targets_BL: torch.Tensor,
-        selected_BL: torch.Tensor,
-        visible_BL: torch.Tensor,
-    ) -> torch.Tensor:
-        """MNTP of the masked tokens, plus its weighted like of the visible ones."""
-        masked_BL, shown_BL = selected_BL[:, 1:], visible_BL[:, 1:]
-        losses_N, _ = next_token_losses(self.model, inputs_BL, targets_BL, selected_BL | visible_BL)
-        share_BL = masked_BL / masked_BL.sum().clamp(min=1)
-        share_BL = share_BL + self.config.visible_weight * shown_BL / shown_BL.sum().clamp(min=1)
-        return (losses_N * share_BL[masked_BL | shown_BL]).sum()
-
-    def contrast(
-        self, short: tuple[torch.Tensor, torch.Tensor], long: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """InfoNCE of the short crops against the long ones, under both heads."""
-        config, weight_VD = self.config, output_weight(self.model)
-        diagonal = torch.arange(len(short[0]))
-        hidden_s, hidden_l = (hidden_states(self.model, *crops) for crops in (short, long))
-        dense_s, dense_l = dense_reps(hidden_s, short[1]), dense_reps(hidden_l, long[1])
-        loss = config.dense_weight * info_nce(dense_s @ dense_l.T, diagonal, config.temperature)
-        if config.sparse_weight:
-            sparse_s = represent(SPARSE, hidden_s, weight_VD, short[1])
-            sparse_l = represent(SPARSE, hidden_l, weight_VD, long[1])
-            density = flops_regularizer(sparse_s) + flops_regularizer(sparse_l)
-            loss = loss + config.sparse_weight * info_nce(sparse_s @ sparse_l.T, diagonal, 1.0)
-            loss = loss + config.flops_weight * density
-        return loss
-
-
-Padded = tuple[torch.Tensor, torch.Tensor]  # ids_BL, mask_BL
-
-
-@dataclass(frozen=True)
-class CropBatch:
-    """Crops of a step, and which tokens of the long ones are hidden, or shown and to be predicted."""
-
-    short: Padded
-    long: Padded
-    inputs_BL: torch.Tensor  # the long crops as the model sees them
-    selected_BL: torch.Tensor
-    visible_BL: torch.Tensor
+    def optimization(self, phase: Phase, hidden: int) -> Optimization:
+        """The optimizer of a rung of this width."""
+        return Optimization(
+            phase.learning_rate,
+            0.0,
+            phase.warmup_fraction,
+            1.0,
+            zero_stage=0,
+            matrix_rate=1.0 if phase.bag else self.reference_hidden / hidden,
+            betas=self.betas,
+        )
 
 
 @dataclass
-class CropTask:
-    """Pre-training on random crops (`raylab.training.loop.Task`), on one worker."""
+class TaughtTask:
+    """One phase of a rung's pre-training (`raylab.training.loop.Task`), on one worker."""
 
-    module: PretrainingModule
+    module: TaughtModule
     shape: Shape
-    passages: list[np.ndarray]
+    lessons: Lessons
     config: Pretraining
+    place: int  # of the phase
     mask_id: int
-    held_out: list[np.ndarray] = field(default_factory=list)
-    _last: tuple[int, CropBatch] | None = None
+    documents: np.ndarray
+    held_out: np.ndarray
+    _last: tuple[int, Batch] | None = field(default=None, repr=False)
+
+    @property
+    def phase(self) -> Phase:
+        return self.config.phases[self.place]
 
     @property
     def steps(self) -> int:
-        return self.config.steps
-
-    def cost(self, step: int) -> tuple[float, float]:
-        batch = self.batch(step)
-        short, long = (Rows(*crops[0].shape) for crops in (batch.short, batch.long))
-        head = SPARSE if self.config.sparse_weight else None
-        flops = train_flops(self.shape, [short, long], head, None, checkpointing=False)
-        flops += train_flops(self.shape, [long], None, None, checkpointing=False)
-        predicted = Rows(float(batch.selected_BL.sum() + batch.visible_BL.sum()), 1)
-        flops += 3 * head_forward_flops(self.shape, predicted, SPARSE)
-        return flops, float(short.tokens + long.tokens)
-
-    def backward(self, engine: Any, step: int) -> float:
-        batch = self.batch(step)
-        loss = engine(batch.short, batch.long, batch.inputs_BL, batch.selected_BL, batch.visible_BL)
-        engine.backward(loss)
-        return float(loss.detach())
+        return self.phase.steps
 
     @property
     def measured_at(self) -> None:
         """At the start, at the end and four times between."""
         return None
 
-    @torch.no_grad()
-    def evaluate(self, engine: Any) -> Evaluation:
-        """MNTP's loss and accuracy on the starts of the held-out passages, masked alike every time."""
-        config, sums = self.config, np.zeros(3)
-        training = engine.training
-        engine.eval()
-        for start in range(0, len(self.held_out), config.batch):
-            rng = np.random.default_rng([config.seed, 3, start])
-            texts = self.held_out[start : start + config.batch]
-            ids = np.stack([text[: config.passage_crop] for text in texts]).astype(np.int64)
-            selected = rng.random(ids.shape) < config.masked_fraction
-            inputs = mask_tokens(ids, selected, self.mask_id, self.shape.vocabulary, rng)
-            arrays = (torch.from_numpy(array) for array in (inputs, ids, selected))
-            losses_N, right_N = next_token_losses(self.module.model, *arrays)
-            sums += [float(losses_N.double().sum()), int(right_N.sum()), len(right_N)]
-        engine.train(training)
-        if not sums[2]:
-            return Evaluation()
-        values = {"held_out_loss": sums[0] / sums[2], "held_out_accuracy": sums[1] / sums[2]}
-        return Evaluation(values)
+    def cost(self, step: int) -> tuple[float, float]:
+        batch, losses = self.batch(step), self.phase.losses
+        rows = [
+            Rows(len(ids), len(ids[0]), float(mask.sum()))
+            for ids, mask in (batch.short, batch.long)
+        ]
+        heads = {HEADS[name] for loss in losses for name in loss.heads}
+        shape = replace(self.shape, layers=0) if self.phase.bag else self.shape
+        head = SPARSE if SPARSE in heads else None
+        flops = train_flops(shape, rows, head, None, checkpointing=False)
+        size = self.phase.batch
+        flops += sum(2 * score_flops(size, size, shape.width(head)) for head in heads)
+        if batch.masked is not None:
+            flops += train_flops(shape, rows[1:], None, None, checkpointing=False)
+            asked = batch.masked.selected_BL | batch.masked.visible_BL
+            flops += 3 * head_forward_flops(shape, Rows(float(asked.sum()), 1), SPARSE)
+        return flops, sum(part.tokens for part in rows)
 
-    def batch(self, step: int) -> CropBatch:
+    def backward(self, engine: Any, step: int) -> float:
+        loss = engine(self.batch(step))
+        engine.backward(loss)
+        return float(loss.detach())
+
+    def evaluate(self, engine: Any) -> Evaluation:
+        """The fit to the teacher on the held-out documents, in groups as large as a step's."""
+        training, sums, groups = engine.training, dict[str, float](), 0
+        engine.eval()
+        for begin in range(0, len(self.held_out), self.phase.batch):
+            group = self.held_out[begin : begin + self.phase.batch]
+            if len(group) < 2:
+                continue
+            rng = np.random.default_rng([self.config.seed, 3, begin])
+            for name, value in self.module.measures(self._batch(group, rng)).items():
+                sums[name] = sums.get(name, 0.0) + value
+            groups += 1
+        engine.train(training)
+        return Evaluation({name: value / groups for name, value in sums.items()})
+
+    def batch(self, step: int) -> Batch:
         """What a step trains on, from seed and step alone; the last one is kept."""
         if self._last is None or self._last[0] != step:
-            self._last = step, self._draw(step)
+            rng = np.random.default_rng([self.config.seed, 1, self.place, step])
+            self._last = step, self._batch(self._documents(step), rng)
         return self._last[1]
 
-    def _draw(self, step: int) -> CropBatch:
-        config = self.config
-        (short, short_mask), (long, long_mask) = (
-            pad(texts, max(map(len, texts)), 0) for texts in self._crops(step)
-        )
-        rng = np.random.default_rng([config.seed, 2, step])
-        selected = rng.random(long.shape) < config.masked_fraction
-        selected[:, 0] = False
-        visible = ~selected & (rng.random(long.shape) < config.visible_fraction)
-        inputs = mask_tokens(long, selected, self.mask_id, self.shape.vocabulary, rng)
-        return CropBatch(
-            (torch.from_numpy(short), torch.from_numpy(short_mask)),
-            (torch.from_numpy(long), torch.from_numpy(long_mask)),
-            *(torch.from_numpy(array) for array in (inputs, selected, visible)),
-        )
+    def _documents(self, step: int) -> np.ndarray:
+        """Every document once an epoch, in an order of its own."""
+        size, count = self.phase.batch, len(self.documents)
+        places = np.arange(step * size, (step + 1) * size)
+        orders = {int(epoch): self._order(int(epoch)) for epoch in np.unique(places // count)}
+        return self.documents[[orders[int(place // count)][place % count] for place in places]]
 
-    def _crops(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        config, short, long = self.config, [], []
-        for place in range(step * config.batch, (step + 1) * config.batch):
-            epoch, position = divmod(place, len(self.passages))
-            order = np.random.default_rng([config.seed, epoch]).permutation(len(self.passages))
-            rng = np.random.default_rng([config.seed, 1, place])
-            text = self.passages[order[position]]
-            length = int(rng.integers(config.shortest_crop, config.longest_crop + 1))
-            short.append(_crop(text, length, rng))
-            long.append(_crop(text, config.passage_crop, rng))
-        return short, long
+    def _order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.config.seed, 2, self.place, epoch])
+        return rng.permutation(len(self.documents))
+
+    def _batch(self, documents: np.ndarray, rng: np.random.Generator) -> Batch:
+        """One short and one long excerpt of each document."""
+        texts = self.lessons.texts
+        parts, taught = [], []
+        for places_NS in (texts.short_NS, texts.long_NL):
+            drawn = rng.integers(0, places_NS.shape[1], len(documents))
+            places = places_NS[documents, drawn]
+            ids = [self.lessons.ids[place] for place in places]
+            padded, mask = pad(ids, max(map(len, ids)), 0)
+            parts.append((torch.from_numpy(padded), torch.from_numpy(mask)))
+            rows = self.lessons.taught_NT[places].astype(np.float32)
+            taught.append(torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)))
+        masked = None
+        if any(loss.masks for loss in self.phase.losses):
+            masked = self._masked(parts[1][0], parts[1][1], rng)
+        return Batch(parts[0], parts[1], (taught[0], taught[1]), masked)
+
+    def _masked(
+        self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, rng: np.random.Generator
+    ) -> Masked:
+        config, real_BL = self.config, mask_BL.numpy().astype(bool)
+        selected = real_BL & (rng.random(ids_BL.shape) < config.masked_fraction)
+        selected[:, 0] = False
+        visible = real_BL & ~selected & (rng.random(ids_BL.shape) < config.visible_fraction)
+        inputs = mask_tokens(ids_BL.numpy(), selected, self.mask_id, self.shape.vocabulary, rng)
+        arrays = (torch.from_numpy(array) for array in (inputs, selected, visible))
+        inputs_BL, selected_BL, visible_BL = arrays
+        return Masked(inputs_BL, ids_BL, selected_BL, visible_BL)
 
     def describe(self, step: int) -> str:
-        return f"crops {step * self.config.batch} and on"
-
-
-def _crop(text: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    start = int(rng.integers(0, max(1, len(text) - length)))
-    return text[start : start + length]
+        return f"phase {self.place}, documents {step * self.phase.batch} and on"
 
 
 @dataclass
-class PrintingReporter:
-    """Progress as lines, no checkpoints: pre-training a rung takes minutes."""
+class FolderReporter:
+    """Progress as lines, and the newest checkpoint in a folder, from which a stopped run goes on."""
 
+    folder: Path
     say: Callable[[str], None]
     every: int = 50
 
-    def resume(self) -> contextlib.AbstractContextManager[Path | None]:
-        return contextlib.nullcontext(None)
+    @contextmanager
+    def resume(self) -> Iterator[Path | None]:
+        newest = self.folder / "newest"
+        yield newest if newest.is_dir() else None
 
     def progress(self, progress: Progress) -> None:
         if progress.step % self.every == 0 or progress.step == progress.steps:
@@ -300,99 +250,123 @@ class PrintingReporter:
             )
 
     def checkpoint(self, write: Callable[[Path], None], progress: Progress) -> None:
-        """Nothing is kept."""
+        aside, newest = self.folder / "aside", self.folder / "newest"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(aside)
+        shutil.rmtree(newest, ignore_errors=True)
+        aside.rename(newest)
+
+
+@dataclass(frozen=True)
+class PhaseDone:
+    """What a phase took, and how it went."""
+
+    steps: int
+    tokens: float  # with padding
+    flops: float
+    seconds: float  # of its steps, by the clock
+    loss: float
+    history: History
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a rung: what each phase took, and on how much."""
+
+    shape: Shape
+    documents: int
+    held_out: int
+    phases: tuple[PhaseDone, ...]
+
+    @property
+    def tokens(self) -> float:
+        """With padding."""
+        return sum(phase.tokens for phase in self.phases)
+
+    def fit(self, place: int) -> list[dict[str, float]]:
+        """The points of a phase at which the held-out documents were measured."""
+        history = self.phases[place].history
+        return [p for p in history if any(name.startswith("held_out") for name in p)]
+
+
+def beginning(
+    rung: Rung,
+    tokenizer: PreTrainedTokenizerFast,
+    lessons: Lessons,
+    documents: np.ndarray,
+    config: Pretraining,
+) -> Any:
+    """A rung before its first step."""
+    model = start(rung, len(tokenizer), config.seed, config.residual_scale)
+    if config.meaning_share:
+        places = lessons.excerpts_of(documents)
+        taught_NT = lessons.taught_NT[places]
+        meanings_VT = token_meanings([lessons.ids[p] for p in places], taught_NT, len(tokenizer))
+        give_meaning(model, meanings_VT, taught_NT, config.meaning_share)
+    return model
 
 
 def pretrain(
     rung: Rung,
     tokenizer: PreTrainedTokenizerFast,
-    texts: list[str],
+    lessons: Lessons,
     config: Pretraining,
     folder: Path,
-    text_name: str,
-    command: str,
+    work: Path,
     say: Callable[[str], None] = print,
-) -> Progress:
-    """Pre-train a rung on `texts` (passage bodies) and write it as a model folder with its card.
+) -> Trained:
+    """Pre-train a rung and write it as a model folder, without a card.
 
-    The last `config.held_out` of a seeded permutation of the passages are measured on, not trained on.
+    Phases that are done, and the newest checkpoint of the one that runs, are kept under `work`: what is done there is
+    not done again. Other lessons need another folder.
+
+    Raises:
+        TrainingError: a loss or a gradient that is not finite.
     """
-    torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(rung.config(len(tokenizer)))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                weight /= (2 * rung.layers) ** 0.5  # GPT-2's: the residual stream keeps the token
+    documents, held_out = lessons.split(config.held_out, config.seed)
+    model = beginning(rung, tokenizer, lessons, documents, config)
+    counts_V = np.bincount(
+        np.concatenate([lessons.ids[p] for p in lessons.excerpts_of(documents)]),
+        minlength=len(tokenizer),
+    )
+    unigram_V = log_unigrams(torch.from_numpy(counts_V).float())
     shape = Shape.of(model.config)
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    passages = [np.asarray(ids) for ids in encoded if len(ids) >= config.passage_crop]
-    held_out = []
-    if config.held_out:
-        order = np.random.default_rng([config.seed, 4]).permutation(len(passages))
-        held_out = [passages[i] for i in order[-config.held_out :]]
-        passages = [passages[i] for i in sorted(order[: -config.held_out])]
-    model.train()
-    task = CropTask(
-        PretrainingModule(model, config),
-        shape,
-        passages,
-        config,
-        int(tokenizer.convert_tokens_to_ids(MASK_TOKEN)),  # type: ignore[arg-type]
-        held_out,
-    )
-    optimization = Optimization(
-        config.learning_rate, 0.0, config.warmup_fraction, 1.0, zero_stage=0
-    )
-    started = time.process_time()
+    mask_id = int(tokenizer.convert_tokens_to_ids(MASK_TOKEN))  # type: ignore[arg-type]
     ensure_process_group()
-    _, done, history = run(task, optimization, PrintingReporter(say), checkpoints=0)
-    measured = held_out_summary(history)
+    done = []
+    for place, phase in enumerate(config.phases):
+        module = TaughtModule(model, phase.losses, unigram_V, phase.bag)
+        task = TaughtTask(module, shape, lessons, config, place, mask_id, documents, held_out)
+        done.append(_phase(task, rung, work / _name(rung, config, place), say))
     model.config.dtype = torch.float16  # half the size; training and encoding on CPU load float32
     halves = {name: tensor.half() for name, tensor in state_to_save(model).items()}
     save_weights(model, halves, folder)
     tokenizer.save_pretrained(str(folder))
-    card = _CARD.format(
-        name=rung.name,
-        parameters=shape.parameters,
-        embeddings=shape.embedding_parameters,
-        rung=asdict(rung),
-        text=text_name,
-        passages=len(passages),
-        tokens=done.tokens,
-        loss=done.loss,
-        held_out=_HELD_OUT.format(passages=len(held_out), **measured) if measured else "",
-        config=json.dumps(asdict(config)),
-        seconds=time.process_time() - started,
-        flops=done.spent_flops,
-        command=command,
-    )
-    (folder / "README.md").write_text(card)
+    return Trained(shape, len(documents), len(held_out), tuple(done))
+
+
+def _name(rung: Rung, config: Pretraining, place: int) -> str:
+    """Of a phase's folder: a recipe that differs up to this phase has another."""
+    same = replace(config, phases=config.phases[: place + 1])
+    return f"phase-{place}-{hashlib.sha256(repr((rung, same)).encode()).hexdigest()[:12]}"
+
+
+def _phase(task: TaughtTask, rung: Rung, work: Path, say: Callable[[str], None]) -> PhaseDone:
+    """Train one phase, or load what it came to."""
+    model = task.module.model
+    weights, facts = work / "model.safetensors", work / "done.json"
+    if facts.exists():
+        model.load_state_dict(load_file(weights), strict=False)  # tied weights have one name
+        return PhaseDone(**json.loads(facts.read_text()))
+    model.requires_grad_(not task.phase.bag)
+    model.get_input_embeddings().requires_grad_(True)
+    model.train()
+    optimization = task.config.optimization(task.phase, rung.hidden)
+    _, end, history = run(task, optimization, FolderReporter(work, say), _CHECKPOINTS)
+    done = PhaseDone(end.step, end.tokens, end.spent_flops, end.seconds, end.loss, history)
+    work.mkdir(parents=True, exist_ok=True)
+    save_file(state_to_save(model), weights)
+    facts.write_text(json.dumps(asdict(done)))
+    shutil.rmtree(work / "newest", ignore_errors=True)
     return done
-
-
-_HELD_OUT = """| MNTP on {passages} held-out passages | loss {held_out_loss:.3f} (before: \
-{held_out_loss_before:.3f}), accuracy {held_out_accuracy:.3f} (before: {held_out_accuracy_before:.3f}) |
-"""
-_CARD = """---
-license: odc-by
-library_name: transformers
-tags: [raylab, retrieval, bidirectional]
----
-# {name}
-
-A bidirectional Llama of {parameters:,} non-embedding parameters (and {embeddings:,} of tied embeddings),
-one rung of raylab's pico ladder: {rung}.
-
-| | |
-|---|---|
-| text | {text}: {passages:,} abstracts, without titles; no query or judgement |
-| objective | InfoNCE over two random crops of a passage (2112.09118) under both heads, plus MNTP |
-| recipe | `{config}` |
-| tokens | {tokens:.3g} (with padding) |
-| last batch's loss | {loss:.3f} |
-{held_out}| FLOPs | {flops:.3g} |
-| CPU seconds, one thread | {seconds:.0f} |
-| command | `{command}` |
-
-It starts experiments on a laptop. It is no model to deploy.
-"""

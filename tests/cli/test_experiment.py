@@ -18,7 +18,7 @@ RECIPE = dataclasses.replace(
     PICO.recipe, encoding=dataclasses.replace(PICO.recipe.encoding, passage_length=77)
 )
 LADDER = Ladder("no-builtin-name", PICO.backbones, RECIPE, ("pico-1x96",))
-GRID = Grid(LADDER, "scifact", seeds=(4, 5), sizes=("pico-2x96",), epochs=2.0, teacher="t")
+GRID = Grid(LADDER, "scifact", seeds=(4, 5), sizes=("pico-1x192",), epochs=2.0, teacher="t")
 EXECUTION = Execution(storage="there", workers=2, max_failures=9, use_gpu=True, no_index=True)
 
 
@@ -327,7 +327,7 @@ def test_the_help_shows_what_the_file_says(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run_experiment("What it is about.", GRID, ["--help"], EXECUTION) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for words in ("What it is about.", "(no-builtin-name)", "(4,5)", "(there)", "(pico-2x96)"):
+    for words in ("What it is about.", "(no-builtin-name)", "(4,5)", "(there)", "(pico-1x192)"):
         assert words in text
 
 

@@ -233,7 +233,7 @@ def test_identity_survives_json_unchanged_and_holds_every_field():
     cell = Grid(PICO, "scifact", epochs=2.0, variants=(variant,)).cells()[0]
     form = identity(cell)
     assert json.loads(json.dumps(form)) == form
-    elsewhere = {"variant", "varied", "adaptation"}
+    elsewhere = {"variant", "varied", "tuned", "adaptation"}
     assert set(form) == {field.name for field in dataclasses.fields(Cell)} - elsewhere
     places = {"name", "source"}
     assert set(form["backbone"]) == {f.name for f in dataclasses.fields(Backbone)} - places

@@ -30,7 +30,7 @@ from raylab.experiment.config import Backbone, Encoding
 from raylab.experiment.heads import HEADS
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_base, state_to_save
-from raylab.training.pretraining import Rung, train_tokenizer
+from raylab.training.rungs import Rung, train_tokenizer
 from tests.jobs.test_crash import processes, start, wait_for, wait_until_gone
 
 ASSETS = Path(__file__).resolve().parents[2] / "raylab" / "assets"

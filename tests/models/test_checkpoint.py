@@ -25,7 +25,7 @@ from raylab.models.checkpoint import load_contract, on_a_hub, save_retriever
 from raylab.models.hub import load_base, state_to_save
 from raylab.models.retriever import Retriever
 from raylab.storage.artifacts import DamagedArtifact
-from raylab.training.pretraining import train_tokenizer
+from raylab.training.rungs import train_tokenizer
 
 HUB_ID = "acme/tiny-llama"
 TEXTS = ["cell gene protein " * 12, "the risk of cancer", "immune", "mouse liver dose trial " * 3]

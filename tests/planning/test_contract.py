@@ -130,13 +130,13 @@ def test_what_whole_steps_cannot_make_alike_is_said():
     found = said()
     assert found is not None
     assert "cl-1e+11-seed0 is" in found
-    assert said(variants=budget_variants((1e12, 4e12))) is None
+    assert said(variants=budget_variants((1e13, 4e13))) is None
     assert said(variants=budget_variants((1e11,)), sizes=("pico-1x96",)) is None, "alone"
     assert said(variants=(Variant(),), epochs=1.0) is None
 
 
 def test_a_total_holds_cells_and_the_mntp_that_they_share_once():
-    grid = Grid(PICO, "scifact", sizes=("pico-1x96", "pico-2x96"), heads=(DENSE,), seeds=(0, 1))
+    grid = Grid(PICO, "scifact", sizes=("pico-1x96", "pico-1x192"), heads=(DENSE,), seeds=(0, 1))
     cells = [c for c in grid.cells() if c.objective == CL]
     small, large = cells[:2], cells[2:]
 

@@ -39,7 +39,7 @@ from raylab.planning.flops import (
 )
 from raylab.training.fine_tuning import FineTuningModule
 from raylab.training.mntp import next_token_losses
-from raylab.training.pretraining import Rung
+from raylab.training.rungs import Rung
 
 CONFIG = Rung("t", 3, 64, 4, 160).config(500)
 # The eager form spells its attention products out, so that the counter sees them.

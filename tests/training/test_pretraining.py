@@ -1,24 +1,41 @@
-"""Making a ladder: the tokenizer's contract, models that other tools load, crops from inside a passage."""
+"""Pre-training a rung: the same data for all, rates by width, a stopped run that goes on, a card that tells."""
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raylab.data.tokenizer import Tokenizer
-from raylab.experiment.config import Backbone
+from raylab.data.records import Passage
+from raylab.experiment.config import Backbone, ConfigError
 from raylab.models.backbone import load_backbone
-from raylab.planning.flops import Shape
 from raylab.training.distributed import ensure_process_group
-from raylab.training.mntp import next_token_losses
-from raylab.training.pretraining import CropTask, Pretraining, Rung, pretrain, train_tokenizer
+from raylab.training.engine import make_engine
+from raylab.training.excerpts import Excerpts, cut
+from raylab.training.ladder_card import Provenance, card
+from raylab.training.lessons import Lessons
+from raylab.training.pretraining import (
+    FolderReporter,
+    Phase,
+    Pretraining,
+    TaughtTask,
+    beginning,
+    pretrain,
+)
+from raylab.training.rungs import Rung, train_tokenizer
+from raylab.training.teaching import Distillation, MaskedTokens, TaughtModule
 
-RUNG = Rung("tiny", layers=2, hidden=16, heads=2, intermediate=32)
-CONFIG = Pretraining(steps=2, batch=3, shortest_crop=4, longest_crop=8, passage_crop=12)
+RUNG = Rung("tiny", layers=1, hidden=16, heads=2, intermediate=32)
 WORDS = ["cell", "protein", "gene", "tumour", "virus", "mouse", "patient", "drug", "dose", "heart"]
+EXCERPTS = Excerpts(short=2, shortest=2, longest=4, long=1, long_shortest=6, long_longest=9)
+BOTH = (
+    Distillation("dense", cosine=True),
+    Distillation("sparse", temperature=1.0, flops_weight=3e-4),
+)
+BAG = Phase(BOTH[:1], steps=30, bag=True, batch=5, learning_rate=1e-2)
+WHOLE = Phase(BOTH, steps=12, batch=5, learning_rate=3e-3)
+CONFIG = Pretraining(phases=(BAG, WHOLE), held_out=6, limit=20, meaning_share=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -26,219 +43,281 @@ def tokenizer():
     return train_tokenizer([" ".join(WORDS)] * 4, 290)
 
 
-# ---------------------------------------------------------------------------------- tokenizer
+@pytest.fixture(scope="module")
+def lessons(tokenizer):
+    """Documents of three words each; the teacher says which words a text holds."""
+    rng = np.random.default_rng(0)
+    documents = [
+        Passage(0, f"d{i}", "", " ".join(rng.choice(rng.choice(WORDS, 3), 30))) for i in range(26)
+    ]
+    texts = cut(documents, EXCERPTS)
+    held = [[text.split().count(word) for word in WORDS] for text in texts.texts]
+    taught = np.array(held, np.float32)
+    taught /= np.linalg.norm(taught, axis=1, keepdims=True)
+    return Lessons.of(texts, taught.astype(np.float16), tokenizer, CONFIG.limit)
 
 
-def test_the_tokenizer_keeps_the_contract(tokenizer, tmp_path):
-    """Padding is id 0, `_` (which MNTP masks with) is one token, nothing is added to a text."""
-    assert len(tokenizer) == 290
-    assert tokenizer.pad_token == "<pad>"
-    assert tokenizer.pad_token_id == 0
-    assert tokenizer.convert_tokens_to_ids("_") not in (None, tokenizer.unk_token_id)
-    plain = tokenizer.backend_tokenizer.encode("cell gene", add_special_tokens=False).ids
-    assert tokenizer("cell gene")["input_ids"] == plain
-    tokenizer.save_pretrained(str(tmp_path))
-    ours = Tokenizer(str(tmp_path))
-    assert ours.pad_id == 0
-    assert ours.tokens([ours.mask_id]) == ["_"]
-
-
-def test_case_is_ignored_and_any_text_has_tokens(tokenizer):
-    assert tokenizer("Cell GENE")["input_ids"] == tokenizer("cell gene")["input_ids"]
-    strange = "\u017ftrange 細胞 🧬"  # never seen in training: bytes
-    ids = tokenizer(strange)["input_ids"]
-    assert 0 not in ids
-    assert tokenizer.decode(ids).strip() == "strange 細胞 🧬"  # NFKC makes the long s short
-
-
-def test_the_configuration_is_a_tied_bidirectional_llama_of_its_size():
-    config = RUNG.config(320)
-    assert (config.num_hidden_layers, config.hidden_size, config.vocab_size) == (2, 16, 320)
-    assert config.tie_word_embeddings
-    assert config.is_causal is False
-    assert config.bos_token_id is None
-    assert config.pad_token_id == 0
-
-
-# -------------------------------------------------------------------------------------- crops
-
-
-MASK = 9_999
-
-
-class Recorder:
-    """Stands in for the engine: keeps what it is given, the crops without their padding."""
-
-    def __init__(self):
-        self.short: list[np.ndarray] = []
-        self.long: list[np.ndarray] = []
-        self.masked: list[tuple[np.ndarray, ...]] = []  # inputs, targets, selected, visible
-
-    def backward(self, loss):
-        """Nothing is trained."""
-
-    def __call__(self, short, long, inputs, selected, visible):
-        for kept, (ids, mask) in ((self.short, short), (self.long, long)):
-            kept += [row[own].numpy() for row, own in zip(ids, mask, strict=True)]
-        self.masked.append(tuple(t.numpy() for t in (inputs, long[0], selected, visible)))
-        return torch.zeros(())
-
-
-def crops(passages: list[np.ndarray], config: Pretraining) -> Recorder:
-    shape = Shape.of(RUNG.config(10_000))
-    task = CropTask(None, shape, passages, config, MASK)  # type: ignore[arg-type]
-    engine = Recorder()
-    for step in range(config.steps):
-        task.backward(engine, step)
-    return engine
-
-
-# Every token is its passage times 100 plus its place, so that a crop shows where it comes from.
-PASSAGES = [np.arange(100 * i, 100 * i + n) for i, n in ((1, 16), (2, 40), (3, 90), (4, 17))]
-
-
-def test_crops_are_pieces_of_one_passage_within_their_lengths():
-    config = dataclasses.replace(CONFIG, steps=60, batch=4)
-    seen = crops(PASSAGES, config)
-    for short, long in zip(seen.short, seen.long, strict=True):
-        for crop in (short, long):
-            assert (np.diff(crop) == 1).all()  # contiguous, in order
-            own = PASSAGES[crop[0] // 100 - 1]
-            assert crop[-1] in own
-        assert short[0] // 100 == long[0] // 100  # a pair is of one passage
-        assert 4 <= len(short) <= 8
-        assert len(long) == 12
-    assert {len(crop) for crop in seen.short} == {4, 5, 6, 7, 8}
-    # Pairs differ: the crops are drawn apart.
-    assert len({(s[0], long[0]) for s, long in zip(seen.short, seen.long, strict=True)}) > 100
-
-
-def test_every_passage_is_seen_once_an_epoch_in_an_order_of_its_own():
-    seen = crops(PASSAGES, dataclasses.replace(CONFIG, steps=6, batch=4))
-    order = [int(crop[0]) // 100 for crop in seen.short]
-    epochs = [order[i : i + 4] for i in range(0, 24, 4)]
-    assert all(sorted(epoch) == [1, 2, 3, 4] for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-
-
-def test_only_selected_tokens_are_hidden_and_never_the_first():
-    """MNTP predicts a token from the state before it: the first has none."""
-    seen = crops(PASSAGES, dataclasses.replace(CONFIG, steps=200, batch=4))
-    inputs, targets, selected, visible = (
-        np.concatenate(part) for part in zip(*seen.masked, strict=True)
+def task_of(lessons, seed=0, **changes) -> TaughtTask:
+    """The second phase, changed."""
+    config = dataclasses.replace(
+        CONFIG, phases=(BAG, dataclasses.replace(WHOLE, **changes)), seed=seed
     )
-    assert (inputs[~selected] == targets[~selected]).all()
-    assert not selected[:, 0].any()
-    assert not (selected & visible).any()  # what is shown is not asked for as hidden
-    assert (inputs == MASK).sum() / selected.sum() == pytest.approx(0.8, abs=0.05)  # BERT's 80 %
-    assert selected[:, 1:].mean() == pytest.approx(0.2, abs=0.02)
-    assert visible[:, 1:].mean() == pytest.approx(0.8 * 0.1, abs=0.02)
+    documents, held_out = lessons.split(config.held_out, 0)
+    return TaughtTask(None, None, lessons, config, 1, 95, documents, held_out)  # type: ignore[arg-type]
 
 
-def test_the_seed_decides_the_crops():
-    first, again, other = (
-        [c.tolist() for c in crops(PASSAGES, dataclasses.replace(CONFIG, seed=seed)).short]
-        for seed in (1, 1, 2)
-    )
-    assert first == again
-    assert first != other
+# ----------------------------------------------------------------------------------- batches
+
+
+def owners(lessons, part) -> list[int]:
+    """The document of each row of a batch, by its tokens."""
+    texts = lessons.texts
+    by_tokens = {}
+    for document in range(len(texts)):
+        for place in [*texts.short_NS[document], *texts.long_NL[document]]:
+            by_tokens.setdefault(tuple(lessons.ids[place]), document)
+    ids, mask = part
+    return [by_tokens[tuple(row[own].tolist())] for row, own in zip(ids, mask.bool(), strict=True)]
+
+
+def test_every_document_is_seen_once_an_epoch_in_an_order_of_its_own(lessons):
+    task = task_of(lessons, batch=4)
+    assert len(task.documents) == 20
+    epochs = [
+        np.concatenate([task._documents(step) for step in range(5 * e, 5 * e + 5)])
+        for e in range(3)
+    ]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(task.documents)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_step_that_spans_two_epochs_takes_the_end_of_one_and_the_beginning_of_the_next(lessons):
+    by_4, by_8 = (task_of(lessons, batch=size) for size in (4, 8))
+    joined = np.concatenate([by_4._documents(step) for step in range(10)])
+    np.testing.assert_array_equal(joined, np.concatenate([by_8._documents(s) for s in range(5)]))
+
+
+def test_rows_of_a_batch_are_of_one_document_with_the_teachers_embeddings(lessons):
+    task = task_of(lessons)
+    for step in range(6):
+        batch = task.batch(step)
+        documents = task._documents(step)
+        np.testing.assert_array_equal(owners(lessons, batch.long), documents)
+        for document, ids, mask, taught in zip(
+            documents, *batch.short, batch.taught[0], strict=True
+        ):
+            places = lessons.texts.short_NS[document]
+            same = [p for p in places if lessons.ids[p].tolist() == ids[mask.bool()].tolist()]
+            assert any(np.allclose(lessons.taught_NT[p], taught.numpy(), atol=2e-3) for p in same)
+        torch.testing.assert_close(batch.taught[1].norm(dim=1), torch.ones(5))
+
+
+def test_batches_follow_from_seed_and_step(lessons):
+    first, again, other = (task_of(lessons, seed).batch(3) for seed in (1, 1, 2))
+    assert torch.equal(first.long[0], again.long[0])
+    assert first.long[0].tolist() != other.long[0].tolist()
+
+
+def test_held_out_documents_are_disjoint_and_the_same_for_all(lessons):
+    train, held_out = lessons.split(6, 0)
+    assert sorted([*train, *held_out]) == list(range(26))
+    np.testing.assert_array_equal(lessons.split(6, 0)[1], held_out)
+    with pytest.raises(ConfigError, match="held_out"):
+        lessons.split(26, 0)
+
+
+def test_only_real_tokens_are_masked_and_never_the_first(lessons, tokenizer):
+    task = task_of(lessons, losses=(MaskedTokens(),), batch=10)
+    task.shape = type("", (), {"vocabulary": len(tokenizer)})()
+    selected = visible = real = hidden = 0
+    for step in range(60):
+        batch = task.batch(step)
+        masked, mask = batch.masked, batch.long[1].bool()
+        assert masked is not None
+        assert torch.equal(masked.targets_BL, batch.long[0])
+        assert torch.equal(
+            masked.inputs_BL[~masked.selected_BL], batch.long[0][~masked.selected_BL]
+        )
+        assert not masked.selected_BL[:, 0].any()
+        assert not (masked.selected_BL & masked.visible_BL).any()
+        assert not ((masked.selected_BL | masked.visible_BL) & ~mask).any()
+        selected += int(masked.selected_BL.sum())
+        visible += int(masked.visible_BL[:, 1:].sum())
+        real += int(mask[:, 1:].sum())
+        hidden += int((masked.inputs_BL == 95)[masked.selected_BL].sum())
+    assert selected / real == pytest.approx(0.2, abs=0.02)
+    assert visible / real == pytest.approx(0.8 * 0.1, abs=0.02)
+    assert hidden / selected == pytest.approx(0.8, abs=0.05)  # BERT's 80 %
 
 
 # ----------------------------------------------------------------------------------- training
 
 
 @pytest.fixture(scope="module")
-def made(tokenizer, tmp_path_factory):
-    """A rung after two steps: (folder, lines said, final progress)."""
-    folder = tmp_path_factory.mktemp("ladder") / "tiny"
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, 30)) for _ in range(7)] + ["cell gene"]  # too short to crop
+def made(tokenizer, lessons, tmp_path_factory):
+    """A rung after its steps: (folder, lines said, what came of it)."""
+    folder = tmp_path_factory.mktemp("ladder")
     said: list[str] = []
-    done = pretrain(RUNG, tokenizer, texts, CONFIG, folder, "tests", "make it", said.append)
-    return folder, said, done
+    trained = pretrain(RUNG, tokenizer, lessons, CONFIG, folder / "tiny", folder / "w", said.append)
+    return folder / "tiny", said, trained
 
 
 def test_the_folder_is_a_model_that_other_tools_load(made, tokenizer):
-    folder, _, _ = made
+    folder, said, _ = made
     model = AutoModelForCausalLM.from_pretrained(str(folder))
     assert type(model).__name__ == "LlamaForCausalLM"
     assert model.config.is_causal is False
-    assert model.config.vocab_size == len(tokenizer)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     again = AutoTokenizer.from_pretrained(str(folder))
     assert again("A cell_gene")["input_ids"] == tokenizer("A cell_gene")["input_ids"]
-    assert again.pad_token_id == 0
     load_backbone(Backbone("tiny", str(folder)), str(folder))  # probes attention both ways
+    assert any(line.startswith("step 12/12  loss") for line in said)
 
 
-def test_training_changed_the_weights_and_kept_them_finite(made, tokenizer):
-    folder, _, done = made
+def test_training_fits_the_teacher_on_documents_that_were_held_out(made):
+    bag, whole = made[2].fit(0), made[2].fit(1)
+    assert (bag[0]["step"], bag[-1]["step"], whole[0]["step"], whole[-1]["step"]) == (0, 30, 0, 12)
+    assert bag[-1]["held_out_kl_dense"] < 0.7 * bag[0]["held_out_kl_dense"]
+    assert whole[-1]["held_out_kl_sparse"] < whole[0]["held_out_kl_sparse"]
+
+
+def test_the_second_phase_begins_where_the_first_one_ended(made):
+    """Left out, the blocks add nothing; taken in, they add nothing yet: the fit is the same."""
+    bag, whole = made[2].fit(0)[-1], made[2].fit(1)[0]
+    assert whole["held_out_kl_dense"] == pytest.approx(bag["held_out_kl_dense"], rel=0.2)
+
+
+def test_a_bag_of_embeddings_is_the_model_whose_blocks_add_nothing(lessons, tokenizer):
+    model = beginning(RUNG, tokenizer, lessons, np.arange(20), CONFIG)
+    batch = task_of(lessons).batch(0)
+    losses = [float(TaughtModule(model, BOTH, bag=bag)(batch).detach()) for bag in (False, True)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    model.model.layers[0].self_attn.o_proj.weight.data.normal_()
+    assert float(TaughtModule(model, BOTH)(batch).detach()) != pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_bag_trains_embeddings_alone(made, tokenizer, lessons, tmp_path):
+    config = dataclasses.replace(CONFIG, phases=(BAG,))
+    start = beginning(RUNG, tokenizer, lessons, lessons.split(6, 0)[0], config).state_dict()
+    pretrain(RUNG, tokenizer, lessons, config, tmp_path / "m", tmp_path / "w", lambda _: None)
+    end = AutoModelForCausalLM.from_pretrained(str(tmp_path / "m")).state_dict()
+    for name, tensor in start.items():
+        same = torch.equal(tensor.half(), end[name].half())
+        assert same == (name not in ("model.embed_tokens.weight", "lm_head.weight")), name
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stopped_at", [(20, 30), (8, 12)], ids=["first phase", "second phase"])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    made, tokenizer, lessons, tmp_path, monkeypatch, stopped_at
+):
+    whole = AutoModelForCausalLM.from_pretrained(str(made[0])).state_dict()
+    progress = FolderReporter.progress
+
+    def stop(self, told):
+        progress(self, told)
+        if (told.step, told.steps) == stopped_at:
+            raise Stopped
+
+    arguments = RUNG, tokenizer, lessons, CONFIG, tmp_path / "m", tmp_path / "w", lambda _: None
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderReporter, "progress", stop)
+        with pytest.raises(Stopped):
+            pretrain(*arguments)
+    assert not (tmp_path / "m").exists()
+    taken = []
+    monkeypatch.setattr(
+        FolderReporter,
+        "progress",
+        lambda self, told: taken.append((told.steps, told.step)) or progress(self, told),
+    )
+    pretrain(*arguments)
+    steps, first = taken[0]
+    assert steps == stopped_at[1]  # a phase that was done is not done again
+    assert 1 < first <= stopped_at[0]  # from a checkpoint, not from the start
+    again = AutoModelForCausalLM.from_pretrained(str(tmp_path / "m")).state_dict()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, again[name]), name
+    assert not list((tmp_path / "w").glob("*/newest"))
+
+
+def test_rates_of_matrices_fall_with_the_width_and_those_of_embeddings_do_not(tokenizer, lessons):
+    ensure_process_group()
+    for hidden in (16, 32):
+        rung = dataclasses.replace(RUNG, hidden=hidden)
+        model = beginning(rung, tokenizer, lessons, np.arange(20), CONFIG)
+        config = dataclasses.replace(CONFIG, reference_hidden=16)
+        optimization = config.optimization(WHOLE, hidden)
+        engine = make_engine(model, lambda: 10, optimization)
+        rates = {}
+        for group in engine.optimizer.param_groups:
+            assert group["betas"] == CONFIG.betas
+            for parameter in group["params"]:
+                rates[id(parameter)] = group["lr"]
+        outside = rates[id(model.get_input_embeddings().weight)]
+        assert outside == rates[id(model.model.norm.weight)]
+        for name, parameter in model.model.layers.named_parameters():
+            ratio = rates[id(parameter)] / outside
+            assert ratio == pytest.approx(16 / hidden if parameter.ndim == 2 else 1.0), name
+        assert len(rates) == len(list(model.parameters()))  # each in one group
+
+
+def test_meaning_can_be_left_out(tokenizer, lessons):
+    with_meaning = dataclasses.replace(CONFIG, meaning_share=1.0)
+    starts = [
+        beginning(RUNG, tokenizer, lessons, np.arange(20), c).get_input_embeddings().weight
+        for c in (CONFIG, with_meaning)
+    ]
+    assert not torch.equal(*starts)
     torch.manual_seed(CONFIG.seed)
-    fresh = AutoModelForCausalLM.from_config(RUNG.config(len(tokenizer)))
-    trained = AutoModelForCausalLM.from_pretrained(str(folder)).float()  # shipped in float16
-    pairs = zip(fresh.named_parameters(), trained.named_parameters(), strict=True)
-    for (name, before), (_, after) in pairs:
-        assert torch.isfinite(after).all(), name
-        assert not torch.equal(before, after), name
-        assert torch.allclose(before, after, atol=0.1), name  # same start, two small steps
-    assert (done.step, done.steps) == (2, 2)
-    # Guessing evenly costs ln 290 for a hidden token, half of that for a visible one, ln 3 for a pair.
-    assert 0 < done.loss < 1.5 * np.log(290) + np.log(3) + 2
+    plain = AutoModelForCausalLM.from_config(RUNG.config(len(tokenizer)))
+    assert torch.equal(starts[0], plain.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("wrong", [{"losses": ()}, {"steps": 0}, {"batch": 0}])
+def test_phases_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        dataclasses.replace(WHOLE, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"phases": ()}, "phases"),
+        ({"phases": (WHOLE, BAG)}, "bags of words first"),
+        ({"residual_scale": 1.0}, "residual_scale"),
+        ({"limit": 0}, "limit"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(wrong, named):
+    with pytest.raises(ConfigError, match=named):
+        dataclasses.replace(CONFIG, **wrong)
+
+
+# --------------------------------------------------------------------------------------- card
 
 
 def test_the_card_says_what_it_was_made_from_and_how(made):
-    folder, said, done = made
-    card = (folder / "README.md").read_text()
-    assert "# tiny" in card
-    assert "`make it`" in card
-    assert "7 abstracts" in card  # the short one gives no crops
-    assert f"{done.loss:.3f}" in card
-    assert '"steps": 2' in card
-    assert "license:" in card
-    assert any(line.startswith("step 2/2  loss") for line in said)
-
-
-def test_held_out_passages_are_measured_and_not_trained_on(tokenizer, tmp_path, monkeypatch):
-    ensure_process_group()
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, 30)) for _ in range(9)]
-    config = dataclasses.replace(CONFIG, held_out=4, steps=30, learning_rate=1e-2)
-    tasks = []
-    monkeypatch.setattr(
-        "raylab.training.pretraining.CropTask",
-        lambda *parts: tasks.append(CropTask(*parts)) or tasks[0],
-    )
-    pretrain(RUNG, tokenizer, texts, config, tmp_path / "m", "tests", "make it", str)
-    (task,) = tasks
-    encoded = sorted(ids for ids in tokenizer(texts)["input_ids"])
-    assert sorted(text.tolist() for text in [*task.passages, *task.held_out]) == encoded
-    assert len(task.held_out) == 4
-    (line,) = re.findall(
-        r"MNTP on 4 held-out passages \| loss ([\d.]+) \(before: ([\d.]+)\), "
-        r"accuracy ([\d.]+) \(before: ([\d.]+)\)",
-        (tmp_path / "m" / "README.md").read_text(),
-    )
-    loss, before, accuracy, _ = map(float, line)
-    assert loss < before
-    # One token at a time, in float64; masked as the task masks them.
-    seen = []
-    monkeypatch.setattr(
-        "raylab.training.pretraining.next_token_losses",
-        lambda model, *arrays: seen.append(arrays) or next_token_losses(model, *arrays),
-    )
-    model = task.module.model
-    measured = task.evaluate(model).values
-    total, right, count = 0.0, 0, 0
-    for inputs, truth, selected in seen:
-        for row, ids, chosen in zip(inputs, truth, selected, strict=True):
-            with torch.no_grad():
-                logits = model(row[None]).logits[0].double().numpy()
-            for i in range(1, len(row)):
-                if chosen[i]:
-                    total += np.log(np.exp(logits[i - 1]).sum()) - logits[i - 1][ids[i]]
-                    right += int(logits[i - 1].argmax() == ids[i])
-                    count += 1
-    assert measured["held_out_loss"] == pytest.approx(total / count, rel=1e-5)
-    assert measured["held_out_accuracy"] == right / count
-    assert loss == pytest.approx(total / count, abs=6e-4)  # three digits in the card
-    assert accuracy == pytest.approx(right / count, abs=6e-4)
+    _, _, trained = made
+    origin = Provenance("some text", "odc-by", "a teacher", "Apache-2.0", EXCERPTS, "make it")
+    text = card(RUNG, CONFIG, trained, origin)
+    assert "license: odc-by" in text
+    assert "# tiny" in text
+    assert "some text: 20 documents, 6 more held out" in text
+    assert "| a teacher, Apache-2.0; its similarities were distilled |" in text
+    assert "30 steps of 5 documents, 7.5 epochs; 12 steps of 5 documents, 3.0 epochs" in text
+    tokens = sum(phase.tokens for phase in trained.phases)
+    assert tokens > 42 * 2 * 5
+    assert f"{tokens / trained.shape.parameters:.3g} a non-embedding parameter" in text
+    assert "steps=12" in text
+    assert "`make it`" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| 12 ")]
+    last = trained.fit(1)[-1]
+    assert rows[-1][1:3] == [
+        f"{last['held_out_kl_dense']:.3f}",
+        f"{last['held_out_kl_sparse']:.3f}",
+    ]
