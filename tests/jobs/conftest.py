@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from raylab.experiment.execution import Execution
 from raylab.jobs import cluster
@@ -12,9 +13,30 @@ from tests.jobs.commands import command, run_here
 CELLS = ("sparse-tiny-cl", "sparse-tiny-cl+kd", "dense-tiny-cl", "dense-tiny-kd")
 
 
+_NODES: list[Cluster] = []  # of `two_nodes`, while it runs
+
+
+def _end_nodes() -> None:
+    while _NODES:
+        _NODES.pop().shutdown()
+
+
+@pytest.fixture(scope="session")
+def two_nodes():
+    """A head without CPUs and a node of one CPU, for tests that join them; it ends before `ray_cluster` starts."""
+    small = {"object_store_memory": 10**8}
+    made = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    _NODES.append(made)
+    made.add_node(num_cpus=1, **small)
+    made.wait_for_nodes()
+    yield made
+    _end_nodes()
+
+
 @pytest.fixture(scope="session")
 def ray_cluster(s3_server):
     """The cluster of this process: what runs in it (`run_here`, `raylab.run`) joins instead of starting its own."""
+    _end_nodes()
     often = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(*often)
@@ -38,9 +60,10 @@ def finished_grid(
 ) -> Finished:
     """A grid of four cells, every head and objective, run once a session; what changes it takes a copy.
 
+    Two groups of workers train at once, as by default; one actor measures (tests/jobs/test_evaluate.py has two).
     Its runs last some seconds, so that there is time to kill one.
     """
     lab = tmp_path_factory.mktemp("grid") / "lab"
-    options = ("--cells", ",".join(CELLS), "--budget", "3e10")
+    options = ("--cells", ",".join(CELLS), "--budget", "3e10", "--encoders", "1")
     arguments = command(collection_folder, ladder_file, teacher_folder, lab, *options)
     return Finished(lab, arguments, run_here(arguments))

@@ -13,6 +13,7 @@ from raylab.experiment.grid import Grid
 from raylab.experiment.heads import DENSE
 from raylab.experiment.ladder_file import read_ladder
 from raylab.experiment.objectives import CL
+from tests.jobs.test_crash import begin_after
 from tests.own.dense_last import DENSE_LAST
 from tests.own.listwise import LISTWISE
 
@@ -57,9 +58,11 @@ def grid(ladder_file, collection_folder, scores):
 
 
 @pytest.fixture(scope="module")
-def lab(ray_cluster, grid, tmp_path_factory):
-    storage = str(tmp_path_factory.mktemp("lab") / "lab")
-    execution = Execution(storage=storage, concurrent_trials=1, encoding_actors=1)
+def lab(finished_grid, grid, tmp_path_factory):
+    """Of the same collection as the finished grid: its passages and their tokens are taken over."""
+    storage = tmp_path_factory.mktemp("lab") / "lab"
+    begin_after(finished_grid.lab, storage, ("collection", "tokens"))
+    execution = Execution(storage=str(storage), concurrent_trials=1, encoding_actors=1)
     return raylab.run(grid, execution, display="off")
 
 
