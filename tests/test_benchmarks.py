@@ -47,7 +47,10 @@ def printed_by(command: list[str], monkeypatch, capsys) -> str:
     [
         (["sparse_head.py", "--smoke", *ONE_CASE], "sentence-transformers"),
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
-        (["sparse_search.py", "--smoke", *ONE_FORM], "| 100 | seismic |" if SEISMIC else "pass: answers"),
+        (
+            ["sparse_search.py", "--smoke", *ONE_FORM],
+            "| 100 | seismic |" if SEISMIC else "pass: answers",
+        ),
         (["dense_search.py", "--smoke"], "pass: answers"),
         (["scheduling.py"], "| the paper's epochs | 64 |"),
     ],
@@ -84,7 +87,13 @@ def test_a_finished_grid_asked_again_does_nothing(server):
 
 @pytest.mark.parametrize("chosen", [STEPS, pytest.param(SLOW_STEPS, marks=pytest.mark.slow)])
 def test_a_driver_goes_through_its_steps(chosen):
-    command = [sys.executable, ROOT / "benchmarks" / "driver_side.py", "--smoke", "--steps", *chosen]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "driver_side.py",
+        "--smoke",
+        "--steps",
+        *chosen,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     steps = [

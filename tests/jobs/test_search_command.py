@@ -1,10 +1,7 @@
 """`raylab encode | index | search` with every kind of checkpoint, against naive rankings in float64."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import faiss
 import numpy as np
@@ -306,6 +303,7 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
         (["CHECKPOINT", "COLLECTION", "--split", "test", "--out", "run"], "must end in .gz"),
         (["CHECKPOINT", "COLLECTION", "x", "--no-index"], "--no-index: it needs --split"),
         (["CHECKPOINT", "nowhere", "x"], "no collection 'nowhere'"),
+        (["NONE", "scifact", "x"], "error: no retriever at '"),
         (["EMPTY", "COLLECTION", "x"], "the folder holds no weights"),
         (["MODEL", "COLLECTION", "x"], "holds no retriever checkpoint (retriever.json"),
         (["BROKEN", "COLLECTION", "x"], "retriever.json is no JSON"),
@@ -319,8 +317,9 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    tmp_path, collection_folder, retriever_folders, model_folder, arguments, words
+    tmp_path, monkeypatch, collection_folder, retriever_folders, model_folder, arguments, words
 ):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     broken = shutil.copytree(retriever_folders["dense"], tmp_path / "broken")
     (broken / "retriever.json").write_text('{"head": ')
     (tmp_path / "empty").mkdir()
@@ -328,6 +327,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         "CHECKPOINT": retriever_folders["dense"],
         "COLLECTION": collection_folder,
         "EMPTY": tmp_path / "empty",
+        "NONE": tmp_path / "none",
         "MODEL": model_folder,
         "BROKEN": broken,
     }
@@ -356,24 +356,3 @@ def test_a_split_that_is_not_there_and_weights_cut_short(
     last = told.splitlines()[-1]
     assert last.startswith(f"error: {cut}: {cut}/model.safetensors has")
     assert "and its header tells of" in last
-
-
-def test_a_process_of_its_own_says_it_in_one_line(tmp_path):
-    arguments = [
-        "search",
-        str(tmp_path / "none"),
-        "scifact",
-        "x",
-        "--storage",
-        str(tmp_path / "lab"),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "raylab.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: no retriever at '{tmp_path / 'none'}'")
-    assert len(done.stderr.splitlines()) == 1
