@@ -3,12 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
+from raylab.data.tokens import write_store
 from raylab.experiment.execution import Execution
 from raylab.jobs import cluster
+from raylab.pipeline import driver
+from raylab.pipeline import retrieval as retrieve
+from raylab.stages.tokenise import tokens_address
+from raylab.stages.work import Worker, following
 from tests.jobs.commands import command, run_here
+from tests.stages.collections import committed_source
 
 CELLS = ("sparse-tiny-cl", "sparse-tiny-cl+kd", "dense-tiny-cl", "dense-tiny-kd")
 
@@ -67,3 +74,32 @@ def finished_grid(
     options = ("--cells", ",".join(CELLS), "--budget", "3e10", "--encoders", "1")
     arguments = command(collection_folder, ladder_file, teacher_folder, lab, *options)
     return Finished(lab, arguments, run_here(arguments))
+
+
+def _tokenised(store, collection, tokenizer, *_):
+    table = pq.read_table(store.local(collection) / "passages").sort_by("passage_id").to_pydict()
+    texts = [f"{a} {b}" for a, b in zip(table["title"], table["text"], strict=True)]
+    address = tokens_address(collection, tokenizer)
+    with store.draft(address) as draft:
+        own = table["passage_id"], tokenizer.encode(texts), [0] * len(texts)
+        draft.meta["passages"] = write_store(draft.path / "passages", [own], tokenizer.dtype)
+    return store.committed(address)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """What `raylab search` does on Ray, by the stages' own functions one after the other, without the seconds that
+    every actor takes to start."""
+
+    def work_all(store, execution, tasks, finished, say):
+        worker, queue = Worker(store, execution), list(tasks)
+        while queue:
+            task = following(None, queue)
+            queue[:0] = finished(task, worker.work(task))
+
+    monkeypatch.setattr(
+        retrieve, "ingest", lambda store, source, *_: committed_source(store, source)
+    )
+    monkeypatch.setattr(retrieve, "tokenise", _tokenised)
+    monkeypatch.setattr(retrieve, "work_all", work_all)
+    monkeypatch.setattr(driver, "take_over", lambda *_: None)

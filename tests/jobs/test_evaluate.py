@@ -67,8 +67,8 @@ def test_it_is_measured_and_nothing_is_trained(finished_grid, extended):
     assert (lab / "report" / "table.md").read_text().count("other test") > 0
 
 
-def test_search_measures_the_same(extended, other_folder, tmp_path):
-    """The figures are those of `raylab search` with the exported checkpoint."""
+def test_search_measures_the_same(extended, other_folder, tmp_path, in_this_process):
+    """The figures are those of `raylab search` with the exported checkpoint, which makes everything anew."""
     import sys
 
     lab, _ = extended

@@ -5,29 +5,22 @@ import shutil
 
 import faiss
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from raylab.cli.main import app
 from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
-from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
 from raylab.experiment.config import Encoding
 from raylab.experiment.execution import Execution
 from raylab.experiment.heads import SPARSE
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import Retriever
-from raylab.pipeline import driver
-from raylab.pipeline import retrieval as retrieve
 from raylab.pipeline.retrieval import Retrieval
-from raylab.stages.tokenise import tokens_address
-from raylab.stages.work import Worker, following
 from raylab.storage.store import Store
 from tests.jobs.rankings import assert_ranked, half, printed, ranked
 from tests.models.test_published import write as write_published
-from tests.stages.collections import committed
 
 SLOW_SPARSE, SLOW_DENSE = (
     pytest.param(head, marks=pytest.mark.slow) for head in ("sparse", "dense")
@@ -41,32 +34,6 @@ def raylab(*arguments, expect=0):
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == expect, (done.output, done.exception)
     return done.stdout, done.stderr
-
-
-def _tokenised(store, collection, tokenizer, *_):
-    table = pq.read_table(store.local(collection) / "passages").sort_by("passage_id").to_pydict()
-    texts = [f"{a} {b}" for a, b in zip(table["title"], table["text"], strict=True)]
-    address = tokens_address(collection, tokenizer)
-    with store.draft(address) as draft:
-        own = table["passage_id"], tokenizer.encode(texts), [0] * len(texts)
-        draft.meta["passages"] = write_store(draft.path / "passages", [own], tokenizer.dtype)
-    return store.committed(address)
-
-
-@pytest.fixture
-def in_this_process(monkeypatch, collection_folder):
-    """The stages' own functions one after the other, without the seconds that every actor takes to start."""
-
-    def work_all(store, execution, tasks, finished, say):
-        worker, queue = Worker(store, execution), list(tasks)
-        while queue:
-            task = following(None, queue)
-            queue[:0] = finished(task, worker.work(task))
-
-    monkeypatch.setattr(retrieve, "ingest", lambda store, *_: committed(store, collection_folder))
-    monkeypatch.setattr(retrieve, "tokenise", _tokenised)
-    monkeypatch.setattr(retrieve, "work_all", work_all)
-    monkeypatch.setattr(driver, "take_over", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+from jsonschema import ValidationError
 from PIL import Image
 
 from raylab.report.charts import drawing, quality
@@ -62,6 +63,16 @@ def test_both_formats_are_valid_and_the_png_is_not_blank(results):
     assert pixels.shape[1] > 1000
     assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50
     assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_a_description_is_vega_lite(results):
+    """Its parts are not checked when they are put together; here the whole is, by Altair's schema."""
+    for chart in charts_of(with_costs(results)).values():
+        alt.HConcatChart.from_dict(chart.spec)
+    broken = json.loads(json.dumps(chart.spec))
+    broken["hconcat"][0]["concat"][0]["layer"][0]["mark"] = {"type": "no such mark"}
+    with pytest.raises(ValidationError, match="no such mark"):
+        alt.HConcatChart.from_dict(broken)
 
 
 def test_bytes_are_a_function_of_the_results(results):
