@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         key=lambda item: (
             not on_ray(item),
             item.path.name not in _OWN_CLUSTER,
-            item.path.name not in _LONG,
+            on_ray(item) or item.path.name not in _LONG,
         )
     )
     for item in items:

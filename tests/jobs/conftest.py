@@ -48,6 +48,10 @@ def ray_cluster(s3_server):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(*often)
         patch.setitem(cluster._WORKER_ENVIRONMENT, *often)
+        # A process of each run that waits for a cloud to take its node away.
+        patch.setitem(cluster._WORKER_ENVIRONMENT, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Processes that nobody uses: they lack the variables that ours have.
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
         with cluster.connect(Execution()):
             yield
 

@@ -83,7 +83,7 @@ def test_trained_on_the_slice_and_measured_in_and_out_of_domain(
     ]
     lab = tmp_path / "lab"
     options = ("--cells", "dense-*-cl", "--evaluate", ",".join(map(str, further)))
-    options += ("--concurrent", "1", "--encoders", "1")
+    options += ("--set", "adaptation.steps=0", "--concurrent", "1", "--encoders", "1")
     run_here(command(collection, ladder_file, None, lab, *options))
     table = pd.read_parquet(lab / "results.parquet")
     trained = table[table["kind"] == "trained"]
