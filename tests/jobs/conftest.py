@@ -29,7 +29,15 @@ def _end_nodes() -> None:
 
 
 @pytest.fixture(scope="session")
-def two_nodes():
+def nothing_in_advance():
+    """Clusters start no workers before there is work: those would lack the variables that ours have, and idle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
+        yield
+
+
+@pytest.fixture(scope="session")
+def two_nodes(nothing_in_advance):
     """A head without CPUs and a node of one CPU, for tests that join them; it ends before `ray_cluster` starts."""
     small = {"object_store_memory": 10**8}
     made = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
@@ -41,7 +49,7 @@ def two_nodes():
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(s3_server):
+def ray_cluster(s3_server, nothing_in_advance):
     """The cluster of this process: what runs in it (`run_here`, `raylab.run`) joins instead of starting its own."""
     _end_nodes()
     often = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
@@ -50,8 +58,6 @@ def ray_cluster(s3_server):
         patch.setitem(cluster._WORKER_ENVIRONMENT, *often)
         # A process of each run that waits for a cloud to take its node away.
         patch.setitem(cluster._WORKER_ENVIRONMENT, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # Processes that nobody uses: they lack the variables that ours have.
-        patch.setenv("RAY_prestart_worker_first_driver", "0")
         with cluster.connect(Execution()):
             yield
 
