@@ -52,6 +52,7 @@ def test_a_text_finds_what_a_loop_finds_and_the_second_time_makes_nothing(
     ray_cluster, lab, collection_folder, retriever_folders, texts, head
 ):
     where = (retriever_folders[head], collection_folder, QUERY, "--k", 7, "--storage", lab)
+    where += ("--encoders", 1)
     output, told = raylab("search", *where)
     assert "encoding 1 of 1 shard(s)" in told
     retriever = Retriever.load(retriever_folders[head])
@@ -114,7 +115,7 @@ def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
 @pytest.mark.parametrize("head", ["sparse", SLOW_DENSE])
 def test_the_run_of_a_split(ray_cluster, lab, tmp_path, collection_folder, retriever_folders, head):
     out = tmp_path / "run.trec.gz"
-    where = (retriever_folders[head], collection_folder, "--storage", lab)
+    where = (retriever_folders[head], collection_folder, "--storage", lab, "--encoders", 1)
     other = tmp_path / "other.trec.gz"
     split = ("--split", "test", "--out")
     apart = (*where[:2], "--storage", tmp_path / "lab")
