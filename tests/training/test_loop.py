@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.experiment.config import Adaptation, Backbone, ConfigError, Encoding, FineTuning
+from raylab.experiment.config import Backbone, Encoding
 from raylab.experiment.heads import SPARSE
 from raylab.models.checkpoint import save_retriever
 from raylab.models.hub import load_tokenizer, state_to_save
 from raylab.models.retriever import Retriever
 from raylab.training.distributed import ensure_process_group, rank_and_world
-from raylab.training.engine import Optimization, gathered, schedule
+from raylab.training.engine import gathered
 from raylab.training.faults import TrainingError
 from tests.workers import STEPS, FolderReporter, in_workers, make_task, train
 
@@ -161,8 +161,9 @@ def plain_pytorch(task, rate: float = RATE) -> list[float]:
 @pytest.mark.parametrize(
     "ways",
     [
-        [(0, 5), (1, 0), (2, 5), (3, 0)],
-        pytest.param([(0, 0), (1, 5), (2, 0), (3, 5)], marks=pytest.mark.slow),
+        [(0, 5), (3, 0)],  # 1 and 2: in bf16 below, and on every checkpoint and branch
+        pytest.param([(0, 0), (1, 0), (1, 5)], marks=pytest.mark.slow),
+        pytest.param([(2, 0), (2, 5), (3, 5)], marks=pytest.mark.slow),
     ],
 )
 def test_every_zero_stage_takes_the_steps_of_plain_pytorch(model_folder, tmp_path, ways):
@@ -191,7 +192,7 @@ def bf16_losses(model_folder: Path, folder: Path, ways: list[tuple[int, int]]):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "ways", [[(1, 5), (3, 0)], pytest.param([(0, 0), (2, 5)], marks=pytest.mark.slow)]
+    "ways", [[(1, 5), (2, 0)], pytest.param([(0, 0), (3, 5)], marks=pytest.mark.slow)]
 )
 def test_bf16_trains_under_every_zero_stage(model_folder, tmp_path, ways):
     """Close to fp32: bf16 has 8 bits of mantissa, and the losses here are about 1 to 3."""
@@ -308,55 +309,7 @@ def test_the_budget_ends_a_run_before_it_is_overspent(model_folder, tmp_path):
     assert done.spent_flops == pytest.approx(sum(costs[:3]))
 
 
-# ------------------------------------------------------------------------------------ schedules
-
-
-def test_the_linear_schedule_warms_up_and_falls_to_zero():
-    factors = [schedule(s, 100, 0.04) for s in range(101)]
-    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert factors[100] == 0.0
-    assert factors[52] == pytest.approx(0.5)
-    assert all(a > b for a, b in itertools.pairwise(factors[4:]))
-
-
-def test_wsd_warms_up_stays_and_falls_by_the_square_root():
-    factors = [schedule(s, 100, 0.04, "wsd", 0.2) for s in range(101)]
-    assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert factors[4:81] == [1.0] * 77
-    for into in range(20):  # 2405.18392: 1 - sqrt((n - N_stable) / N_decay)
-        assert factors[80 + into] == pytest.approx(1 - np.sqrt(into / 20))
-    assert factors[100] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"schedule": "cosine"}, "schedule"),
-        ({"decay_fraction": 1.5}, "decay_fraction"),
-        ({"warmup_fraction": 1.0}, "warmup_fraction"),
-        ({"schedule": "wsd", "warmup_fraction": 0.3, "decay_fraction": 0.8}, "decay_fraction"),
-    ],
-)
-@pytest.mark.parametrize("kind", [Adaptation, FineTuning])
-def test_a_schedule_that_cannot_be_is_refused(kind, changes, field):
-    where = "adaptation" if kind is Adaptation else "fine_tuning"
-    with pytest.raises(ConfigError, match=f"^{where}.{field} = "):
-        kind(**changes)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
-@pytest.mark.parametrize("name", ["linear", "wsd"])
-@pytest.mark.parametrize("warmup", [0.0, 0.04, 0.5])
-def test_short_runs_have_a_learning_rate_at_every_step(steps, name, warmup):
-    assert all(0 < schedule(s, steps, warmup, name, 0.5) <= 1 for s in range(steps))
-
-
-def test_a_schedule_that_is_laid_out_for_more_steps_is_cut():
-    longer = Optimization(1.0, 0.0, 0.1, 1.0, 0, schedule_steps=200)
-    whole = Optimization(1.0, 0.0, 0.1, 1.0, 0)
-    assert [longer.factor(s, 50) for s in range(50)] == [whole.factor(s, 200) for s in range(50)]
-    assert longer.factor(49, 50) > 0.8
-    assert longer.factor(100, 400) == whole.factor(100, 400), "a run may be longer"
+# ------------------------------------------------------------------------ schedules and saving
 
 
 def test_a_run_follows_its_schedule(model_folder, tmp_path):
@@ -367,9 +320,6 @@ def test_a_run_follows_its_schedule(model_folder, tmp_path):
     rates = [point["learning_rate"] for point in history]
     expected = [0.5, 1, 1, 1, 1, *(1 - np.sqrt(np.arange(1, 4) / 4))]
     assert rates == pytest.approx([5e-3 * factor for factor in expected])
-
-
-# -------------------------------------------------------------------------------------- saving
 
 
 def save_on_workers(model_folder: Path, folder: Path, hub: bool):
