@@ -10,19 +10,21 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from raylab.report.charts import drawing
+from raylab.report.charts import drawing, quality
 from raylab.report.charts.chart import Chart
+from raylab.report.tables import GridTable
 from raylab.storage.store import Store
 from raylab.storage.tables import LedgerRow, Result, schema_of, write_table
 
+_DESCRIBED: dict[str, list[Chart]] = {}  # by the tables
 _DRAWN: dict[tuple[str, str], bytes] = {}  # by the format and the description
 
 
 @pytest.fixture
 def drawn_once(monkeypatch):
-    """Charts of one description are drawn once a session, which is most of what a report takes.
+    """Charts of equal tables are described and drawn once a session, which is most of what a report takes.
 
-    That their bytes are a function of the description is in tests/report/test_figures.py.
+    That their bytes are a function of the results is in tests/report/test_figures.py.
     """
 
     def kept(draw: Callable[[Chart], bytes]) -> Callable[[Chart], bytes]:
@@ -36,6 +38,15 @@ def drawn_once(monkeypatch):
 
     for draw in (drawing.to_svg, drawing.to_png):
         monkeypatch.setattr(drawing, draw.__name__, kept(draw))
+    describe = quality.charts
+
+    def described(tables: Sequence[GridTable]) -> list[Chart]:
+        shown = repr(tables)
+        if shown not in _DESCRIBED:
+            _DESCRIBED[shown] = describe(tables)
+        return _DESCRIBED[shown]
+
+    monkeypatch.setattr(quality, "charts", described)
 
 
 # Named so that the order by name is not the order by parameters.
