@@ -15,9 +15,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 SEISMIC = importlib.util.find_spec("seismic") is not None  # optional: its rows come where it is
 
-# Of the cases that one command goes through, one; `make test-slow` runs all.
+# Of the cases and steps that one command goes through, some; `make test-slow` runs all.
 ONE_CASE = ("--activity", "trained", "--gradients", "LoRA")
-STEPS = ["groups", "runs", "make", "collect", "report"]
+STEPS = ["groups", "runs", "make", "collect"]
 SLOW_STEPS = ["groups", "runs", "make", "collect", "again", "read", "tests", "laws", "report"]
 
 pytestmark = pytest.mark.long
