@@ -6,11 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import s3fs
-from transformers import LlamaForCausalLM
 
-from benchmarks.s3_server import serving
-from raylab.training.rungs import Rung, train_tokenizer
+# What takes seconds to import is imported by the fixtures that need it: the process that hands out tests never does.
 
 _ON_RAY = "jobs"  # the folder
 # They start clusters of their own: before the one that the other tests share (tests/jobs/conftest.py).
@@ -54,7 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def on_ray(item: pytest.Item) -> bool:
         return item.path.parent.name == _ON_RAY
 
-    items.sort(key=lambda item: (not on_ray(item), item.path.name not in _OWN_CLUSTER))
+    # Of the others the long files first: what is left when one process has ended is then short.
+    items.sort(
+        key=lambda item: (
+            not on_ray(item),
+            item.path.name not in _OWN_CLUSTER,
+            on_ray(item) or item.path.name not in _LONG,
+        )
+    )
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if on_ray(item) else item.path.name))
         if on_ray(item):
@@ -113,6 +117,10 @@ def s3_server():
 
     One a process: file systems are kept by their arguments, and a second server would never be asked.
     """
+    import s3fs
+
+    from benchmarks.s3_server import serving
+
     with serving() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -161,6 +169,9 @@ def collection_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random bidirectional Llama of 2 layers x 32 with its tokenizer, as a local hub folder."""
     import torch
+    from transformers import LlamaForCausalLM
+
+    from raylab.training.rungs import Rung, train_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     tokenizer = train_tokenizer([" ".join(_WORDS)] * 4, 400)

@@ -15,6 +15,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 SEISMIC = importlib.util.find_spec("seismic") is not None  # optional: its rows come where it is
 
+# Of the cases and steps that one command goes through, some; `make test-slow` runs all.
+ONE_CASE = ("--activity", "trained", "--gradients", "LoRA")
+STEPS = ["groups", "runs", "make", "collect"]
+SLOW_STEPS = ["groups", "runs", "make", "collect", "again", "read", "tests", "laws", "report"]
+
 pytestmark = pytest.mark.long
 
 
@@ -39,9 +44,10 @@ def printed_by(command: list[str], monkeypatch, capsys) -> str:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (["sparse_head.py", "--smoke"], "sentence-transformers"),
+        (["sparse_head.py", "--smoke", *ONE_CASE], "sentence-transformers"),
         (["feeding.py", "--smoke"], "| dense | cl+kd |"),
-        (["sparse_search.py", "--smoke"], "| 100 | seismic |" if SEISMIC else "pass: answers"),
+        # Its answers are held in tests/index; that it goes through all is below.
+        (["sparse_search.py", "--help"], "--approximate"),
         (["dense_search.py", "--smoke"], "pass: answers"),
         (["faults.py", "--smoke"], "pass: at least"),
         (["scheduling.py"], "| the paper's epochs | 64 |"),
@@ -50,6 +56,18 @@ def printed_by(command: list[str], monkeypatch, capsys) -> str:
 )
 def test_the_command_prints_its_table(command, told, monkeypatch, capsys):
     assert told in printed_by(command, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("sparse_head.py", "sentence-transformers"),
+        ("sparse_search.py", "| 100 | seismic |" if SEISMIC else "pass: answers"),
+    ],
+)
+def test_the_command_goes_through_all_its_cases(file, told, monkeypatch, capsys):
+    assert told in printed_by([file, "--smoke"], monkeypatch, capsys)
 
 
 def test_a_training_step_is_timed_without_ray_and_deepspeed():
@@ -71,13 +89,18 @@ def test_a_finished_grid_asked_again_does_nothing(server):
     assert result.stdout.splitlines()[-1].startswith(f"nothing to do, {where}: ")
 
 
-def test_a_driver_goes_through_all_its_steps():
-    command = [sys.executable, ROOT / "benchmarks" / "driver_side.py", "--smoke"]
+@pytest.mark.parametrize("chosen", [STEPS, pytest.param(SLOW_STEPS, marks=pytest.mark.slow)])
+def test_a_driver_goes_through_its_steps(chosen):
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "driver_side.py",
+        "--smoke",
+        "--steps",
+        *chosen,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     steps = [
         line.split(" | ")[0].strip("| ") for line in result.stdout.splitlines() if " | " in line
     ]
-    assert steps[1:-1] == [
-        "groups", "runs", "make", "collect", "again", "read", "tests", "laws", "report",
-    ]  # fmt: skip
+    assert steps[1:-1] == chosen

@@ -1,12 +1,13 @@
-"""Measures per query by trec_eval (through pytrec_eval), named as ir_measures names them.
+"""Measures per query by trec_eval (through pytrec_eval), named as ir_measures names them; and measures of one's own.
 
 trec_eval sorts a run by score descending, then by passage id descending, and reads scores as
 float32. A ``Run`` is already ordered without ties, and trec_eval gets the ranks as scores, so
 the order measured is the run's own.
 """
 
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -14,28 +15,26 @@ import pytrec_eval
 
 from raylab.data.faults import CollectionError
 from raylab.evaluation.runs import Run
-from raylab.experiment.config import ConfigError
+from raylab.experiment.config import ConfigError, check
+from raylab.experiment.measures import OwnMeasure
+from raylab.experiment.references import load_reference
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What can be measured: by trec_eval, or by a function of one's own.
+    """What trec_eval measures.
 
     ``trec_name``, ``trec_name_at_k``: trec_eval's names without a cutoff and with one; None: it has none.
-    ``levels``: whether ``(rel=g)`` may say from which grade on a passage is relevant. ``function``: of one
-    query's passage ids in order, cut at k, and the grades of its judged passages, instead of trec_eval.
+    ``levels``: whether ``(rel=g)`` may say from which grade on a passage is relevant.
     """
 
     name: str
     trec_name: str | None = None
     trec_name_at_k: str | None = None
     levels: bool = True
-    function: Callable[[Sequence[str], Mapping[str, int]], float] | None = None
 
     def __str__(self) -> str:
         """How it is spelt, such as ``AP[(rel=g)][@k]``."""
-        if self.function:
-            return f"{self.name}[@k]"
         cutoff = "@k" if self.trec_name is None else "[@k]" if self.trec_name_at_k else ""
         return self.name + "[(rel=g)]" * self.levels + cutoff
 
@@ -89,19 +88,24 @@ class _NamedMeasure:
 
 
 def evaluate(
-    run: Run, qrels: Mapping[str, Mapping[str, int]], measures: Sequence[str]
+    run: Run, qrels: Mapping[str, Mapping[str, int]], measures: Sequence[str | OwnMeasure]
 ) -> dict[str, dict[str, float]]:
     """Value of each measure for each query of ``qrels``: ``{measure: {query id: value}}``.
 
     Measures: ``nDCG@10`` (gain = grade, discount log2, ideal over all judged passages), ``RR@10``,
     ``R@1000``, ``AP``, ``P@5``, ``Success@1``, ``Rprec``, ``Bpref``, ``infAP``, ``SetP``, ``SetR``,
-    ``SetF``, and what else is in ``MEASURES``; ``(rel=2)`` counts as relevant what is graded 2 or above
-    (else 1). As in ``trec_eval -c``, a query that the run lacks, or that has no relevant passage, counts 0, and one
-    that is not judged is left out; ``coverage`` names them. Raises ConfigError for a measure that is
-    not known, CollectionError for no qrels and for a run that shares no query with the qrels although it
-    has some.
+    ``SetF``, what else is in ``MEASURES``, and measures of one's own; ``(rel=2)`` counts as relevant what is
+    graded 2 or above (else 1). As in ``trec_eval -c``, a query that the run lacks, or that has no relevant
+    passage, counts 0, and one that is not judged is left out; ``coverage`` names them. One's own measure of a query
+    with hits is what its function says.
+
+    Raises:
+        ConfigError: a measure is not known; one's own cannot be loaded, or gives what is no finite number.
+        CollectionError: no qrels; a run that shares no query with the qrels although it has some.
     """
-    parsed = {name: _parse(name) for name in measures}
+    parsed = {name: _parse(name) for name in measures if isinstance(name, str)}
+    own = [measure for measure in measures if isinstance(measure, OwnMeasure)]
+    check_own(own)
     if not qrels:
         raise CollectionError("qrels are empty: there is nothing to evaluate against")
     shared = sorted(qrels.keys() & run.keys())
@@ -110,16 +114,14 @@ def evaluate(
             f"no query of the run (such as {next(iter(run))!r}) is judged in the qrels "
             f"(such as {next(iter(qrels))!r}); these are not of the same collection"
         )
-    values = {name: dict.fromkeys(qrels, 0.0) for name in measures}
-    for name, named in parsed.items():
-        if function := named.measure.function:
-            for query_id in filter(run.get, shared):
-                passage_ids = run[query_id].passage_ids[: named.cutoff].tolist()
-                values[name][query_id] = function(passage_ids, qrels[query_id])
-    by_trec = {name: named for name, named in parsed.items() if not named.measure.function}
-    for level, depth in sorted({(named.level, named.depth) for named in by_trec.values()}, key=str):
+    values = {_name(measure): dict.fromkeys(qrels, 0.0) for measure in measures}
+    for measure in own:
+        for query_id in filter(run.get, shared):
+            passage_ids = run[query_id].passage_ids[: measure.cutoff].tolist()
+            values[measure.name][query_id] = _own_value(measure, passage_ids, qrels[query_id])
+    for level, depth in sorted({(named.level, named.depth) for named in parsed.values()}, key=str):
         group = {
-            n: named for n, named in by_trec.items() if (named.level, named.depth) == (level, depth)
+            n: named for n, named in parsed.items() if (named.level, named.depth) == (level, depth)
         }
         requests = {named.trec_request for named in group.values()}
         for block in _blocks(shared):
@@ -130,6 +132,24 @@ def evaluate(
                 for query_id, answer in answers.items():
                     values[name][query_id] = answer[named.trec_answer]
     return values
+
+
+def check_own(measures: Sequence[OwnMeasure]) -> None:
+    """Raise ConfigError unless the function of every measure can be loaded and none bears a name of trec_eval's."""
+    for measure in measures:
+        taken = _match(measure.name) is not None
+        check(not taken, "measure.name", measure.name, "another name: this is one of trec_eval's")
+        load_reference(measure.function)
+
+
+def _own_value(measure: OwnMeasure, passage_ids: Sequence[str], grades: Mapping[str, int]) -> float:
+    value = float(load_reference(measure.function)(passage_ids, grades))
+    check(math.isfinite(value), f"measure {measure.name}", value, "a finite number of every query")
+    return value
+
+
+def _name(measure: str | OwnMeasure) -> str:
+    return measure if isinstance(measure, str) else measure.name
 
 
 @dataclass(frozen=True)
@@ -197,8 +217,8 @@ def _match(name: str) -> _NamedMeasure | None:
     if match is None or measure is None:
         return None
     level, cutoff = match["level"], match["cutoff"]
-    known = measure.function or (measure.trec_name_at_k if cutoff else measure.trec_name)
-    if not known or (level and (measure.function or not measure.levels)):
+    known = measure.trec_name_at_k if cutoff else measure.trec_name
+    if not known or (level and not measure.levels):
         return None
     return _NamedMeasure(measure, int(level or 1), int(cutoff) if cutoff else None)
 

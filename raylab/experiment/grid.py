@@ -21,6 +21,7 @@ from raylab.experiment.config import (
 )
 from raylab.experiment.faults import quarantined_kinds
 from raylab.experiment.heads import HEADS, Head
+from raylab.experiment.measures import OwnMeasure
 from raylab.experiment.objectives import OBJECTIVES, Objective
 
 AdaptationCharge = Literal["shared", "charged"]
@@ -196,8 +197,8 @@ class Grid:
     The budget of a cell is `budget_flops`, or `epochs` over the training queries (`"recipe"`: as many
     as the recipe lists for its size and objective), or the recipe's FLOPs where neither is given; a variant's
     own comes before all. `evaluation` are addresses of further collections that every system is measured on,
-    beside the one that trains. `adaptation_charge`: MNTP's FLOPs are shared by the cells of a size, beside
-    their budgets, or charged to each.
+    beside the one that trains; `measures` are one's own, of every split beside those of its protocol.
+    `adaptation_charge`: MNTP's FLOPs are shared by the cells of a size, beside their budgets, or charged to each.
     """
 
     ladder: Ladder
@@ -217,6 +218,7 @@ class Grid:
     compute_dtype: ComputeDtype | None = None  # None: as the ladder's sizes say
     teacher_dtype: ComputeDtype = "float32"  # of a teacher that is a model
     evaluation: tuple[str, ...] = ()
+    measures: tuple[OwnMeasure, ...] = ()
 
     def __post_init__(self) -> None:
         quarantined_kinds(self.on_fault)
@@ -224,6 +226,8 @@ class Grid:
         check(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "distinct")
         names = [variant.name for variant in self.variants]
         check(bool(names) and len(set(names)) == len(names), "variants", names, "distinct names")
+        own = [measure.name for measure in self.measures]
+        check(len(set(own)) == len(own), "measures", own, "distinct names")
         charge = self.adaptation_charge
         check(charge in CHARGES, "adaptation_charge", charge, f"one of {CHARGES}")
         both = self.budget_flops is not None and self.epochs is not None

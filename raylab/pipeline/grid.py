@@ -21,6 +21,7 @@ from raylab.data.ingest import collection_address, gaps
 from raylab.data.ingested import training_part
 from raylab.data.sources import Source, open_collection
 from raylab.data.supervision.held_out import group_notes
+from raylab.evaluation.measures import check_own
 from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.paths import with_absolute_paths
@@ -80,6 +81,7 @@ def run_grid(
     source = open_collection(grid.collection)
     teacher = choose_teacher(grid, source)
     further = further_sources(grid, source)
+    check_own(grid.measures)
     plan = plan_grid(grid, source, execution, evaluation=False)  # refuses what cannot run
     if execution.device is not None:  # else the cluster is asked, once it is there
         check_plan(plan, DEVICES[execution.device].memory_bytes)

@@ -10,6 +10,7 @@ from raylab.data.ingest import PASSAGES
 from raylab.data.registry import encoding_for
 from raylab.data.tokenizer import Tokenizer
 from raylab.experiment.config import Encoding
+from raylab.experiment.measures import OwnMeasure
 from raylab.stages.encode import Embeddings, EncodeTask, System, query_task
 from raylab.stages.profile import Profile
 from raylab.stages.search import Evaluation, bm25_address
@@ -29,12 +30,14 @@ class MeasuredCollection:
         splits: of it, that are measured.
         recipe: the encoding of a ladder's recipe; lengths that it does not give are the collection's.
         tokenizers: by size.
+        own: measures beside those of the splits' protocols.
     """
 
     collection: Artifact
     splits: tuple[str, ...]
     recipe: Encoding
     tokenizers: Mapping[str, Tokenizer]
+    own: tuple[OwnMeasure, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,7 +75,14 @@ class MeasuredCollection:
         """By split."""
         passages, queries = self.embeddings(system).address, self.queries(system)
         return {
-            split: Evaluation(system.name, self.collection, split, queries[split].address, passages)
+            split: Evaluation(
+                system.name,
+                self.collection,
+                split,
+                queries[split].address,
+                passages,
+                own=self.own,
+            )
             for split in self.splits
         }
 
@@ -80,7 +90,8 @@ class MeasuredCollection:
         """By split."""
         index = bm25_address(self.collection, PASSAGES)
         return {
-            split: Evaluation(BM25, self.collection, split, None, index) for split in self.splits
+            split: Evaluation(BM25, self.collection, split, None, index, own=self.own)
+            for split in self.splits
         }
 
     def profile(self, system: System, temperature: float) -> Profile:

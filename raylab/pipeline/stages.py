@@ -122,7 +122,7 @@ class GridStages:
         chosen += [(one, held_out_splits(one.meta["name"], one.meta["splits"])) for one in further]
         encoding = self.grid.ladder.recipe.encoding
         return tuple(
-            MeasuredCollection(collection, splits, encoding, self.tokenizers)
+            MeasuredCollection(collection, splits, encoding, self.tokenizers, self.grid.measures)
             for collection, splits in chosen
         )
 

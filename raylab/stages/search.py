@@ -28,6 +28,7 @@ from raylab.data.registry import Protocol, protocol
 from raylab.data.texts import bm25_input
 from raylab.evaluation.measures import binary_level, coverage, evaluate
 from raylab.evaluation.runs import Run, drop_own_document, read_run, write_run
+from raylab.experiment.measures import OwnMeasure
 from raylab.index.bm25 import BM25Index
 from raylab.index.dense import DenseIndex
 from raylab.index.embeddings import VECTORS
@@ -126,6 +127,7 @@ class Evaluation:
         indexes: of the parts of the embeddings, in row order; of BM25, its index.
         hits: the answer, where passages were scored as they were encoded (`raylab.stages.scan`) and nothing
             was stored: the run is the same, at the same address.
+        own: measures beside those of the split's protocol.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Evaluation:
     passages: Address
     indexes: tuple[Artifact, ...] = ()
     hits: Artifact | None = None
+    own: tuple[OwnMeasure, ...] = ()
 
     @property
     def protocol(self) -> Protocol:
@@ -159,10 +162,11 @@ class Evaluation:
     @property
     def address(self) -> Address:
         """Where the measures stand."""
+        own = {"own": [asdict(measure) for measure in self.own]} if self.own else {}
         return Address(
             MEASURES,
             f"{self.name}-{self.split}",
-            {"protocol": asdict(self.protocol), "split": self.split},
+            {"protocol": asdict(self.protocol), "split": self.split, **own},
             {"run": self.run_address.fingerprint, "collection": self.collection.fingerprint},
         )
 
@@ -228,9 +232,13 @@ def search_and_evaluate(store: Store, evaluation: Evaluation, device: str | None
         run = store.committed(address)
     topics = load_topics(store.local(evaluation.collection))[evaluation.split]
     names, ranked = list(evaluation.protocol.measures), read_run(store.local(run) / "run.trec.gz")
-    values = evaluate(ranked, topics.qrels, names)
+    values = evaluate(ranked, topics.qrels, [*names, *evaluation.own])
+    levels = {name: binary_level([name]) for name in names} | dict.fromkeys(
+        values.keys() - names, 1
+    )
     zeros = {
-        n: len(coverage(ranked, topics.qrels, binary_level([n])).without_relevant) for n in names
+        n: len(coverage(ranked, topics.qrels, level).without_relevant)
+        for n, level in levels.items()
     }
     rows = [
         {"measure": measure, "query_id": query_id, "value": value}
@@ -239,7 +247,9 @@ def search_and_evaluate(store: Store, evaluation: Evaluation, device: str | None
     ]
     with store.draft(evaluation.address) as draft:
         pq.write_table(pa.Table.from_pylist(rows), draft.path / "measures.parquet")
-        draft.meta.update(measures=names, queries=len(topics.queries), without_relevant=zeros)
+        draft.meta.update(
+            measures=list(values), queries=len(topics.queries), without_relevant=zeros
+        )
     done = store.find_all(piece.address for piece in pieces)
     remove_shards(store, [piece for piece in done if piece is not None])
 

@@ -8,15 +8,17 @@ import sys
 import urllib.request
 
 import pytest
+from typer.testing import CliRunner
 
+from raylab.cli.main import app
 from raylab.cli.watch import beside
 
 RAYLAB = [sys.executable, "-m", "raylab.cli.main", "watch"]
 
 
 def refused(*arguments: str) -> str:
-    ended = subprocess.run([*RAYLAB, *arguments], capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2
+    ended = CliRunner().invoke(app, ["watch", *arguments])
+    assert ended.exit_code == 2
     assert "Traceback" not in ended.stderr
     return " ".join(ended.stderr.split())
 

@@ -1,5 +1,6 @@
 """A model that the hub does not give is one line that says what to do, at once."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_a_model_that_the_hub_does_not_give_is_one_line(monkeypatch, cause, said
 # ---------------------------------------------------------------------------- a hub that answers
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub():
     """A hub on this machine: (address, what it answers by repository, the requests that came)."""
     answers: dict[str, tuple[int, str | None]] = {}
@@ -92,68 +93,86 @@ def hub():
 
 
 _ASK = """
-import sys, time
+import json, os, sys, time
 from raylab.experiment.config import Backbone, ConfigError
 from raylab.models.backbone import load_config
-started = time.time()
-try:
-    load_config(Backbone("1b", sys.argv[1]), sys.argv[1])
-except ConfigError as error:
-    print(error)
-print(time.time() - started)
+for source, token in json.loads(sys.argv[1]):
+    os.environ.pop("HF_TOKEN", None)
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
+    started = time.time()
+    try:
+        load_config(Backbone("1b", source), source)
+    except ConfigError as error:
+        print(json.dumps([str(error), time.time() - started]))
 """
 
 
-def ask(endpoint: str, tmp_path, source: str = SOURCE, token: str | None = None):
-    """(what is told, seconds), in a process of its own: the library reads its settings once."""
-    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    if token is not None:
-        variables["HF_TOKEN"] = token
+def ask(endpoint: str, home, *asked: tuple[str, str | None]) -> list[tuple[str, float]]:
+    """(what is told, seconds) of each model and token, in a process of its own: the library reads the
+    hub's address once."""
+    variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        [sys.executable, "-c", _ASK, source],
+        [sys.executable, "-c", _ASK, json.dumps(asked)],
         env=variables,
         capture_output=True,
         text=True,
         check=True,
     )
-    *told, seconds = done.stdout.splitlines()
-    (line,) = told
-    return line, float(seconds)
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "token", "words"),
-    [
-        (
-            401,
-            "GatedRepo",
-            None,
-            "is gated: accept its licence on its page of the hub, and set HF_TOKEN",
-        ),
-        (403, "GatedRepo", "hf_x", "(the token that is set does not open it)"),
-        (
-            401,
-            "RepoNotFound",
-            None,
-            "has no model meta-llama/Llama-3.2-1B, or gives it only with HF_TOKEN",
-        ),
-        (503, None, None, "the hub answers 503 at present; run the same command again later"),
-    ],
-)
-def test_a_hub_that_refuses_is_asked_once(hub, tmp_path, status, code, token, words):
+# Status and code that the hub answers, the token that is set, and what is told.
+REFUSALS = {
+    "acme/gated": (
+        401,
+        "GatedRepo",
+        None,
+        "is gated: accept its licence on its page of the hub, and set HF_TOKEN",
+    ),
+    "acme/closed": (403, "GatedRepo", "hf_x", "(the token that is set does not open it)"),
+    SOURCE: (
+        401,
+        "RepoNotFound",
+        None,
+        "has no model meta-llama/Llama-3.2-1B, or gives it only with HF_TOKEN",
+    ),
+    "acme/late": (
+        503,
+        None,
+        None,
+        "the hub answers 503 at present; run the same command again later",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(hub, tmp_path_factory):
+    """By model: what is told, and the requests that came."""
     endpoint, answers, asked = hub
-    answers[SOURCE] = status, code
-    line, _ = ask(endpoint, tmp_path, token=token)
-    assert line.startswith(f"size '1b': no model at '{SOURCE}' (")
+    answers |= {source: (status, code) for source, (status, code, *_) in REFUSALS.items()}
+    questions = [(source, token) for source, (_, _, token, _) in REFUSALS.items()]
+    told = ask(endpoint, tmp_path_factory.mktemp("hub"), *questions)
+    return {
+        source: (line, [one for one in asked if one[0].startswith(f"/{source}/")])
+        for source, (line, _) in zip(REFUSALS, told, strict=True)
+    }
+
+
+@pytest.mark.parametrize("source", REFUSALS)
+def test_a_hub_that_refuses_is_asked_once(refusals, source):
+    line, asked = refusals[source]
+    _, _, token, words = REFUSALS[source]
+    assert line.startswith(f"size '1b': no model at '{source}' (")
     assert words in line
     expected = None if token is None else f"Bearer {token}"
-    assert asked == [(f"/{SOURCE}/resolve/main/config.json", expected)]
+    assert asked == [(f"/{source}/resolve/main/config.json", expected)]
 
 
 def test_a_hub_that_is_not_there_is_told_without_waiting(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    line, seconds = ask(f"http://127.0.0.1:{port}", tmp_path)
+    ((line, seconds),) = ask(f"http://127.0.0.1:{port}", tmp_path, (SOURCE, None))
     assert "the hub cannot be reached and nothing of it is in the cache" in line
     assert seconds < 5

@@ -19,6 +19,9 @@ from raylab.evaluation import measures
 from raylab.evaluation.measures import Measure
 from raylab.evaluation.runs import read_run
 from raylab.experiment.config import ConfigError
+from raylab.experiment.grid import Grid
+from raylab.experiment.ladders import PICO
+from raylab.experiment.measures import OwnMeasure
 from raylab.pipeline.lab import Lab
 from raylab.report.page.law_blocks import section
 from raylab.scaling import LAWS, Law, Series, Study, rows
@@ -42,17 +45,41 @@ def test_a_measure_is_one_entry(monkeypatch, tmp_path):
     assert Protocol(("SetAP",), 100, "SetAP").measures == ("SetAP",)
 
 
-def test_a_measure_is_a_function_in_a_file_of_its_own(monkeypatch, tmp_path):
-    """ir_measures has it too, as Judged@k."""
-    monkeypatch.setitem(measures.MEASURES, JUDGED.name, JUDGED)
-    run, names = run_of_five(tmp_path), ["Judged@2", "Judged@4", "Judged@5", "R@5"]
-    values = measures.evaluate(run, {**QRELS, "q2": {"a": 1}}, names)
+def test_a_measure_is_a_function_in_a_file_of_its_own(tmp_path):
+    """ir_measures has it too, as Judged@k; tests/jobs/test_lab.py takes it through a grid."""
+    run, own = run_of_five(tmp_path), [JUDGED.at(2), JUDGED.at(4), JUDGED.at(5)]
+    values = measures.evaluate(run, {**QRELS, "q2": {"a": 1}}, [*own, "R@5"])
     hits = {"q1": dict(zip("abcde", range(9, 4, -1), strict=True))}
+    names = ["Judged@2", "Judged@4", "Judged@5", "R@5"]
+    assert list(values) == names
     for metric in ir_measures.iter_calc(map(ir_measures.parse_measure, names), QRELS, hits):
-        own = values[str(metric.measure)]
-        assert own == {"q1": pytest.approx(metric.value), "q2": 0.0}, metric
-    with pytest.raises(ConfigError, match=r"unknown measure 'Judged\(rel=2\)@5'; .*Judged\[@k\]"):
-        measures.evaluate(run, QRELS, ["Judged(rel=2)@5"])
+        found = values[str(metric.measure)]
+        assert found == {"q1": pytest.approx(metric.value), "q2": 0.0}, metric
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (("R@5", "tests.own.judged_share:judged"), "measure.name = 'R@5': it must be another name"),
+        (("Judged", "tests.own.no_such:judged"), "'tests.own.no_such:judged' cannot be loaded"),
+        (("Judged", "tests/own/judged_share.py"), "measure.function = .* package.module:function"),
+        (("Judged 5", "tests.own.judged_share:judged"), "measure.name = 'Judged 5'"),
+        (("Judged", "tests.own.judged_share:judged", 0), "measure.cutoff = 0"),
+        (("Odd", "tests.docs.test_contributing:nothing"), "measure Odd = nan"),
+    ],
+)
+def test_a_measure_that_cannot_be_is_refused(tmp_path, measure, message):
+    with pytest.raises(ConfigError, match=message):
+        measures.evaluate(run_of_five(tmp_path), QRELS, [OwnMeasure(*measure)])
+
+
+def nothing(passage_ids, grades) -> float:
+    return float("nan")
+
+
+def test_a_grid_has_measures_of_distinct_names():
+    with pytest.raises(ConfigError, match=r"measures = \['Judged@5', 'Judged@5'\]"):
+        Grid(PICO, "scifact", measures=(JUDGED.at(5), JUDGED.at(5)))
 
 
 def run_of_five(tmp_path):

@@ -9,7 +9,7 @@ from tests.test_benchmarks import printed_by
     ("command", "told"),
     [
         (["ingest.py", "--smoke"], "| 300 | both |"),
-        (["encoding.py", "--smoke"], "| dense | actor through Ray |"),
+        (["encoding.py", "--smoke", "--heads", "dense"], "| dense | actor through Ray |"),
     ],
     ids=["ingest", "encoding"],
 )

@@ -1,5 +1,6 @@
 """Killed at any moment, the same command carries on and ends with the same table, bit for bit."""
 
+import json
 import os
 import shutil
 import signal
@@ -30,9 +31,7 @@ DEADLINE_S = 240
 DATA_STAGES = ("collection", "tokens", "candidates", "scores", "groups")
 
 
-@pytest.fixture(
-    scope="module", params=["sparse-*-cl", pytest.param("*-cl", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["sparse-*-cl", "*-cl"])
 def cells(request) -> tuple[str, ...]:
     """One cell, and two at once."""
     return ("--cells", request.param, *BUDGET)
@@ -139,7 +138,32 @@ def kill_one(title: str) -> Callable[[ThisProcess], None]:
     return lambda driver: wait_for(lambda: processes(driver, title), driver)[0].kill()
 
 
+def test_a_damaged_checkpoint_is_named_and_made_again_though_its_worker_is_killed(
+    finished_grid, tmp_path
+):
+    """One run shows both: what is damaged is told, the worker starts again, and the table is the same."""
+    lab = shutil.copytree(finished_grid.lab, tmp_path / "lab")
+    arguments = [a.replace(str(finished_grid.lab), str(lab)) for a in finished_grid.arguments]
+    weights = next((lab / "retriever").glob("sparse-tiny-cl-*/attempt-*/model.safetensors"))
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(bytes(damaged))
+
+    def disturb(driver: ThisProcess) -> None:
+        wait_for(checkpointed(lab), driver)
+        kill_one("ray::RayTrainWorker")(driver)
+
+    output = run_disturbed([*arguments, "--checkpoint-minutes", "0"], disturb)
+    assert "damaged artifact retriever/sparse-tiny-cl-seed0" in output
+    assert "model.safetensors does not match its checksum" in output
+    pd.testing.assert_frame_equal(measures(lab), measures(finished_grid.lab))
+    (manifest,) = (lab / "retriever").glob("sparse-tiny-cl-seed0-*/manifest.json")
+    assert json.loads(manifest.read_text())["meta"]["retries"] == 1, "a worker died"
+
+
+@pytest.mark.slow
 def test_kill_a_train_worker(small, undisturbed_lab, undisturbed):
+    """In `make test`, the worker that makes a damaged checkpoint again is killed (above)."""
     lab, arguments = small
     begin_after(undisturbed_lab, lab, (*DATA_STAGES, "backbone"))
 

@@ -40,7 +40,8 @@ def extended(finished_grid, tmp_path_factory, other_folder):
     shutil.copytree(finished_grid.lab, lab)
     arguments = [str(lab) if a == str(finished_grid.lab) else a for a in finished_grid.arguments]
     kill = kill_one("ray::WorkActor.work")
-    return lab, run_disturbed([*arguments, "--evaluate", str(other_folder)], kill)
+    more = ("--evaluate", str(other_folder), "--encoders", "2")
+    return lab, run_disturbed([*arguments, *more], kill)
 
 
 def test_it_is_measured_and_nothing_is_trained(finished_grid, extended):
@@ -66,8 +67,8 @@ def test_it_is_measured_and_nothing_is_trained(finished_grid, extended):
     assert (lab / "report" / "table.md").read_text().count("other test") > 0
 
 
-def test_search_measures_the_same(extended, other_folder, tmp_path):
-    """The figures are those of `raylab search` with the exported checkpoint."""
+def test_search_measures_the_same(extended, other_folder, tmp_path, in_this_process):
+    """The figures are those of `raylab search` with the exported checkpoint, which makes everything anew."""
     import sys
 
     lab, _ = extended

@@ -104,18 +104,6 @@ def test_a_total_budget_that_is_spent_starts_nothing_more_and_says_so(copied):
     pd.testing.assert_frame_equal(measures(lab), before)
 
 
-def test_a_damaged_checkpoint_is_named_and_made_again_with_the_same_result(finished_grid, copied):
-    lab, arguments = copied
-    weights = next((lab / "retriever").glob("dense-tiny-cl-*/attempt-*/model.safetensors"))
-    damaged = bytearray(weights.read_bytes())
-    damaged[-1] ^= 1
-    weights.write_bytes(bytes(damaged))
-    output = run_here(arguments)
-    assert "damaged artifact retriever/dense-tiny-cl-seed0" in output
-    assert "model.safetensors does not match its checksum" in output
-    pd.testing.assert_frame_equal(measures(lab), measures(finished_grid.lab))
-
-
 @pytest.mark.slow
 def test_without_an_index_the_table_is_the_same(finished_grid, copied):
     """`--no-index`: no embedding of a passage is kept, and only that is told apart."""

@@ -1,19 +1,23 @@
-"""The laboratory from Python, with a head and an objective that stand outside the package."""
+"""The laboratory from Python, with a head, an objective and a measure that stand outside the package."""
 
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import raylab
+from raylab.evaluation.runs import read_run
 from raylab.experiment.config import Adaptation, ConfigError
 from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.heads import DENSE
 from raylab.experiment.ladder_file import read_ladder
 from raylab.experiment.objectives import CL
+from tests.jobs.test_crash import begin_after
 from tests.own.dense_last import DENSE_LAST
+from tests.own.judged_share import JUDGED
 from tests.own.listwise import LISTWISE
 
 
@@ -39,7 +43,7 @@ def scores(tmp_path_factory, collection_folder):
 
 @pytest.fixture(scope="module")
 def grid(ladder_file, collection_folder, scores):
-    """A head and an objective from files of their own, beside the usual ones."""
+    """A head, an objective and a measure from files of their own, beside the usual ones."""
     ladder = read_ladder(ladder_file)
     tuning = {
         key: dataclasses.replace(one, pseudo_fraction=0.0)
@@ -53,13 +57,16 @@ def grid(ladder_file, collection_folder, scores):
         objectives=(CL, LISTWISE),
         teacher=str(scores),
         cells_filter="dense-last-*-listwise",
+        measures=(JUDGED.at(5),),
     )
 
 
 @pytest.fixture(scope="module")
-def lab(ray_cluster, grid, tmp_path_factory):
-    storage = str(tmp_path_factory.mktemp("lab") / "lab")
-    execution = Execution(storage=storage, concurrent_trials=1, encoding_actors=1)
+def lab(finished_grid, grid, tmp_path_factory):
+    """Of the same collection as the finished grid: its passages and their tokens are taken over."""
+    storage = tmp_path_factory.mktemp("lab") / "lab"
+    begin_after(finished_grid.lab, storage, ("collection", "tokens"))
+    execution = Execution(storage=str(storage), concurrent_trials=1, encoding_actors=1)
     return raylab.run(grid, execution, display="off")
 
 
@@ -71,6 +78,24 @@ def test_a_head_and_an_objective_of_ones_own_go_through_the_whole_grid(lab):
     }
     assert (trained["retrieval_flops"] == 32).all()
     assert (trained["head_parameters"] == 0).all()
+
+
+def test_a_measure_of_ones_own_is_measured_of_every_system_and_split(lab):
+    """Query n is judged of passage n alone: a fifth where that is among the five hits, as R@5 would say."""
+    results, values = lab.results(), lab.per_query().query("measure == 'Judged@5'")
+    asked = results[results["measure"] == "nDCG@10"]
+    own = results[results["measure"] == "Judged@5"]
+    keys = ["system", "collection", "split"]
+    assert set(map(tuple, own[keys].to_numpy())) == set(map(tuple, asked[keys].to_numpy()))
+    assert set(values["value"]) <= {0.0, 0.2}
+    assert values["value"].max() == 0.2
+    (path,) = Path(lab.store.root).glob("run/BM25-test-*/attempt-*/run.trec.gz")
+    for query_id, ranking in read_run(path).items():
+        found = query_id.replace("q", "p") in [passage_id for passage_id, _ in ranking][:5]
+        (value,) = values.query(f"system == 'BM25' and query_id == '{query_id}'")["value"]
+        assert value == 0.2 * found
+    page = lab.store.fs.cat_file(f"{lab.store.root}/report/index.html").decode()
+    assert "Judged@5" in page
 
 
 def test_it_is_not_the_usual_one(lab, finished_grid):

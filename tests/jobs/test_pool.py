@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
 from raylab.experiment.config import ConfigError
@@ -15,17 +14,13 @@ from raylab.jobs.pool import Feed, run_on_actors
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8},
-    )
-    ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+def cluster(two_nodes):
+    """Of one CPU, to which this process is connected."""
+    ray.init(address=two_nodes.address, log_to_driver=False, logging_level="ERROR")
     try:
-        yield made
+        yield two_nodes
     finally:
         ray.shutdown()
-        made.shutdown()
 
 
 @ray.remote(num_cpus=1)

@@ -1,36 +1,26 @@
 """`raylab encode | index | search` with every kind of checkpoint, against naive rankings in float64."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import faiss
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from raylab.cli.main import app
 from raylab.data.collections import read_passages
 from raylab.data.sources import open_collection
-from raylab.data.tokens import write_store
 from raylab.evaluation.runs import read_run
 from raylab.experiment.config import Encoding
 from raylab.experiment.execution import Execution
 from raylab.experiment.heads import SPARSE
 from raylab.models.opening import find_retriever
 from raylab.models.retriever import Retriever
-from raylab.pipeline import driver
-from raylab.pipeline import retrieval as retrieve
 from raylab.pipeline.retrieval import Retrieval
-from raylab.stages.tokenise import tokens_address
-from raylab.stages.work import Worker, following
 from raylab.storage.store import Store
 from tests.jobs.rankings import assert_ranked, half, printed, ranked
 from tests.models.test_published import write as write_published
-from tests.stages.collections import committed
 
 SLOW_SPARSE, SLOW_DENSE = (
     pytest.param(head, marks=pytest.mark.slow) for head in ("sparse", "dense")
@@ -44,32 +34,6 @@ def raylab(*arguments, expect=0):
     done = CliRunner().invoke(app, list(map(str, arguments)))
     assert done.exit_code == expect, (done.output, done.exception)
     return done.stdout, done.stderr
-
-
-def _tokenised(store, collection, tokenizer, *_):
-    table = pq.read_table(store.local(collection) / "passages").sort_by("passage_id").to_pydict()
-    texts = [f"{a} {b}" for a, b in zip(table["title"], table["text"], strict=True)]
-    address = tokens_address(collection, tokenizer)
-    with store.draft(address) as draft:
-        own = table["passage_id"], tokenizer.encode(texts), [0] * len(texts)
-        draft.meta["passages"] = write_store(draft.path / "passages", [own], tokenizer.dtype)
-    return store.committed(address)
-
-
-@pytest.fixture
-def in_this_process(monkeypatch, collection_folder):
-    """The stages' own functions one after the other, without the seconds that every actor takes to start."""
-
-    def work_all(store, execution, tasks, finished, say):
-        worker, queue = Worker(store, execution), list(tasks)
-        while queue:
-            task = following(None, queue)
-            queue[:0] = finished(task, worker.work(task))
-
-    monkeypatch.setattr(retrieve, "ingest", lambda store, *_: committed(store, collection_folder))
-    monkeypatch.setattr(retrieve, "tokenise", _tokenised)
-    monkeypatch.setattr(retrieve, "work_all", work_all)
-    monkeypatch.setattr(driver, "take_over", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +52,7 @@ def test_a_text_finds_what_a_loop_finds_and_the_second_time_makes_nothing(
     ray_cluster, lab, collection_folder, retriever_folders, texts, head
 ):
     where = (retriever_folders[head], collection_folder, QUERY, "--k", 7, "--storage", lab)
+    where += ("--encoders", 1)
     output, told = raylab("search", *where)
     assert "encoding 1 of 1 shard(s)" in told
     retriever = Retriever.load(retriever_folders[head])
@@ -150,7 +115,7 @@ def test_the_terms_of_a_hit_are_those_of_both_and_make_up_its_score(
 @pytest.mark.parametrize("head", ["sparse", SLOW_DENSE])
 def test_the_run_of_a_split(ray_cluster, lab, tmp_path, collection_folder, retriever_folders, head):
     out = tmp_path / "run.trec.gz"
-    where = (retriever_folders[head], collection_folder, "--storage", lab)
+    where = (retriever_folders[head], collection_folder, "--storage", lab, "--encoders", 1)
     other = tmp_path / "other.trec.gz"
     split = ("--split", "test", "--out")
     apart = (*where[:2], "--storage", tmp_path / "lab")
@@ -306,6 +271,7 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
         (["CHECKPOINT", "COLLECTION", "--split", "test", "--out", "run"], "must end in .gz"),
         (["CHECKPOINT", "COLLECTION", "x", "--no-index"], "--no-index: it needs --split"),
         (["CHECKPOINT", "nowhere", "x"], "no collection 'nowhere'"),
+        (["NONE", "scifact", "x"], "error: no retriever at '"),
         (["EMPTY", "COLLECTION", "x"], "the folder holds no weights"),
         (["MODEL", "COLLECTION", "x"], "holds no retriever checkpoint (retriever.json"),
         (["BROKEN", "COLLECTION", "x"], "retriever.json is no JSON"),
@@ -319,8 +285,9 @@ def test_a_bi_encoder_of_sentence_transformers_is_compared_by_its_cosine(
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    tmp_path, collection_folder, retriever_folders, model_folder, arguments, words
+    tmp_path, monkeypatch, collection_folder, retriever_folders, model_folder, arguments, words
 ):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     broken = shutil.copytree(retriever_folders["dense"], tmp_path / "broken")
     (broken / "retriever.json").write_text('{"head": ')
     (tmp_path / "empty").mkdir()
@@ -328,6 +295,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         "CHECKPOINT": retriever_folders["dense"],
         "COLLECTION": collection_folder,
         "EMPTY": tmp_path / "empty",
+        "NONE": tmp_path / "none",
         "MODEL": model_folder,
         "BROKEN": broken,
     }
@@ -356,24 +324,3 @@ def test_a_split_that_is_not_there_and_weights_cut_short(
     last = told.splitlines()[-1]
     assert last.startswith(f"error: {cut}: {cut}/model.safetensors has")
     assert "and its header tells of" in last
-
-
-def test_a_process_of_its_own_says_it_in_one_line(tmp_path):
-    arguments = [
-        "search",
-        str(tmp_path / "none"),
-        "scifact",
-        "x",
-        "--storage",
-        str(tmp_path / "lab"),
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "raylab.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: no retriever at '{tmp_path / 'none'}'")
-    assert len(done.stderr.splitlines()) == 1

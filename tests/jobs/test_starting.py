@@ -72,12 +72,13 @@ with connect(Execution()):
 """
 
 
-def test_variables_of_a_jobs_runtime_env_are_the_users(tmp_path):
+def test_variables_of_a_jobs_runtime_env_are_the_users(ray_cluster):
     """Ray refuses a name that the job and the driver set both."""
     config = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "3", "PYTHONPATH": "/elsewhere"}}}
     root = str(Path(__file__).resolve().parents[2])
     job = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(config), "OMP_NUM_THREADS": "3"}
-    done = python(CONNECT, PYTHONPATH=root, **job)
+    joined = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "token"}
+    done = python(CONNECT, PYTHONPATH=root, **joined, **job)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(["3", "1", root])
 

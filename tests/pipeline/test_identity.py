@@ -21,6 +21,7 @@ from raylab.models.identity import model_checksums, weights_fingerprint
 from raylab.pipeline.grid import GridPipeline
 from raylab.storage.artifacts import Artifact
 from raylab.storage.store import Store
+from tests.own.judged_share import JUDGED
 from tests.stages.collections import committed
 
 
@@ -205,6 +206,16 @@ def test_what_a_grid_says_is_identity(lab, grid, change):
         },
     )
     assert differing(lab, whole, replace(whole, **change)) & LATER
+
+
+def test_a_measure_of_ones_own_is_identity_of_the_values_alone(lab, grid):
+    """Added to a finished grid, it is measured, and nothing is trained or searched again."""
+    judged = JUDGED.at(5)
+    own = replace(grid, measures=(judged,))
+    assert differing(lab, grid, own) == {"evaluate"}
+    for name, other in (("name", "J"), ("cutoff", 3), ("function", "tests.own.other:judged")):
+        changed = replace(own, measures=(replace(judged, **{name: other}),))
+        assert differing(lab, own, changed) == {"evaluate"}
 
 
 def test_labels_and_colours_are_no_identity(lab, grid):

@@ -1,5 +1,6 @@
 """Synthetic results tables and ledgers, typed by the real schemas."""
 
+import json
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any
@@ -9,8 +10,44 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from raylab.report.charts import drawing, quality
+from raylab.report.charts.chart import Chart
+from raylab.report.tables import GridTable
 from raylab.storage.store import Store
 from raylab.storage.tables import LedgerRow, Result, schema_of, write_table
+
+_DESCRIBED: dict[str, list[Chart]] = {}  # by the tables
+_DRAWN: dict[tuple[str, str], bytes] = {}  # by the format and the description
+
+
+@pytest.fixture
+def drawn_once(monkeypatch):
+    """Charts of equal tables are described and drawn once a session, which is most of what a report takes.
+
+    That their bytes are a function of the results is in tests/report/test_figures.py.
+    """
+
+    def kept(draw: Callable[[Chart], bytes]) -> Callable[[Chart], bytes]:
+        def drawn(chart: Chart) -> bytes:
+            key = draw.__name__, json.dumps(chart.spec)
+            if key not in _DRAWN:
+                _DRAWN[key] = draw(chart)
+            return _DRAWN[key]
+
+        return drawn
+
+    for draw in (drawing.to_svg, drawing.to_png):
+        monkeypatch.setattr(drawing, draw.__name__, kept(draw))
+    describe = quality.charts
+
+    def described(tables: Sequence[GridTable]) -> list[Chart]:
+        shown = repr(tables)
+        if shown not in _DESCRIBED:
+            _DESCRIBED[shown] = describe(tables)
+        return _DESCRIBED[shown]
+
+    monkeypatch.setattr(quality, "charts", described)
+
 
 # Named so that the order by name is not the order by parameters.
 SIZES = {"pico-1x64": 123_456, "pico-4x256": 4_200_000, "pico-2x128": 656_000}

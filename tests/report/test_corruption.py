@@ -1,5 +1,6 @@
 """Charts of corruption: values by share, relative to the same cell with nothing wrong."""
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,8 @@ from raylab.report.rows import Benchmark, benchmarks, read_rows
 from raylab.report.tables import Estimate, Line, grid_table
 from tests.report.test_heads import per_query_of
 from tests.report.vega import Figure
+
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 SHARES = (0, 0.1, 0.25, 0.5)
 
@@ -45,6 +48,7 @@ def test_a_point_a_share_and_the_part_that_is_kept(make_results):
     results = corrupted_results(make_results)
     (chart,) = charts_of(results, per_query_of(results))
     assert chart.name == "corruption"
+    alt.HConcatChart.from_dict(chart.spec)  # else it is no Vega-Lite
     values, kept, gained = Figure(chart).panels
     by_system = results.query(chart.rows_filter[0]).set_index("system")
     untrained = results[results["kind"] == "untrained"].set_index(["head", "measure"])["value"]

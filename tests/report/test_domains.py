@@ -17,6 +17,8 @@ from tests.report.test_heads import per_query_of
 from tests.report.test_laws import SIZES
 from tests.report.test_page import Page, files_of, table_headed
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 INSIDE, OUTSIDE = 0.5, 0.25
 COLLECTIONS = {"scifact": INSIDE, "fiqa": OUTSIDE, "nfcorpus": OUTSIDE}
 

@@ -16,6 +16,8 @@ from raylab.storage.tables import LEDGER, PER_QUERY, RESULTS, LedgerRow, QueryVa
 from tests.report.conftest import budgeted, store_table
 from tests.report.test_page import Page, files_of, table_headed
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 def per_query_of(results, queries=40):
     """Values of single queries whose means are those of the results."""

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 
+import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +21,8 @@ from tests.report.conftest import results_frame
 from tests.report.test_heads import per_query_of
 from tests.report.test_page import Page, files_of, table_headed
 from tests.report.vega import Figure
+
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 BUDGETS = (1e12, 2e12, 4e12, 8e12)
 SIZES = {"s1": 100_000, "s2": 200_000, "s3": 400_000, "s4": 800_000, "s5": 1_600_000}
@@ -109,6 +112,7 @@ def test_isoflop_charts_hold_the_runs_the_surface_and_its_optima():
     made = studied(results)
     charts = {chart.name: chart for chart in isoflops.charts(made)}
     assert set(charts) == {"isoflop-sparse", "isoflop-dense"}
+    alt.HConcatChart.from_dict(charts["isoflop-dense"].spec)  # else it is no Vega-Lite
     figure = Figure(charts["isoflop-dense"])
     (panel,) = figure.panels
     measured, surfaces = panel.series("trained"), panel.series("fitted")

@@ -23,6 +23,8 @@ from raylab.report.tables import grid_table
 from tests.report.conftest import budgeted
 from tests.report.test_heads import per_query_of
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 MARCO = [("msmarco", split) for split in ("dev", "dl19", "dl20")]
 
 

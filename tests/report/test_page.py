@@ -15,6 +15,8 @@ from raylab.storage.store import Store
 from raylab.storage.tables import LEDGER, RESULTS, LedgerRow, Result
 from tests.report.conftest import store_table
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 VOID = {"meta", "br", "path", "use"}
 
 
