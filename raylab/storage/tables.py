@@ -141,6 +141,9 @@ class LedgerRow:
         "of held-out curves (retriever); in none of the others", default=None
     )
     measuring_seconds: float | None = _doc("of held-out curves (retriever)", default=None)
+    padded_tokens: float | None = _doc(
+        "with padding, as training multiplied them (backbone, retriever)", default=None
+    )
 
     @classmethod
     def of(cls, artifact: Artifact) -> LedgerRow:
@@ -168,6 +171,7 @@ class LedgerRow:
             seconds=float(seconds),
             device_seconds=meta.get("device_seconds"),
             tokens=meta.get("own_tokens", meta.get("tokens")),
+            padded_tokens=meta.get("own_padded_tokens", meta.get("padded_tokens")),
             size_bytes=artifact.size_bytes,
             **{name: meta.get(name) for name in noted},
         )

@@ -37,7 +37,7 @@ from raylab.models.hub import save_weights, state_to_save
 from raylab.planning.flops import Rows, Shape, head_forward_flops, train_flops
 from raylab.training.distributed import ensure_process_group
 from raylab.training.engine import Optimization
-from raylab.training.loop import Evaluation, Progress, run
+from raylab.training.loop import Evaluation, Progress, StepCost, run
 from raylab.training.losses import flops_regularizer, info_nce
 from raylab.training.mntp import held_out_summary, next_token_losses
 
@@ -198,7 +198,7 @@ class CropTask:
     def steps(self) -> int:
         return self.config.steps
 
-    def cost(self, step: int) -> tuple[float, float]:
+    def cost(self, step: int) -> StepCost:
         batch = self.batch(step)
         short, long = (Rows(*crops[0].shape) for crops in (batch.short, batch.long))
         head = SPARSE if self.config.sparse_weight else None
@@ -206,7 +206,8 @@ class CropTask:
         flops += train_flops(self.shape, [long], None, None, checkpointing=False)
         predicted = Rows(float(batch.selected_BL.sum() + batch.visible_BL.sum()), 1)
         flops += 3 * head_forward_flops(self.shape, predicted, SPARSE)
-        return flops, float(short.tokens + long.tokens)
+        tokens = float(short.tokens + long.tokens)
+        return StepCost(flops, tokens, tokens)
 
     def backward(self, engine: Any, step: int) -> float:
         batch = self.batch(step)
