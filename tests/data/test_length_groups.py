@@ -14,8 +14,8 @@ from raylab.data.supervision.length_groups import (
     LengthGroups,
     length_groups,
 )
+from raylab.experiment.config import FineTuning
 from raylab.experiment.known_models import KNOWN_MODELS
-from raylab.experiment.paper import paper_recipe
 
 RNG = np.random.default_rng(0)
 
@@ -101,7 +101,7 @@ def test_equal_texts_keep_their_order():
 @pytest.mark.parametrize(("queries", "listed"), [(112, 17), (128, 17), (512, 2), (1024, 2)])
 def test_a_step_of_ms_marco_is_padded_by_a_twentieth_at_most(shared_data, model, queries, listed):
     """The batches of 2502.15526, of Llama's tokens a word, and of twice as many (all passages near the limit)."""
-    tuning = paper_recipe().fine_tuning
+    tuning = FineTuning()
     slice_ = shared_data / "msmarco-slice"
     with gzip.open(slice_ / "collection.tsv.gz", "rt") as file:
         passages = np.array([len(line.split("\t", 1)[1].split()) for line in file])

@@ -16,6 +16,7 @@ from raylab.models.retriever import Retriever
 from raylab.training.distributed import ensure_process_group, rank_and_world
 from raylab.training.engine import Optimization, gathered, schedule
 from raylab.training.faults import TrainingError
+from tests.batch_texts import padded, texts_of
 from tests.workers import STEPS, FolderReporter, in_workers, make_task, train
 
 # ------------------------------------------------------------------------------------ resuming
@@ -133,8 +134,8 @@ def plain_pytorch(task, rate: float = RATE) -> list[float]:
     losses = []
     for step in range(TWENTY):
         batch = task.batches.collate(task.batches.draw(step))
-        q = represent(batch.query_ids_QL, batch.query_mask_QL)
-        p = represent(batch.passage_ids_PL, batch.passage_mask_PL)
+        texts, queries = texts_of(batch), len(batch.excluded_QP)
+        q, p = represent(*padded(texts[:queries])), represent(*padded(texts[queries:]))
         scores = q @ p.T
         contrast, kl = [], []
         for i in range(len(q)):
