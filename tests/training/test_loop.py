@@ -52,9 +52,10 @@ def test_a_run_stopped_at_any_step_and_resumed_is_bit_for_bit_the_same(model_fol
         assert again[1] == rate
         for ours, reference in zip(again[2], adam, strict=True):
             assert all(torch.equal(ours[name], reference[name]) for name in reference)
-        assert (again[3].spent_flops, again[3].tokens, again[3].loss) == (
+        assert (again[3].spent_flops, again[3].tokens, again[3].padded_tokens, again[3].loss) == (
             done.spent_flops,
             done.tokens,
+            done.padded_tokens,
             done.loss,
         )
         assert again[4] == history
