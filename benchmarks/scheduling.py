@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
+from raylab.data.supervision.length_groups import PADDED
 from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Cell, Grid
 from raylab.experiment.ladders import LLAMA3
 from raylab.experiment.objectives import CL
 from raylab.planning.devices import DEVICES
 from raylab.planning.durations import Durations, Pace
-from raylab.planning.flops import Rows, Shape, adaptation_flops, encode_flops
+from raylab.planning.flops import Rows, Shape, adaptation_flops, encode_flops, passages_per_query
 from raylab.planning.memory import adaptation_load
 from raylab.planning.plan import AdaptationPlan, EvaluationPlan, GridPlan, Lengths, plan_cell
 from raylab.planning.scheduling import Item, simulate
@@ -28,8 +31,8 @@ SHAPES = {
     "8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256, False),
 }
 PASSAGES, TRAINING_QUERIES = 8_841_823, 532_751
-# Tokens of MS MARCO's texts: a batch is padded to its longest, at most 128; 700 M tokens in all passages.
-LENGTHS = Lengths(query=24, passage=128, real_query=9, real_passage=76)
+# Mean tokens of MS MARCO's queries and passages, as cut for training; 700 M tokens in all passages.
+MEAN_QUERY, MEAN_TRAINING_PASSAGE = 9.0, 76.0
 MEAN_PASSAGE = 79
 WORKERS = 4
 GPUS = (4, 8, 32, 64)
@@ -38,10 +41,13 @@ EXECUTION = Execution(workers=WORKERS, use_gpu=True, zero_stage=2)
 
 def paper_plan(grid: Grid) -> GridPlan:
     """The plan of the grid from the models' shapes alone: no model, no collection is read."""
-    cells = [
-        plan_cell(cell, SHAPES[cell.backbone.name], LENGTHS, EXECUTION, TRAINING_QUERIES)
-        for cell in grid.cells()
-    ]
+    cells = []
+    for cell in grid.cells():
+        queries = cell.fine_tuning.batch_queries
+        listed = queries * passages_per_query(cell)
+        texts = np.repeat([MEAN_QUERY, PADDED * MEAN_TRAINING_PASSAGE], [queries, listed])
+        shape, lengths = SHAPES[cell.backbone.name], Lengths(texts, texts)
+        cells.append(plan_cell(cell, shape, lengths, EXECUTION, TRAINING_QUERIES))
     mntp = grid.ladder.recipe.adaptation
     adaptations = [
         AdaptationPlan(

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from raylab.data.supervision.batches import Batch, Draw
+from raylab.data.supervision.batches import Batch, Draw, GroupTexts
+from raylab.data.supervision.length_groups import length_groups
 from raylab.experiment.config import Backbone, FineTuning, Lora
 from raylab.experiment.grid import Cell
 from raylab.experiment.heads import HEADS
@@ -130,27 +131,24 @@ class RandomBatches:
             rows_QK=rows_QK,
             body_QK=np.zeros_like(rows_QK, bool),
             teacher_QK=None,
-            query_length=size.query_length,
-            passage_length=size.passage_length,
-            query_tokens=size.queries * size.query_length,
-            passage_tokens=rows_QK.size * size.passage_length,
+            length_groups=length_groups(
+                np.repeat([size.query_length, size.passage_length], [size.queries, rows_QK.size]),
+                size.queries,
+            ),
         )
 
     def collate(self, draw: Draw, rank: int, world: int) -> Batch:
-        size = self.size
-        query_ids = self._ids(size.queries, size.query_length)
-        passage_ids = self._ids(size.queries * size.passages, size.passage_length)
-        return Batch(
-            query_ids_QL=query_ids,
-            query_mask_QL=np.ones_like(query_ids, bool),
-            passage_ids_PL=passage_ids,
-            passage_mask_PL=np.ones_like(passage_ids, bool),
-            teacher_QK=None,
-            excluded_QP=np.zeros((size.queries, len(passage_ids)), bool),
+        cut = draw.length_groups
+        groups = tuple(
+            self._texts(places, int(length))
+            for places, length in zip(cut.share(rank, world), cut.lengths_G, strict=True)
         )
+        excluded_QP = np.zeros((len(draw.groups_Q), draw.rows_QK.size), bool)
+        return Batch(groups, cut.dealt(world), None, excluded_QP)
 
-    def _ids(self, texts: int, length: int) -> np.ndarray:
-        return self.random.integers(self.size.config["vocab_size"], size=(texts, length))
+    def _texts(self, places: np.ndarray, length: int) -> GroupTexts:
+        ids_BL = self.random.integers(self.size.config["vocab_size"], size=(len(places), length))
+        return GroupTexts(ids_BL, np.ones_like(ids_BL, bool), places, len(places))
 
 
 class PlainEngine:

@@ -77,6 +77,14 @@ def test_a_training_step_is_timed_without_ray_and_deepspeed():
     assert "| tiny | sparse |" in result.stdout
 
 
+def test_a_training_step_is_timed_beside_sentence_transformers():
+    """Both compute the same loss, or the command fails."""
+    command = [sys.executable, ROOT / "benchmarks" / "training_peers.py", "--smoke"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| sentence-transformers |") == 2
+
+
 @pytest.mark.slow  # in `make test`, tests/jobs/test_object_storage.py counts what asking again takes
 @pytest.mark.parametrize("server", [False, True])
 def test_a_finished_grid_asked_again_does_nothing(server):

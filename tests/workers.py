@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,19 @@ def make_task(
 
 def optimization(zero=1, lr=5e-3, **more) -> Optimization:
     return Optimization(lr, 0.01, 0.1, 1.0, zero, **more)
+
+
+def cut_at(task: FineTuningTask, *ends: int) -> None:
+    """Cut the texts of its steps, in order of length, at these places; nowhere: all are padded to the longest."""
+    drawn = task.batches._draw
+
+    def draw(step: int):
+        made = drawn(step)
+        groups = made.length_groups
+        ends_G = np.array([*ends, len(groups.order_T)])
+        return replace(made, length_groups=replace(groups, ends_G=ends_G))
+
+    task.batches._draw = draw
 
 
 class FolderReporter:

@@ -25,7 +25,7 @@ PRECISIONS: tuple[Precision, ...] = ("float16", "float32")
 ELSEWHERE = "elsewhere"
 
 # The version of the cost model (`raylab.planning.flops`): with another one a budget is another number of steps.
-COST_MODEL = 2
+COST_MODEL = 3
 
 # Tokens a text is cut to at inference where nothing says otherwise: as BEIR is encoded (2502.15526).
 LONGEST_TEXT = 512

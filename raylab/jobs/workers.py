@@ -316,6 +316,8 @@ def _summary(done: Progress, history: History, reporter: RayReporter) -> dict[st
         "own_flops": done.spent_flops - done.shared_flops,
         "tokens": done.tokens,
         "own_tokens": done.tokens - done.shared_tokens,
+        "padded_tokens": done.padded_tokens,
+        "own_padded_tokens": done.padded_tokens - done.shared_padded_tokens,
         "loss": done.loss,
         "train_seconds": seconds,
         "device_seconds": seconds * workers,

@@ -57,17 +57,27 @@ def represent(
     return load_reference(head.pooling)(hidden_BLD, weight_VD, mask_BL, scale)
 
 
-def prune_top_k(reps_BV: torch.Tensor, k: int) -> torch.Tensor:
+def prune_top_k(reps_BV: torch.Tensor, k: int | torch.Tensor) -> torch.Tensor:
     """Keep the k largest entries of every row (the lowest term first among equals), zero the rest.
 
     0 keeps all. The gradient flows through what is kept.
+
+    Args:
+        k: of all rows, or int64 [B] on the CPU: of each row.
     """
-    if k <= 0 or k >= reps_BV.shape[1]:
+    terms = reps_BV.shape[1]
+    k_B1 = torch.as_tensor(k).reshape(-1, 1)
+    k_B1 = torch.where((k_B1 <= 0) | (k_B1 >= terms), terms, k_B1)
+    most = int(torch.where(k_B1 < terms, k_B1, 0).max()) if len(k_B1) else 0
+    if most == 0:
         return reps_BV
     with torch.no_grad():
-        smallest_B1 = reps_BV.topk(k, dim=1, sorted=True).values[:, -1:]
+        # A row that keeps all has no smallest entry to keep.
+        keeps_all_B1 = (k_B1 == terms).to(reps_BV.device)
+        k_B1 = k_B1.clamp(max=most).to(reps_BV.device).expand(len(reps_BV), 1)
+        smallest_B1 = reps_BV.topk(most, dim=1, sorted=True).values.gather(1, k_B1 - 1)
         above_BV = reps_BV > smallest_B1
         equal_BV = reps_BV == smallest_B1
-        room_B1 = k - above_BV.sum(1, keepdim=True)
-        kept_BV = above_BV | (equal_BV & (equal_BV.cumsum(1) <= room_B1))
+        room_B1 = k_B1 - above_BV.sum(1, keepdim=True)
+        kept_BV = above_BV | (equal_BV & (equal_BV.cumsum(1) <= room_B1)) | keeps_all_B1
     return reps_BV * kept_BV

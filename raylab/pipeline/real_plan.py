@@ -27,6 +27,7 @@ from raylab.planning.flops import (
     Shape,
     adaptation_flops,
     fine_tuning_flops,
+    fine_tuning_rows,
     passages_per_query,
 )
 from raylab.planning.plan import CellPlan, GridPlan, plan_grid
@@ -125,18 +126,14 @@ def _shape(backbone: Backbone, execution: Execution) -> Shape:
 
 @dataclass
 class _Steps:
-    """The first steps of a cell's batches: queries and passages of each, padded and real."""
+    """The first steps of a cell's batches: the groups of texts of each, padded and real."""
 
     batches: TrainingBatches
     rows: dict[int, list[Rows]]
 
     def __getitem__(self, step: int) -> list[Rows]:
         if step not in self.rows:
-            draw = self.batches.draw(step)
-            self.rows[step] = [
-                Rows(len(draw.groups_Q), draw.query_length, draw.query_tokens),
-                Rows(draw.rows_QK.size, draw.passage_length, draw.passage_tokens),
-            ]
+            self.rows[step] = fine_tuning_rows(self.batches.draw(step).length_groups)
         return self.rows[step]
 
 

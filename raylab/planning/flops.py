@@ -6,7 +6,8 @@ are trained, a scatter-add of T d additions), norms, rotations, softmax, activat
 update: these grow with d, or with what is trained, where products grow with d^2. A fused attention
 kernel's own recomputation of the scores is how a device computes a step, and not counted either.
 
-Legend: T tokens of a batch with padding, R without, L padded length of a row, d hidden size, V vocabulary,
+Legend: T tokens of a batch with padding (in fine-tuning to the longest text of each group of like length,
+`raylab.data.supervision.length_groups`), R without, L padded length of a row, d hidden size, V vocabulary,
 N weights of the linear projections inside the blocks, r LoRA's rank.
 
     forward      2 N T  +  4 sum(L^2) d_attention layers  (the whole square, causal or not)
@@ -31,7 +32,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raylab.experiment.config import Adaptation, ConfigError, FineTuning, Lora
+from raylab.data.supervision.length_groups import LengthGroups
+from raylab.experiment.config import Adaptation, ConfigError, Lora
 from raylab.experiment.grid import Cell
 from raylab.experiment.heads import DENSE, Head
 
@@ -230,43 +232,24 @@ def score_flops(queries: float, passages: float, width: float) -> float:
 
 
 def fine_tuning_flops(cell: Cell, shape: Shape, rows: Sequence[Rows]) -> float:
-    """FLOPs of one fine-tuning step of a cell: its `rows` are the queries and the passages."""
-    tuning = cell.fine_tuning
-    queries, passages = rows
-    active = [
+    """FLOPs of one fine-tuning step of a cell: its `rows` are the groups of its texts."""
+    tuning, listed = cell.fine_tuning, passages_per_query(cell)
+    query, passage = (
         min(float(k), float(shape.vocabulary)) if k > 0 else ACTIVE_SHARE * shape.vocabulary
         for k in (tuning.top_k_query, tuning.top_k_passage)
-    ]
-    width = shape.width(cell.head)
+    )
+    # A text's mean: how many of a group are queries changes nothing of the sum over all groups.
+    active = [(query + listed * passage) / (1 + listed)] * len(rows)
+    queries, width = tuning.batch_queries, shape.width(cell.head)
     return train_flops(
         shape, rows, cell.head, tuning.lora, tuning.checkpointing, active
-    ) + score_flops(queries.count, passages.count, width)
+    ) + score_flops(queries, queries * listed, width)
 
 
-def fine_tuning_rows(
-    tuning: FineTuning,
-    passages: int,
-    query_tokens: float,
-    passage_tokens: float,
-    real_query_tokens: float | None = None,
-    real_passage_tokens: float | None = None,
-) -> list[Rows]:
-    """The rows of one fine-tuning step: the queries, and `passages` for each of them.
-
-    Args:
-        query_tokens: padded length of a query, `passage_tokens` that of a passage.
-        real_query_tokens: mean tokens of a query without padding (None: it is not padded); likewise
-            `real_passage_tokens`.
-    """
-    queries = tuning.batch_queries
-
-    def rows(count: int, length: float, real: float | None) -> Rows:
-        return Rows(count, length, None if real is None else count * real)
-
-    return [
-        rows(queries, query_tokens, real_query_tokens),
-        rows(queries * passages, passage_tokens, real_passage_tokens),
-    ]
+def fine_tuning_rows(groups: LengthGroups) -> list[Rows]:
+    """The rows of one fine-tuning step: its texts, group by group."""
+    of_groups = zip(groups.counts_G, groups.lengths_G, groups.real_G, strict=True)
+    return [Rows(int(count), float(length), float(real)) for count, length, real in of_groups]
 
 
 def passages_per_query(cell: Cell) -> int:

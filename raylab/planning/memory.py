@@ -20,7 +20,7 @@ b bytes of a weight.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from raylab.experiment.config import Adaptation, Lora
@@ -30,8 +30,6 @@ from raylab.planning.flops import (
     ACTIVE_SHARE,
     Rows,
     Shape,
-    fine_tuning_rows,
-    passages_per_query,
     selected_tokens,
 )
 
@@ -66,8 +64,9 @@ class Load:
 
     Args:
         head: None for MNTP.
-        rows: the whole batch, of all workers, by kind of text.
+        rows: the whole batch, of all workers, by texts that are encoded together.
         micro_batch: texts that a worker encodes at once with activations; 0: all of its share.
+        shared: queries or blocks of the batch, which the number of workers divides; 0: as many as the fewest of `rows`.
         active_terms: entries of a text's sparse representation that a gradient flows through.
         pruned: whether Top-K prunes representations in training.
         predicted: tokens that MNTP predicts, of all workers.
@@ -85,6 +84,7 @@ class Load:
     active_terms: float = 0.0
     pruned: bool = False
     predicted: float = 0.0
+    shared: int = 0
 
     @property
     def texts(self) -> float:
@@ -108,19 +108,17 @@ class Load:
 def cell_load(
     cell: Cell,
     shape: Shape,
-    query_tokens: float,
-    passage_tokens: float,
+    rows: Sequence[Rows],
     workers: int = 1,
     zero_stage: int = 1,
     micro_batch: int = 0,
     weight_bytes: int = 2,
 ) -> Load:
-    """A cell's fine-tuning step, given padded lengths in tokens.
+    """A cell's fine-tuning step, whose texts are in the groups `rows` (`flops.fine_tuning_rows`).
 
     Without Top-K the worst is planned for: `ACTIVE_SHARE` of the vocabulary, as at the first step.
     """
     tuning = cell.fine_tuning
-    rows = fine_tuning_rows(tuning, passages_per_query(cell), query_tokens, passage_tokens)
     top_k = tuning.top_k_passage
     active = min(top_k, shape.vocabulary) if top_k > 0 else ACTIVE_SHARE * shape.vocabulary
     return Load(
@@ -135,6 +133,7 @@ def cell_load(
         weight_bytes,
         active_terms=float(active),
         pruned=tuning.top_k_query > 0 or top_k > 0,
+        shared=tuning.batch_queries,
     )
 
 
@@ -200,20 +199,21 @@ def _moments(load: Load) -> Iterator[tuple[float, float]]:
     sparse, width = load.head.is_sparse, load.shape.width(load.head)
     everyone = 4.0 * load.texts * load.workers * width
     local = everyone / load.workers
-    encoded = min(load.micro_batch, load.texts) if load.in_parts else load.texts
+    # Groups of like length are passed through the layers one by one, and in parts where they are larger than those.
+    at_once = max(rows.count for rows in load.rows) / load.workers
+    encoded = min(load.micro_batch, at_once) if load.in_parts else load.texts
     state = encoded * _head_state(load)
-    gathered = everyone if load.workers > 1 else 0.0
     # Of the regulariser (its mean's, the signs, their product), which goes before the scores' own.
     gradients = (3.0 if sparse else 1.0) * everyone
     if load.in_parts:
         yield 0.0, 2 * local  # as encoded, and put together
-        yield 0.0, local + gathered + gradients
+        yield 0.0, local + everyone + gradients  # as encoded, in order, and what the latter get
         cached, gradient = 2 * local, 4.0 * encoded * width  # put together, and their gradients
     else:
-        yield kept, state + gathered + gradients
+        yield kept, state + everyone + gradients
         cached, gradient = 0.0, everyone
     if sparse:
-        most = min(encoded, max(rows.count for rows in load.rows) / load.workers)
+        most = min(encoded, at_once)
         yield kept, cached + state + gradient + most * load.active_terms * _ENTRY_BYTES
         # raylab trains in fp32 on CPUs alone; on CUDA the forward kernel needs one tile.
         if load.weight_bytes == 4:
@@ -237,9 +237,9 @@ def _head_state(load: Load) -> float:
 def _activations(load: Load) -> tuple[float, float]:
     """Bytes kept for the backward pass, and those that a layer's backward pass needs on top."""
     shape, b = load.shape, load.weight_bytes
-    longest = max(rows.length for rows in load.rows)
     if load.in_parts:
-        tokens = at_once = load.micro_batch * longest
+        part, workers = load.micro_batch, load.workers
+        tokens = at_once = max(min(part, r.count / workers) * r.length for r in load.rows)
     else:
         tokens = sum(rows.tokens for rows in load.rows) / load.workers
         at_once = max(rows.tokens for rows in load.rows) / load.workers

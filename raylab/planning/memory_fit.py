@@ -72,7 +72,7 @@ def fit(load: Load, device_bytes: float) -> Fitting:
     least = dataclasses.replace(
         load, checkpointing=True, zero_stage=3, micro_batch=0 if load.head is None else 1
     )
-    shared = int(min(rows.count for rows in load.rows))
+    shared = load.shared or int(min(rows.count for rows in load.rows))
     counts = [w for w in range(load.workers + 1, shared + 1) if shared % w == 0]
     more = first(dataclasses.replace(least, workers=w) for w in counts)
     return Fitting(load, needed, device_bytes, None, more.workers if more else None)

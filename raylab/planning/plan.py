@@ -11,6 +11,7 @@ import numpy as np
 from raylab.data.faults import LeavingOut
 from raylab.data.known_sizes import KnownCollection
 from raylab.data.sources import Source
+from raylab.data.supervision.length_groups import length_groups
 from raylab.experiment.config import Adaptation, Backbone, ConfigError
 from raylab.experiment.execution import Execution
 from raylab.experiment.families import Start
@@ -49,12 +50,14 @@ _DRAWS = 32
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of a text in a training batch: what it is padded to, and what it has."""
+    """Tokens of the texts of a training step, queries and passages, float [T] in order of length.
 
-    query: float
-    passage: float
-    real_query: float
-    real_passage: float
+    `mean_T` are those of an ordinary step, `longest_T` those that hardly any step exceeds: FLOPs are planned from
+    the former, memory from the latter.
+    """
+
+    mean_T: np.ndarray
+    longest_T: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -226,20 +229,12 @@ def plan_cell(
         ConfigError: a budget too small for one step.
     """
     execution = execution or Execution()
-    tuning = cell.fine_tuning
-    rows = fine_tuning_rows(
-        tuning,
-        passages_per_query(cell),
-        lengths.query,
-        lengths.passage,
-        lengths.real_query,
-        lengths.real_passage,
-    )
+    queries = cell.fine_tuning.batch_queries
+    rows = fine_tuning_rows(length_groups(lengths.mean_T, queries))
     load = cell_load(
         cell,
         shape,
-        lengths.query,
-        lengths.passage,
+        fine_tuning_rows(length_groups(lengths.longest_T, queries)),
         execution.workers,
         execution.zero_stage,
         execution.micro_batch_texts,
@@ -297,22 +292,25 @@ def check_workers(cell: Cell, grid: Grid, execution: Execution) -> None:
 
 
 def _batch_lengths(cell: Cell, sample: Sample) -> Lengths:
-    """A batch is padded to its longest text: the mean of that, and of the texts themselves."""
+    """The shortest, the second shortest text and so on of a step: their mean and their longest over some draws.
+
+    Groups are cut of texts in order of length, so these means have the padding of the steps that they are means of.
+    """
     tuning = cell.fine_tuning
     rng = np.random.default_rng(0)
-    listed = tuning.batch_queries * passages_per_query(cell)
-    queries = np.minimum(sample.queries, tuning.query_length)
-    passages = np.minimum(sample.passages, tuning.passage_length)
-
-    def longest(lengths: np.ndarray, count: int) -> float:
-        return float(np.mean([rng.choice(lengths, count).max() for _ in range(_DRAWS)]))
-
-    return Lengths(
-        longest(queries, tuning.batch_queries),
-        longest(passages, listed),
-        float(queries.mean()),
-        float(passages.mean()),
+    kinds = (
+        (np.minimum(sample.queries, tuning.query_length), 1),
+        (np.minimum(sample.passages, tuning.passage_length), passages_per_query(cell)),
     )
+    drawn = [
+        np.sort(
+            np.concatenate(
+                [rng.choice(of, tuning.batch_queries * a_query) for of, a_query in kinds]
+            )
+        )
+        for _ in range(_DRAWS)
+    ]
+    return Lengths(np.mean(drawn, axis=0), np.max(drawn, axis=0).astype(float))
 
 
 def check_plan(plan: GridPlan, device_bytes: float) -> None:

@@ -152,6 +152,9 @@ class LedgerRow:
         "of held-out curves (retriever); in none of the others", default=None
     )
     measuring_seconds: float | None = _doc("of held-out curves (retriever)", default=None)
+    padded_tokens: float | None = _doc(
+        "with padding, as training multiplied them (backbone, retriever)", default=None
+    )
 
     @classmethod
     def of(cls, artifact: Artifact) -> LedgerRow:
@@ -182,6 +185,7 @@ class LedgerRow:
             device_seconds=meta.get("device_seconds"),
             tokens=meta.get("own_tokens", meta.get("tokens")),
             effective_time=_share(meta.get("train_seconds"), meta.get("elapsed_seconds")),
+            padded_tokens=meta.get("own_padded_tokens", meta.get("padded_tokens")),
             size_bytes=artifact.size_bytes,
             **{name: meta.get(name) for name in noted},
         )

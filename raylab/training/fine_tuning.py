@@ -1,7 +1,10 @@
 """Fine-tuning of one cell: CL, KD or CL+KD over the representations of all workers.
 
+A step's texts, queries and passages together, are encoded in groups of like length
+(`raylab.data.supervision.length_groups`), and their representations put back in order before the loss.
+
 Legend: Q queries, P passages of all queries, K listed passages a query, B texts, L tokens, D size of a
-representation, V vocabulary.
+representation, V vocabulary, W workers.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,15 +23,16 @@ from raylab.experiment.heads import Head
 from raylab.experiment.references import load_reference
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.models.heads import prune_top_k, represent
-from raylab.planning.flops import Rows, Shape, fine_tuning_flops
-from raylab.training.distributed import gather_with_gradient, rank_and_world
+from raylab.planning.flops import Shape, fine_tuning_flops, fine_tuning_rows
+from raylab.training.distributed import gather_in_order, rank_and_world
 from raylab.training.engine import random_state, restore_random_state
-from raylab.training.loop import Evaluation
+from raylab.training.loop import Evaluation, StepCost
 from raylab.training.losses import StepScores, ramp, regularisers
 from raylab.training.validation import Validation
 
-# (ids_BL, mask_BL, Top-K) of texts of one kind; Top-K prunes the sparse head, and 0 keeps all terms.
-Texts = tuple[torch.Tensor, torch.Tensor, int]
+# (ids_BL, mask_BL, top_k_B) of texts that are encoded together. Top-K, int64 on the CPU, prunes each text under the
+# sparse head, and 0 keeps all terms. Rows beyond those of top_k_B are encoded and dropped.
+Texts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class FineTuningModule(nn.Module):
@@ -39,12 +44,13 @@ class FineTuningModule(nn.Module):
         self.head = head
 
     def forward(self, *texts: Texts) -> tuple[torch.Tensor, ...]:
-        """Float32 representations [B, D] of each kind of texts."""
+        """Float32 representations [B, D] of each group of texts."""
         weight_VD = output_weight(self.model)
         all_reps = []
-        for ids, mask, k in texts:
+        for ids, mask, top_k_B in texts:
             reps = represent(self.head, hidden_states(self.model, ids, mask), weight_VD, mask)
-            all_reps.append((prune_top_k(reps, k) if self.head.is_sparse else reps).float())
+            reps = reps[: len(top_k_B)]
+            all_reps.append((prune_top_k(reps, top_k_B) if self.head.is_sparse else reps).float())
         return tuple(all_reps)
 
 
@@ -65,88 +71,75 @@ class FineTuningTask:
     validation: Validation | None = None
     measured_at: Collection[int] = ()
 
-    def cost(self, step: int) -> tuple[float, float]:
-        """FLOPs and real tokens of the plain step, whatever the micro-batch.
+    def cost(self, step: int) -> StepCost:
+        """FLOPs and tokens of the plain step, whatever the micro-batch and the number of workers.
 
         Micro-batching encodes all texts once more and pads them less; that is how the step is
         executed and not what it computes, so it changes neither the plan nor the account.
         """
-        draw = self.batches.draw(step)
-        rows = [
-            Rows(len(draw.groups_Q), draw.query_length, draw.query_tokens),
-            Rows(draw.rows_QK.size, draw.passage_length, draw.passage_tokens),
-        ]
-        flops = fine_tuning_flops(self.cell, self.shape, rows)
-        return flops, float(draw.query_tokens + draw.passage_tokens)
+        groups = self.batches.draw(step).length_groups
+        flops = fine_tuning_flops(self.cell, self.shape, fine_tuning_rows(groups))
+        return StepCost(flops, groups.real_tokens, groups.padded_tokens)
 
     def backward(self, engine: Any, step: int) -> float:
         """The step's gradients, whole or by micro-batches: the same but for the order of sums."""
         rank, world = rank_and_world()
         batch = self.batches.collate(self.batches.draw(step), rank, world)
-        texts = self._texts(batch)
-        if not 0 < self.micro_batch_texts < sum(len(ids) for ids, _, _ in texts):
-            loss = self._loss(engine(*texts), batch, step)
+        if not 0 < self.micro_batch_texts < batch.places_WB.shape[1]:
+            loss = self._loss(engine(*self._texts(batch)), batch, step)
             engine.backward(loss * world)
             return float(loss.detach())
-        return self._backward_by_parts(engine, texts, batch, step)
+        return self._backward_by_parts(engine, batch, step)
 
-    def _backward_by_parts(
-        self, engine: Any, texts: Sequence[Texts], batch: Batch, step: int
-    ) -> float:
+    def _backward_by_parts(self, engine: Any, batch: Batch, step: int) -> float:
         """GradCache (2101.06983): a contrastive batch of any size in the memory of a micro-batch.
 
         All texts are encoded without gradient; the loss gives the gradient of every representation;
         then each micro-batch is encoded again, from the random state (dropout) it had before, and
         its representations' gradients flow on into the weights.
         """
-        device = texts[0][0].device
         parts = [
-            (kind, torch.from_numpy(places).to(device))
-            for kind, (_, mask, _) in enumerate(texts)
-            for places in micro_batches(mask.sum(1).tolist(), self.micro_batch_texts)
+            part
+            for texts, group in zip(self._texts(batch), batch.groups, strict=True)
+            for part in micro_batches(texts, group.most, self.micro_batch_texts)
         ]
         states, encoded = [], []
         with torch.no_grad():
-            for kind, places in parts:
+            for part in parts:
                 states.append(random_state())
-                encoded += engine(_take(texts[kind], places))
-        leaves = []
-        for kind, (ids, _, _) in enumerate(texts):
-            of_kind = [(p, reps) for (k, p), reps in zip(parts, encoded, strict=True) if k == kind]
-            reps = of_kind[0][1].new_empty(len(ids), of_kind[0][1].shape[1])
-            for places, part in of_kind:
-                reps[places] = part
-            leaves.append(reps.requires_grad_())
-        del encoded, of_kind, part  # else the loss would have them beside it
-        loss = self._loss(leaves, batch, step)
-        gradients = torch.autograd.grad(loss * rank_and_world()[1], leaves)
-        for number, ((kind, places), state) in enumerate(zip(parts, states, strict=True)):
+                encoded += engine(part)
+        counts = [len(reps) for reps in encoded]
+        leaf = torch.cat(encoded).requires_grad_()
+        del encoded  # else the loss would have them beside it
+        loss = self._loss([leaf], batch, step)
+        (gradient,) = torch.autograd.grad(loss * rank_and_world()[1], [leaf])
+        of_parts = zip(parts, states, gradient.split(counts), strict=True)
+        for number, (part, state, gradients) in enumerate(of_parts, 1):
             restore_random_state(state)
             # ZeRO keeps adding up until the last one, then shares the sum among the workers.
-            engine.set_gradient_accumulation_boundary(number + 1 == len(parts))
-            (reps,) = engine(_take(texts[kind], places))
-            engine.backward((reps * gradients[kind][places]).sum())
+            engine.set_gradient_accumulation_boundary(number == len(parts))
+            (reps,) = engine(part)
+            engine.backward((reps * gradients).sum())
         return float(loss.detach())
 
-    def _texts(self, batch: Batch) -> tuple[Texts, Texts]:
-        device, tuning = self._device, self.cell.fine_tuning
-        query_ids, query_mask, passage_ids, passage_mask = (
-            torch.from_numpy(array).to(device)
-            for array in (
-                batch.query_ids_QL,
-                batch.query_mask_QL,
-                batch.passage_ids_PL,
-                batch.passage_mask_PL,
+    def _texts(self, batch: Batch) -> list[Texts]:
+        device, tuning, queries = self._device, self.cell.fine_tuning, len(batch.excluded_QP)
+        return [
+            (
+                torch.from_numpy(group.ids_BL).to(device),
+                torch.from_numpy(group.mask_BL).to(device),
+                torch.from_numpy(
+                    np.where(group.places_B < queries, tuning.top_k_query, tuning.top_k_passage)
+                ),
             )
-        )
-        return (
-            (query_ids, query_mask, tuning.top_k_query),
-            (passage_ids, passage_mask, tuning.top_k_passage),
-        )
+            for group in batch.groups
+        ]
 
     def _loss(self, local_reps: Sequence[torch.Tensor], batch: Batch, step: int) -> torch.Tensor:
-        """Loss of the whole batch from this worker's representations (queries, passages)."""
-        queries_QD, passages_PD = (gather_with_gradient(reps) for reps in local_reps)
+        """Loss of the whole batch from this worker's representations, in the order of its texts."""
+        queries_QD, passages_PD = gather_in_order(
+            local_reps, batch.places_WB, len(batch.excluded_QP)
+        )
         teacher_QK = batch.teacher_QK
         loss = objective_loss(
             self.cell,
@@ -181,22 +174,20 @@ class FineTuningTask:
         return f"queries {names}{', ...' if len(groups) > 8 else ''}"
 
 
-def micro_batches(lengths: Sequence[int], texts: int) -> list[Any]:
-    """Places of texts, shortest first, cut into micro-batches of at most `texts`.
+def micro_batches(texts: Texts, most: int, at_once: int) -> list[Texts]:
+    """A group's texts, cut into micro-batches of at most `at_once` that are padded to their own longest.
 
-    Their number depends on the number of texts alone: all workers, having as many, make as many,
-    which ZeRO's exchanges need.
+    All workers make as many, which ZeRO's exchanges need: as the one with the `most` texts of the group does. One
+    that has no text left encodes a token and drops it.
     """
-    order = torch.tensor(lengths).argsort(stable=True).numpy()
-    return [order[start : start + texts] for start in range(0, len(order), texts)]
-
-
-def _take(texts: Texts, places: torch.Tensor) -> Texts:
-    """Some of the texts, padded to the longest of them."""
-    ids_BL, mask_BL, top_k = texts
-    mask = mask_BL[places]
-    longest = int(mask.sum(1).max())
-    return ids_BL[places, :longest], mask[:, :longest], top_k
+    ids_BL, mask_BL, top_k_B = texts
+    parts = []
+    for start in range(0, most, at_once):
+        rows = slice(start, start + at_once)
+        top_k = top_k_B[rows]
+        kept, longest = (rows, int(mask_BL[rows].sum(1).max())) if len(top_k) else (slice(1), 1)
+        parts.append((ids_BL[kept, :longest], mask_BL[kept, :longest], top_k))
+    return parts
 
 
 def objective_loss(

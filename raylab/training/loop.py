@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from raylab.training.distributed import rank_and_world
 from raylab.training.engine import (
@@ -32,6 +32,14 @@ _MEASURED_TIMES = 4  # on the way, where a task names no steps to measure at
 OVERSPEND = 1.02  # of a budget: real batches differ a little from those the steps were solved from
 _STEP = "step"  # file of a checkpoint
 History = list[dict[str, float]]
+
+
+class StepCost(NamedTuple):
+    """What a step takes over all workers: FLOPs, tokens without padding, and with."""
+
+    flops: float
+    tokens: float
+    padded_tokens: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Progress:
     gradient_norm: float | None = None  # as well, before clipping
     measures: Mapping[str, float] = field(default_factory=dict)
     warning: str = ""
+    padded_tokens: float = 0.0
+    shared_padded_tokens: float = 0.0
 
 
 class Reporter(Protocol):
@@ -93,8 +103,8 @@ class Task(Protocol):
     @property
     def steps(self) -> int: ...
 
-    def cost(self, step: int) -> tuple[float, float]:
-        """(FLOPs, tokens) of a step over all workers, known before it is taken."""
+    def cost(self, step: int) -> StepCost:
+        """What a step takes, known before it is taken."""
         ...
 
     def backward(self, engine: Any, step: int) -> float:
@@ -128,24 +138,25 @@ class _State:
     tokens: float = 0.0
     seconds: float = 0.0
     loss: float = math.nan
-    shared: tuple[float, float, float] = (
-        0.0,
-        0.0,
-        0.0,
-    )  # FLOPs, tokens, seconds at the last branch
+    padded: float = 0.0  # tokens with padding
+    # FLOPs, tokens, seconds, tokens with padding at the last branch
+    shared: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     measuring: tuple[float, float] = (0.0, 0.0)  # FLOPs, seconds; since the last branch
 
     def progress(self, steps: int) -> Progress:
         taken = self.step, steps, self.spent, self.tokens, self.loss, self.seconds
-        return Progress(*taken, *self.shared, *self.measuring)
+        *shared, shared_padded = self.shared
+        rest = {"padded_tokens": self.padded, "shared_padded_tokens": shared_padded}
+        return Progress(*taken, *shared, *self.measuring, **rest)
 
-    def after(self, flops: float, tokens: float, seconds: float, loss: float) -> _State:
+    def after(self, cost: StepCost, seconds: float, loss: float) -> _State:
         """One step later."""
         return replace(
             self,
             step=self.step + 1,
-            spent=self.spent + flops,
-            tokens=self.tokens + tokens,
+            spent=self.spent + cost.flops,
+            tokens=self.tokens + cost.tokens,
+            padded=self.padded + cost.padded_tokens,
             seconds=self.seconds + seconds,
             loss=loss,
         )
@@ -156,7 +167,8 @@ class _State:
 
     def branched(self) -> _State:
         """What was taken so far is shared with the run that has just left."""
-        return replace(self, shared=(self.spent, self.tokens, self.seconds), measuring=(0.0, 0.0))
+        shared = self.spent, self.tokens, self.seconds, self.padded
+        return replace(self, shared=shared, measuring=(0.0, 0.0))
 
 
 Finished = Callable[[int, Progress, History], None]
@@ -307,12 +319,12 @@ class _Loop:
         limit = math.inf if budget_flops is None else budget_flops * OVERSPEND
         while self.state.step < to:
             began, step = time.perf_counter(), self.state.step
-            flops, tokens = task.cost(step)
-            if self.state.spent + flops > limit:
+            cost = task.cost(step)
+            if self.state.spent + cost.flops > limit:
                 break
             rate = self.engine.get_lr()[0]
             loss, norm = _step(task, self.engine, step)
-            self.state = self.state.after(flops, tokens, time.perf_counter() - began, loss)
+            self.state = self.state.after(cost, time.perf_counter() - began, loss)
             measures = {}
             noted = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
             if task.measured_at is not None and self.state.step in task.measured_at:

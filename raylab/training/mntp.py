@@ -17,7 +17,7 @@ from raylab.experiment.config import Adaptation
 from raylab.models.backbone import hidden_states, output_weight
 from raylab.planning.flops import Shape, adaptation_flops
 from raylab.training.distributed import rank_and_world, summed
-from raylab.training.loop import Evaluation
+from raylab.training.loop import Evaluation, StepCost
 
 
 def next_token_losses(
@@ -78,10 +78,11 @@ class AdaptationTask:
     def steps(self) -> int:
         return self.adaptation.steps
 
-    def cost(self, step: int) -> tuple[float, float]:
-        """FLOPs and tokens of a training step; measuring on held-out blocks is not counted."""
+    def cost(self, step: int) -> StepCost:
+        """What a training step takes, unpadded as it is; measuring on held-out blocks is not counted."""
         flops = adaptation_flops(self.shape, self.adaptation) / max(self.steps, 1)
-        return flops, float(self.adaptation.batch_blocks * self.adaptation.block_length)
+        tokens = float(self.adaptation.batch_blocks * self.adaptation.block_length)
+        return StepCost(flops, tokens, tokens)
 
     def backward(self, engine: Any, step: int) -> float:
         """The mean over all masked tokens of all workers."""

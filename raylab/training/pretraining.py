@@ -31,7 +31,7 @@ from raylab.planning.flops import Rows, Shape, head_forward_flops, score_flops, 
 from raylab.training.distributed import ensure_process_group
 from raylab.training.engine import Optimization
 from raylab.training.lessons import Lessons
-from raylab.training.loop import Evaluation, History, Progress, run
+from raylab.training.loop import Evaluation, History, Progress, StepCost, run
 from raylab.training.rungs import Rung, give_meaning, start, token_meanings
 from raylab.training.teaching import (
     Batch,
@@ -141,7 +141,7 @@ class TaughtTask:
         """At the start, at the end and four times between."""
         return None
 
-    def cost(self, step: int) -> tuple[float, float]:
+    def cost(self, step: int) -> StepCost:
         batch, losses = self.batch(step), self.phase.losses
         rows = [
             Rows(len(ids), len(ids[0]), float(mask.sum()))
@@ -157,7 +157,7 @@ class TaughtTask:
             flops += train_flops(shape, rows[1:], None, None, checkpointing=False)
             asked = batch.masked.selected_BL | batch.masked.visible_BL
             flops += 3 * head_forward_flops(shape, Rows(float(asked.sum()), 1), SPARSE)
-        return flops, sum(part.tokens for part in rows)
+        return StepCost(flops, sum(part.real for part in rows), sum(part.tokens for part in rows))
 
     def backward(self, engine: Any, step: int) -> float:
         loss = engine(self.batch(step))
@@ -364,7 +364,7 @@ def _phase(task: TaughtTask, rung: Rung, work: Path, say: Callable[[str], None])
     model.train()
     optimization = task.config.optimization(task.phase, rung.hidden)
     _, end, history = run(task, optimization, FolderReporter(work, say), _CHECKPOINTS)
-    done = PhaseDone(end.step, end.tokens, end.spent_flops, end.seconds, end.loss, history)
+    done = PhaseDone(end.step, end.padded_tokens, end.spent_flops, end.seconds, end.loss, history)
     work.mkdir(parents=True, exist_ok=True)
     save_file(state_to_save(model), weights)
     facts.write_text(json.dumps(asdict(done)))

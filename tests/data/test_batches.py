@@ -15,6 +15,7 @@ from raylab.data.supervision.teacher import GROUP_SCHEMA
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore, write_store
 from raylab.experiment.config import Adaptation, ConfigError, FineTuning, Tokenization
+from tests.batch_texts import texts_of
 
 IDS = [f"p{i:02d}" for i in range(30)]
 
@@ -145,6 +146,24 @@ def written(folder, store, rows, rows_a_shard: int, row_group: int) -> Groups:
     return open_groups(folder / "arrays")
 
 
+def same_texts(workers, whole) -> None:
+    """Each text of the step at one worker, padded as it is by one alone; all know where all stand."""
+    texts = texts_of(whole)
+    shared = texts_of(*workers)
+    assert all(np.array_equal(a, b) for a, b in zip(shared, texts, strict=True))
+    for rank, part in enumerate(workers):
+        own = np.concatenate([group.places_B for group in part.groups])
+        assert own.tolist() == part.places_WB[rank].tolist()
+        assert np.array_equal(part.places_WB, workers[0].places_WB)
+        assert [group.most for group in part.groups] == [
+            max(len(other.groups[g].places_B) for other in workers) for g in range(len(part.groups))
+        ]
+        for group, of_all in zip(part.groups, whole.groups, strict=True):
+            width = of_all.ids_BL.shape[1] if len(group.places_B) else 1
+            assert group.ids_BL.shape == group.mask_BL.shape
+            assert group.ids_BL.shape == (max(len(group.places_B), 1), width)
+
+
 def test_batches_do_not_depend_on_workers_blocks_or_what_was_drawn_before(
     tmp_path, store, tokenizer
 ):
@@ -166,12 +185,10 @@ def test_batches_do_not_depend_on_workers_blocks_or_what_was_drawn_before(
         whole = one.collate(one.draw(step))
         for world in (1, 2, 4):
             parts = [many.collate(many.draw(step), rank, world) for rank in range(world)]
-            for field in dataclasses.fields(whole):
-                own = [getattr(part, field.name) for part in parts]
-                shared = field.name in ("teacher_QK", "excluded_QP")
-                joined = own[0] if shared else np.concatenate(own)
-                assert np.array_equal(joined, getattr(whole, field.name))
-                assert not shared or all(np.array_equal(own[0], other) for other in own)
+            same_texts(parts, whole)
+            for part in parts:
+                assert np.array_equal(part.teacher_QK, whole.teacher_QK)
+                assert np.array_equal(part.excluded_QP, whole.excluded_QP)
 
 
 def test_groups_stay_in_their_files(tmp_path, store, tokenizer):
@@ -200,12 +217,14 @@ def test_workers_share_one_batch(groups, store, tokenizer):
     made = batches(groups, store, tokenizer)
     draw = made.draw(4)
     whole = made.collate(draw)
-    for world in (2, 4):
+    texts, K = texts_of(whole), made.passages
+    for place, row in enumerate(draw.rows_QK.ravel()):
+        body = int(draw.body_QK.flat[place]) * min(2, len(store.truth[row]) - 1)
+        assert texts[8 + place].tolist() == store.truth[row][body:].tolist()
+    assert len(texts) == 8 + 8 * K
+    for world in (2, 4, 8):
         parts = [made.collate(draw, rank, world) for rank in range(world)]
-        for name in ("query_ids_QL", "query_mask_QL", "passage_ids_PL", "passage_mask_PL"):
-            assert np.array_equal(
-                np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name)
-            )
+        same_texts(parts, whole)
     with pytest.raises(ConfigError, match="divisible by 3 workers"):
         made.collate(draw, 0, 3)
 
@@ -332,19 +351,17 @@ def test_training_texts_stand_in_the_contracts_frame(model_folder, groups, store
     before_q, before_p = (plain.encode([prompt])[0].tolist() for prompt in ("q:", "doc:"))
     made = batches(groups, store, framed, query_length=9, passage_length=11)
     draw = made.draw(0)
-    batch = made.collate(draw)
-    assert batch.passage_ids_PL.shape[1] <= 11
-    assert batch.query_ids_QL.shape[1] <= 9
-    for row, ids, mask in zip(
-        draw.rows_QK.ravel(), batch.passage_ids_PL, batch.passage_mask_PL, strict=True
-    ):
+    texts = texts_of(made.collate(draw))
+    for row, ids in zip(draw.rows_QK.ravel(), texts[8:], strict=True):
+        assert len(ids) <= 11
         assert ids[: len(before_p)].tolist() == before_p
         text = store.truth[row].tolist()
-        assert ids[mask][len(before_p) :].tolist() in (
+        assert ids[len(before_p) :].tolist() in (
             text[: 11 - len(before_p)],
             text[2:][: 11 - len(before_p)],  # without its title
         )
-    for ids in batch.query_ids_QL:
+    for ids in texts[:8]:
+        assert len(ids) <= 9
         assert ids[: len(before_q)].tolist() == before_q
 
 

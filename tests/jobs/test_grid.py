@@ -151,3 +151,5 @@ def test_every_run_leaves_its_curve(finished_grid):
         cost = ledger.loc[fingerprint, "measuring_flops"]
         assert 0 < cost <= 0.03 * ledger.loc[fingerprint, "spent_flops"]
         assert ledger.loc[fingerprint, "measuring_seconds"] > 0
+        padded = ledger.loc[fingerprint, "padded_tokens"] / ledger.loc[fingerprint, "tokens"]
+        assert 1 <= padded < 1.2  # 1.05 at the paper's batches; a group is cut at 8 texts at least

@@ -24,6 +24,7 @@ from raylab.stages.teach import make_groups
 from raylab.stages.teaching import Teaching
 from raylab.stages.tokenise import tokenise
 from raylab.storage.store import Store
+from tests import batch_texts
 
 MINING = Mining(depth=6, random=2, pseudo_queries=False)
 
@@ -117,17 +118,16 @@ def check_batches(source, rows, groups, passages, tokenizer) -> None:
         whole = batches.collate(batches.draw(step))
         for world in (2, 4):
             parts = [batches.collate(batches.draw(step), rank, world) for rank in range(world)]
-            for field in ("query_ids_QL", "passage_ids_PL", "passage_mask_PL"):
-                shares = [getattr(part, field) for part in parts]
-                np.testing.assert_array_equal(np.concatenate(shares), getattr(whole, field))
-        drawn = batches.draw(step).groups_Q
+            for shared, text in zip(
+                batch_texts.texts_of(*parts), batch_texts.texts_of(whole), strict=True
+            ):
+                np.testing.assert_array_equal(shared, text)
+        drawn, texts = batches.draw(step).groups_Q, batch_texts.texts_of(whole)
         for place, group in enumerate(drawn.tolist()):
             row = rows[group]
             assert row["query"] in queries
-            ids = whole.query_ids_QL[place][whole.query_mask_QL[place]]
-            assert ids.tolist() == tokenizer.encode([row["query"]], 64)[0].tolist()
-            ids = whole.passage_ids_PL[4 * place][whole.passage_mask_PL[4 * place]]
-            assert ids.tolist() == tokens_of(tokenizer, read[row["positive"]])[:48]
+            assert texts[place].tolist() == tokenizer.encode([row["query"]], 64)[0].tolist()
+            assert texts[8 + 4 * place].tolist() == tokens_of(tokenizer, read[row["positive"]])[:48]
 
 
 def tokens_of(tokenizer, passage: Passage) -> list[int]:

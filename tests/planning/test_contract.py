@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ from raylab.planning.contract import (
     within_total,
 )
 from raylab.planning.devices import DEVICES
-from raylab.planning.flops import Shape
+from raylab.planning.flops import Shape, passages_per_query
 from raylab.planning.plan import GridPlan, Lengths, plan_cell
 
 H100 = DEVICES["h100"]
@@ -120,11 +121,14 @@ def test_what_whole_steps_cannot_make_alike_is_said():
     grid = Grid(
         PICO, "scifact", heads=(DENSE,), objectives=(CL,), variants=budget_variants(budgets)
     )
-    lengths = Lengths(query=32, passage=128, real_query=20, real_passage=100)
+
+    def lengths(cell: Cell) -> Lengths:
+        texts = np.full(cell.fine_tuning.batch_queries * (1 + passages_per_query(cell)), 128.0)
+        return Lengths(texts, texts)
 
     def said(**more) -> str | None:
         own = dataclasses.replace(grid, **more)
-        plan = GridPlan(tuple(plan_cell(c, shape, lengths, None, 100) for c in own.cells()))
+        plan = GridPlan(tuple(plan_cell(c, shape, lengths(c), None, 100) for c in own.cells()))
         return rounding(own, plan)
 
     found = said()

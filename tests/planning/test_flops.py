@@ -32,7 +32,6 @@ from raylab.planning.flops import (
     adaptation_flops,
     encode_flops,
     fine_tuning_flops,
-    fine_tuning_rows,
     score_flops,
     selected_tokens,
     train_flops,
@@ -161,13 +160,13 @@ def test_a_fine_tuning_step_costs_what_torch_counts(lora, head, top_k, checkpoin
     for count, length, real in ((4, 16, 12), (12, 40, 31)):
         mask = torch.zeros(count, length, dtype=torch.bool)
         mask[:, :real] = True
-        texts.append((torch.randint(500, (count, length)), mask, top_k))
+        texts.append((torch.randint(500, (count, length)), mask, torch.full((count,), top_k)))
     with FlopCounterMode(display=False) as counter:
         queries_QD, passages_PD = module(*texts)
         (queries_QD @ passages_PD.T).sum().backward()
     measured = counter.get_total_flops() + sum(2 * 64 * found for found in entries)
 
-    rows = fine_tuning_rows(tuning, 3, 16, 40, 12, 31)
+    rows = [Rows(4, 16, 4 * 12), Rows(12, 40, 12 * 31)]
     if head == "dense" or top_k:
         assert fine_tuning_flops(own, SHAPE, rows) == pytest.approx(measured, rel=0.001)
     else:  # all that is active: more than is assumed in a model that has learnt nothing

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raylab.data.supervision.batches import Batch
+from raylab.data.supervision.batches import Batch, GroupTexts
 from raylab.experiment.config import Adaptation, Backbone, FineTuning, Lora
 from raylab.experiment.grid import Cell
 from raylab.experiment.heads import DENSE, HEADS, SPARSE
 from raylab.experiment.objectives import CL
 from raylab.models.backbone import add_lora, hidden_states
-from raylab.planning.flops import ACTIVE_SHARE, Shape
+from raylab.planning.flops import ACTIVE_SHARE, Rows, Shape
 from raylab.planning.memory import (
     Load,
     Memory,
@@ -106,16 +106,17 @@ class Batches:
 
     def collate(self, draw, rank, world):
         queries, listed = self.tuning.batch_queries, self.tuning.batch_queries * self.passages
-        query_ids, query_mask = self._texts(queries, self.tuning.query_length)
-        passage_ids, passage_mask = self._texts(listed, self.tuning.passage_length)
+        lengths = self.tuning.query_length, self.tuning.passage_length
+        places = np.split(np.arange(queries + listed), [queries])
+        groups = tuple(map(self._texts, places, lengths))
         nothing = np.zeros((queries, listed), bool)
-        return Batch(query_ids, query_mask, passage_ids, passage_mask, None, nothing)
+        return Batch(groups, np.concatenate(places)[None], None, nothing)
 
-    def _texts(self, count, length):
-        ids = np.random.default_rng(0).integers(self.vocabulary, size=(count, length))
+    def _texts(self, places, length):
+        ids = np.random.default_rng(0).integers(self.vocabulary, size=(len(places), length))
         mask = np.ones_like(ids, bool)
         mask[0, -2:] = False
-        return ids, mask
+        return GroupTexts(ids, mask, places, len(places))
 
 
 class Engine:
@@ -132,6 +133,12 @@ class Engine:
 
     def set_gradient_accumulation_boundary(self, last):
         pass
+
+
+def rows_of(tuning: FineTuning, query: int = 64, passage: int = 128) -> list[Rows]:
+    """The texts of a step, all queries and all passages as long as each other."""
+    queries = tuning.batch_queries
+    return [Rows(queries, query), Rows(queries * (1 + tuning.negatives), passage)]
 
 
 def expected(load: Load) -> float:
@@ -152,8 +159,7 @@ def step_bytes(dims, head, lora, checkpointing, micro, tuning) -> tuple[float, f
     load = cell_load(
         cell,
         shape,
-        tuning.query_length,
-        tuning.passage_length,
+        rows_of(tuning, tuning.query_length, tuning.passage_length),
         zero_stage=0,  # without DeepSpeed's bucket
         micro_batch=micro,
         weight_bytes=4,
@@ -248,7 +254,8 @@ def test_what_autograd_keeps_of_the_layers(lora, checkpointing, dtype):
 
 def full(**changes) -> Load:
     tuning = FineTuning(lora=None, batch_queries=8)
-    return cell_load(Cell(Backbone("t", "t"), DENSE, CL, tuning, 1.0), LLAMA_8B, 64, 128, **changes)
+    cell = Cell(Backbone("t", "t"), DENSE, CL, tuning, 1.0)
+    return cell_load(cell, LLAMA_8B, rows_of(tuning), **changes)
 
 
 def test_zero_shards_state_then_gradients_then_weights():
@@ -271,7 +278,7 @@ def test_zero_shards_state_then_gradients_then_weights():
 
 def test_adapters_have_gradients_and_state_alone():
     cell = Cell(Backbone("t", "t"), SPARSE, CL, FineTuning(), 1.0)
-    weights, gradients, optimizer, _ = _states(cell_load(cell, LLAMA_1B, 64, 128))
+    weights, gradients, optimizer, _ = _states(cell_load(cell, LLAMA_1B, rows_of(FineTuning())))
     trained = LLAMA_1B.lora_parameters(Lora())
     assert weights == 2 * (LLAMA_1B.parameters + LLAMA_1B.embedding_parameters)
     assert (gradients, optimizer) == (2 * 2 * trained, 12 * trained)  # with the bucket of ZeRO 1
@@ -283,7 +290,7 @@ def test_every_worker_holds_the_representations_of_all():
     cell = Cell(Backbone("t", "t"), SPARSE, CL, tuning, 1.0)
     everyone = 4 * 112 * 18 * 128_256
     for workers in (2, 8):
-        load = cell_load(cell, LLAMA_1B, 64, 128, workers)
+        load = cell_load(cell, LLAMA_1B, rows_of(tuning), workers)
         activations, representations = next(_moments(load))
         texts = 112 * 18 / workers
         # Gathered, and three temporaries of the regulariser; own: bf16, fp32, int16, which are kept.
@@ -295,7 +302,7 @@ def test_every_worker_holds_the_representations_of_all():
 
 def test_without_top_k_the_worst_is_planned_for():
     cell = Cell(Backbone("t", "t"), SPARSE, CL, FineTuning(), 1.0)
-    assert cell_load(cell, LLAMA_1B, 64, 128).active_terms == ACTIVE_SHARE * 128_256
+    assert cell_load(cell, LLAMA_1B, rows_of(FineTuning())).active_terms == ACTIVE_SHARE * 128_256
 
 
 def test_the_parts_add_up():

@@ -26,7 +26,9 @@ def fitting(device_gib, shape=LLAMA_8B, checkpointing=True, lora: Lora | None = 
     tuning = FineTuning(batch_queries=32, checkpointing=checkpointing, lora=lora)
     cell = Cell(Backbone("8b", "nowhere"), SPARSE, CL, tuning, 1.0)
     execution = {"weight_bytes": 2} | execution
-    load = cell_load(cell, shape, tuning.query_length, tuning.passage_length, **execution)
+    listed = 32 * (1 + tuning.negatives)
+    rows = [Rows(32, tuning.query_length), Rows(listed, tuning.passage_length)]
+    load = cell_load(cell, shape, rows, **execution)
     return fit(load, device_gib * GIB)
 
 

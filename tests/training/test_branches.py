@@ -1,5 +1,6 @@
 """Runs that share their stable phase: each ends as a run of its own would, whatever was killed on the way."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,10 +68,14 @@ def test_what_is_shared_is_counted_once(model_folder, tmp_path):
     ensure_process_group()
     made = branched(model_folder, tmp_path, tmp_path / "kept")
     task = make_task(model_folder, tmp_path, **TUNING)
-    costs = [task.cost(step)[0] for step in range(max(ENDS))]
-    decays = [sum(costs[decay_start(end, 0.1, 0.4, 2) : end]) for end in ENDS[:-1]]
-    own = sum(done.spent_flops - done.shared_flops for _, done in made.values())
-    assert own == pytest.approx(sum(costs) + sum(decays))
+    costs = np.array([task.cost(step) for step in range(max(ENDS))])
+    decays = [costs[decay_start(end, 0.1, 0.4, 2) : end].sum(0) for end in ENDS[:-1]]
+    own = np.zeros(3)
+    for _, done in made.values():
+        own += done.spent_flops - done.shared_flops, done.tokens - done.shared_tokens, 0
+        own[2] += done.padded_tokens - done.shared_padded_tokens
+    assert own == pytest.approx(costs.sum(0) + sum(decays))
+    assert own[1] < own[2]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The gradients of a step: the same on any number of workers, and for any micro-batch."""
+"""The gradients of a step: as of the padded batch, on any number of workers, and for any micro-batch."""
 
 import itertools
 from pathlib import Path
@@ -14,19 +14,21 @@ from raylab.experiment.execution import Execution
 from raylab.experiment.grid import Grid
 from raylab.experiment.ladders import PICO
 from raylab.planning.plan import Lengths, plan_cell
-from raylab.training.distributed import ensure_process_group
+from raylab.training.distributed import ensure_process_group, rank_and_world
 from raylab.training.engine import make_engine, random_state, seed_worker
 from raylab.training.fine_tuning import micro_batches
-from tests.workers import in_workers, make_task, optimization
+from tests.workers import cut_at, in_workers, make_task, optimization
 
-# Every objective, both heads, and every micro-batch beside 0; the micro-batches divide nothing.
+# Every objective and both heads; the micro-batches divide nothing.
 CASES = [
     {"head": "sparse", "objective": "cl+kd"},
     {"head": "dense", "objective": "cl"},
     {"head": "dense", "objective": "kd", "kd_loss": "margin_mse"},
     {"head": "sparse", "objective": "kd", "kd_loss": "kl", "top_k_passage": 60},
 ]
-MICRO = (0, 3, 7)
+MICRO = (0, 7)
+# Groups of the step's 24 or 32 texts, with fewer texts in some than there are workers.
+CUTS = (1, 4, 9, 20)
 STEP = 4  # the regulariser's weight is neither 0 nor at its end
 
 
@@ -45,10 +47,20 @@ def gradients(task, *micro: int) -> list[tuple[float, dict[str, torch.Tensor]]]:
 
 
 def all_gradients(model_folder: Path, folder: Path):
-    """The results of every case and micro-batch, on this worker."""
-    return [
-        gradients(make_task(model_folder, folder, dropout=0.0, **case), *MICRO) for case in CASES
-    ]
+    """Of every case, on this worker: those of the padded batch, and then of its groups by each micro-batch."""
+    results = []
+    for number, case in enumerate(CASES):
+        padded, plain, cut = (make_task(model_folder, folder, dropout=0.0, **case) for _ in "123")
+        cut_at(padded)
+        cut_at(cut, *CUTS)
+        results.append(
+            [
+                *(gradients(padded, 0) if rank_and_world()[1] == 1 else ()),
+                *gradients(plain, *MICRO),
+                *gradients(cut, 0, *([1, 3] if number == 0 else [3])),
+            ]
+        )
+    return results
 
 
 def assert_close(ours: dict, reference: dict, tolerance: float = 1e-6) -> None:
@@ -69,11 +81,10 @@ def by_workers(model_folder, tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda c: "-".join(map(str, CASES[c].values())))  # fmt: skip
-def test_neither_workers_nor_micro_batches_change_loss_or_gradient(by_workers, case):
+def test_neither_groups_nor_workers_nor_micro_batches_change_loss_or_gradient(by_workers, case):
     reference_loss, reference = by_workers[1][0][case][0]
-    for workers, micro in itertools.product((1, 2, 4), range(len(MICRO))):
-        for of_worker in by_workers[workers]:
-            loss, ours = of_worker[case][micro]
+    for of_worker in itertools.chain(*by_workers.values()):
+        for loss, ours in of_worker[case]:
             assert loss == pytest.approx(reference_loss, rel=1e-6)
             assert_close(ours, reference)
 
@@ -90,22 +101,15 @@ def test_every_parameter_has_a_gradient(by_workers):
 def by_hand(task, parts_of: int) -> tuple[float, dict[str, torch.Tensor], torch.Tensor]:
     """Loss and gradients of one graph over micro-batches that are encoded one after the other."""
     batch = task.batches.collate(task.batches.draw(STEP))
+    assert len(batch.groups) > 1
     seed_worker(1)
     reps = []
-    for ids, mask, k in (
-        (batch.query_ids_QL, batch.query_mask_QL, task.cell.fine_tuning.top_k_query),
-        (batch.passage_ids_PL, batch.passage_mask_PL, task.cell.fine_tuning.top_k_passage),
-    ):
-        rows: list = [None] * len(ids)
-        order = sorted(range(len(ids)), key=lambda i: (mask[i].sum(), i))
-        for start in range(0, len(order), parts_of):
-            own = order[start : start + parts_of]
-            longest = max(mask[i].sum() for i in own)
-            cut = (torch.from_numpy(a[own][:, :longest]) for a in (ids, mask))
-            (part,) = task.module((*cut, k))
-            for place, row in zip(own, part, strict=True):
-                rows[place] = row
-        reps.append(torch.stack(rows))
+    for group in batch.groups:
+        for start in range(0, len(group.ids_BL), parts_of):
+            own = slice(start, start + parts_of)
+            longest = group.mask_BL[own].sum(1).max()
+            cut = (torch.from_numpy(a[own, :longest]) for a in (group.ids_BL, group.mask_BL))
+            reps += task.module((*cut, torch.zeros(len(group.places_B[own]), dtype=torch.int64)))
     loss = task._loss(reps, batch, STEP)
     loss.backward()
     grads = {n: p.grad for n, p in task.module.named_parameters() if p.requires_grad}
@@ -136,30 +140,61 @@ def test_a_micro_batch_of_the_whole_batch_is_no_micro_batch(model_folder, tmp_pa
     assert all(torch.equal(plain[1][name], whole[1][name]) for name in plain[1])
 
 
-def test_micro_batches_hold_texts_of_like_length_once_each():
-    lengths = np.random.default_rng(0).integers(1, 50, 23).tolist()
-    parts = micro_batches(lengths, 5)
-    assert [len(p) for p in parts] == [5, 5, 5, 5, 3]
-    flat = np.concatenate(parts).tolist()
-    assert sorted(flat) == list(range(23))
-    assert [lengths[i] for i in flat] == sorted(lengths)
+def test_micro_batches_hold_each_text_of_a_group_once_and_are_as_many_on_all_workers():
+    lengths = torch.arange(2, 25)
+    mask = torch.arange(24)[None] < lengths[:, None]
+    ids, top_k = mask * lengths[:, None], torch.arange(23)
+    parts = micro_batches((ids, mask, top_k), 26, 5)
+    assert [len(k) for _, _, k in parts] == [5, 5, 5, 5, 3, 0]
+    assert torch.cat([k for _, _, k in parts]).tolist() == top_k.tolist()
+    for part_ids, part_mask, part_top_k in parts[:-1]:
+        own = lengths[part_top_k]
+        assert part_mask.sum(1).tolist() == own.tolist()
+        assert part_ids.shape[1] == own.max()
+        assert torch.equal(part_ids, part_mask * own[:, None])
+    assert parts[-1][0].shape == parts[-1][1].shape == (1, 1)  # encoded, and dropped
+
+
+@pytest.mark.parametrize("top_k", [{}, {"top_k_query": 3, "top_k_passage": 60}])
+def test_each_text_has_the_top_k_of_its_kind(model_folder, tmp_path, top_k):
+    """Whatever its length, and so its group."""
+    task = make_task(model_folder, tmp_path, dropout=0.0, **top_k)
+    cut_at(task, 9, 14)
+    batch = task.batches.collate(task.batches.draw(STEP))
+    terms, mixed = {}, []
+    for (ids, mask, k), group in zip(task._texts(batch), batch.groups, strict=True):
+        (reps,) = task.module((ids, mask, k))
+        terms |= dict(zip(group.places_B.tolist(), (reps > 0).sum(1).tolist(), strict=True))
+        mixed.append(len(set(group.places_B < 8)) == 2)
+    assert any(mixed)
+    of_kinds = {max(terms[i] for i in range(8)), max(terms[i] for i in range(8, 32))}
+    assert of_kinds == {3, 60} if top_k else min(of_kinds) > 60
 
 
 def test_the_account_is_of_the_plain_step(model_folder, tmp_path):
-    """How a step is executed changes neither the plan nor the account, which is of real tokens."""
-    plain, parts = (make_task(model_folder, tmp_path, micro=m) for m in (0, 3))
+    """How a step is executed changes neither the plan nor the account."""
+    plain, parts, padded = (make_task(model_folder, tmp_path, micro=m) for m in (0, 3, 0))
+    cut_at(padded)
     assert plain.cost(2) == parts.cost(2)
-    batch = plain.batches.collate(plain.batches.draw(2))
-    assert plain.cost(2)[1] == batch.query_mask_QL.sum() + batch.passage_mask_PL.sum()
+    draw = plain.batches.draw(2)
+    for world in (1, 2, 4, 8):
+        batches = [plain.batches.collate(draw, rank, world) for rank in range(world)]
+        groups = [group for batch in batches for group in batch.groups]
+        assert sum(group.mask_BL.sum() for group in groups) == plain.cost(2).tokens
+        assert sum(group.mask_BL.size for group in groups) == plain.cost(2).padded_tokens
+    assert plain.cost(2).tokens == padded.cost(2).tokens
+    assert plain.cost(2).padded_tokens < padded.cost(2).padded_tokens
+    assert plain.cost(2).flops < padded.cost(2).flops
 
 
 def test_the_plan_of_memory_knows_of_micro_batches(model_folder, tmp_path):
     task = make_task(model_folder, tmp_path)
+    lengths = np.repeat([10.0, 100.0], [8, 24])
     plans = [
         plan_cell(
             task.cell,
             task.shape,
-            Lengths(10, 100, 10, 100),
+            Lengths(lengths, lengths),
             Execution(workers=2, micro_batch_texts=m),
         )
         for m in (0, 12, 6, 1000)

@@ -16,6 +16,7 @@ from raylab.models.retriever import Retriever
 from raylab.training.distributed import ensure_process_group, rank_and_world
 from raylab.training.engine import gathered
 from raylab.training.faults import TrainingError
+from tests.batch_texts import padded, texts_of
 from tests.workers import STEPS, FolderReporter, in_workers, make_task, train
 
 # ------------------------------------------------------------------------------------ resuming
@@ -51,9 +52,10 @@ def test_a_run_stopped_at_any_step_and_resumed_is_bit_for_bit_the_same(model_fol
         assert again[1] == rate
         for ours, reference in zip(again[2], adam, strict=True):
             assert all(torch.equal(ours[name], reference[name]) for name in reference)
-        assert (again[3].spent_flops, again[3].tokens, again[3].loss) == (
+        assert (again[3].spent_flops, again[3].tokens, again[3].padded_tokens, again[3].loss) == (
             done.spent_flops,
             done.tokens,
+            done.padded_tokens,
             done.loss,
         )
         assert again[4] == history
@@ -133,8 +135,8 @@ def plain_pytorch(task, rate: float = RATE) -> list[float]:
     losses = []
     for step in range(TWENTY):
         batch = task.batches.collate(task.batches.draw(step))
-        q = represent(batch.query_ids_QL, batch.query_mask_QL)
-        p = represent(batch.passage_ids_PL, batch.passage_mask_PL)
+        texts, queries = texts_of(batch), len(batch.excluded_QP)
+        q, p = represent(*padded(texts[:queries])), represent(*padded(texts[queries:]))
         scores = q @ p.T
         contrast, kl = [], []
         for i in range(len(q)):

@@ -3,7 +3,8 @@
 The draw of a step (queries, negatives) depends on seed and epoch alone, so it is the same for any
 number of workers and after any restart; the position to resume from is the step number.
 
-Legend: Q queries of the global batch, K listed passages a query (positive first), P = Q K, L tokens.
+Legend: Q queries of the global batch, K listed passages a query (positive first), P = Q K, B texts, L tokens,
+W workers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from raylab.data.faults import CollectionError
 from raylab.data.supervision.corruption import Corruption
 from raylab.data.supervision.groups import Groups, Ragged
+from raylab.data.supervision.length_groups import LengthGroups, length_groups
 from raylab.data.tokenizer import Tokenizer
 from raylab.data.tokens import PassageStore
 from raylab.experiment.config import Adaptation, ConfigError, FineTuning
@@ -32,20 +34,29 @@ class Draw:
     rows_QK: np.ndarray  # int64, store rows
     body_QK: np.ndarray  # bool
     teacher_QK: np.ndarray | None  # float32
-    query_length: int  # what the batch's queries are padded to
-    passage_length: int
-    query_tokens: int  # real ones, of all queries
-    passage_tokens: int
+    length_groups: LengthGroups  # of the queries, then the passages query by query
+
+
+@dataclass(frozen=True)
+class GroupTexts:
+    """A worker's texts of one group of like length.
+
+    A worker without any has one pad token in their place, which is encoded and dropped: all workers
+    pass through the layers equally often, which ZeRO's exchanges need.
+    """
+
+    ids_BL: np.ndarray  # int64
+    mask_BL: np.ndarray  # bool
+    places_B: np.ndarray  # int64, among the queries and then the passages of the step
+    most: int  # texts that any worker has of this group
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's part of a draw, and the global masks that the loss needs."""
+    """One worker's part of a draw, group by group, and what the loss needs of all workers."""
 
-    query_ids_QL: np.ndarray  # int64
-    query_mask_QL: np.ndarray  # bool
-    passage_ids_PL: np.ndarray  # int64
-    passage_mask_PL: np.ndarray  # bool
+    groups: tuple[GroupTexts, ...]
+    places_WB: np.ndarray  # int64, of every worker's texts in the order in which it encodes them
     teacher_QK: np.ndarray | None  # float32, all workers' queries
     excluded_QP: np.ndarray  # bool, all workers: positives of the query other than its listed one
 
@@ -161,16 +172,9 @@ class TrainingBatches:
                 f"{self.groups.source}: query {self.groups.query_ids[worst]!r}: a teacher score "
                 f"times fine_tuning.teacher_scale = {self.tuning.teacher_scale} is not finite"
             )
-        drawn = self.queries.lengths[groups]
+        lengths_T = np.concatenate([self.queries.lengths[groups], lengths.ravel()])
         return Draw(
-            groups_Q=groups,
-            rows_QK=rows_QK,
-            body_QK=body_QK,
-            teacher_QK=teacher_QK,
-            query_length=max(int(drawn.max()), 1),
-            passage_length=int(lengths.max()),
-            query_tokens=int(drawn.sum()),
-            passage_tokens=int(lengths.sum()),
+            groups, rows_QK, body_QK, teacher_QK, length_groups(lengths_T, queries=len(groups))
         )
 
     def _pick(self, group: int, rng: np.random.Generator) -> np.ndarray:
@@ -192,26 +196,35 @@ class TrainingBatches:
         return np.concatenate([hard, easy]).astype(np.int64)
 
     def collate(self, draw: Draw, rank: int = 0, world: int = 1) -> Batch:
-        """Rank's contiguous share of the queries; padding is to the longest text of the whole draw."""
+        """Rank's texts of every group of like length, padded to the longest of the group.
+
+        Raises:
+            ConfigError: queries that the workers cannot share evenly.
+        """
         count = len(draw.groups_Q)
         if count % world:
             raise ConfigError(
                 f"fine_tuning.batch_queries = {count}: it must be divisible by {world} workers"
             )
-        share = slice(rank * count // world, (rank + 1) * count // world)
-        queries = [self.queries[g] for g in draw.groups_Q[share]]
-        limit = self.tuning.passage_length
-        passages = [
-            self.tokenizer.framed(self.store.tokens(row, limit, body), "passage", limit)
-            for row, body in zip(
-                draw.rows_QK[share].ravel(), draw.body_QK[share].ravel(), strict=True
-            )
-        ]
-        query_ids, query_mask = pad(queries, draw.query_length, self.tokenizer.pad_id)
-        passage_ids, passage_mask = pad(passages, draw.passage_length, self.tokenizer.pad_id)
-        return Batch(
-            query_ids, query_mask, passage_ids, passage_mask, draw.teacher_QK, self._excluded(draw)
-        )
+        groups = []
+        cut = draw.length_groups
+        for places, texts, length in zip(
+            cut.share(rank, world), cut.counts_G, cut.lengths_G, strict=True
+        ):
+            tokens = [self._text(draw, int(place)) for place in places]
+            padded = pad(tokens, int(length), self.tokenizer.pad_id)
+            if not tokens:
+                padded = pad([np.empty(0, np.int64)], 1, self.tokenizer.pad_id)
+            groups.append(GroupTexts(*padded, places, -(-int(texts) // world)))
+        return Batch(tuple(groups), cut.dealt(world), draw.teacher_QK, self._excluded(draw))
+
+    def _text(self, draw: Draw, place: int) -> np.ndarray:
+        """Tokens of the text at a place of a step."""
+        queries, limit = len(draw.groups_Q), self.tuning.passage_length
+        if place < queries:
+            return self.queries[draw.groups_Q[place]]
+        row, body = draw.rows_QK.flat[place - queries], draw.body_QK.flat[place - queries]
+        return self.tokenizer.framed(self.store.tokens(row, limit, body), "passage", limit)
 
     def _excluded(self, draw: Draw) -> np.ndarray:
         if self.tuning.keep_false_negatives:

@@ -20,6 +20,7 @@ _AMOUNTS = {
     "seconds": "seconds",
     "device_seconds": "device-seconds",
     "tokens": "tokens",
+    "padded_tokens": "with padding",
     "retries": "retries",
     "lost_flops": "lost FLOPs",
     "lost_seconds": "lost seconds",
