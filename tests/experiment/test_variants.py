@@ -90,7 +90,7 @@ def test_the_papers_epochs_are_the_recipes():
     cells = Grid(LLAMA3, "c", epochs="recipe").cells()
     assert {(c.backbone.name, c.objective.name): c.epochs for c in cells} == LLAMA3.recipe.epochs
     assert {c.budget_flops for c in cells} == {0.0}
-    with pytest.raises(ConfigError, match="lists none for pico-1x96 and cl"):
+    with pytest.raises(ConfigError, match="lists none for pico-1x64 and cl"):
         Grid(PICO, "c", epochs="recipe").cells()
     with pytest.raises(ConfigError, match="FLOPs or epochs, not both"):
         Grid(PICO, "c", epochs=1.0, budget_flops=1e12)
