@@ -87,14 +87,22 @@ def measured_restart(folder: Path) -> float:
         finally:
             driver.terminate()
     ledger = pd.read_parquet(lab / "ledger.parquet")
-    runs = ledger[ledger["stage"] == "retriever"]
-    idle = runs["elapsed_seconds"] - runs["seconds"] - runs["lost_seconds"]
-    idle = idle - runs["measuring_seconds"].fillna(0.0)
-    killed = runs["retries"] > 0
-    if killed.sum() != 1 or killed.all():
-        raise SystemExit(f"one of two runs was to be killed:\n{runs}")
-    print(runs[["name", "elapsed_seconds", "seconds", "lost_seconds", "effective_time"]])
-    return float(idle[killed].iloc[0] - idle[~killed].iloc[0])
+    runs = ledger[ledger["stage"] == "retriever"].to_dict("records")
+    idle = {
+        row["retries"] > 0: row["elapsed_seconds"]
+        - row["seconds"]
+        - row["lost_seconds"]
+        - row["measuring_seconds"]
+        for row in runs
+    }
+    for row in runs:
+        print(
+            f"{row['name']}: {row['elapsed_seconds']:.1f} s, of which steps {row['seconds']:.1f} s and steps "
+            f"again {row['lost_seconds']:.1f} s: effective {row['effective_time']:.1%}"
+        )
+    if len(idle) != 2:
+        raise SystemExit("one of the two runs was to be killed")
+    return idle[True] - idle[False]
 
 
 def _workers(driver: int) -> Iterator[psutil.Process]:

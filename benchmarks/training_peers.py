@@ -207,8 +207,8 @@ def peer_step(head: str, size: Size) -> Callable[[int], float]:
             ids, mask = pad(column, max(map(len, column)), 0)
             tensors = torch.from_numpy(ids), torch.from_numpy(mask).long()
             features.append(dict(zip(("input_ids", "attention_mask"), tensors, strict=True)))
-        found = loss_of(features, None)
-        loss = sum(found.values()) if isinstance(found, dict) else found
+        found: Any = loss_of(features, None)
+        loss: Any = sum(found.values()) if isinstance(found, dict) else found
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -114,7 +114,7 @@ def run_on_actors(
             for ref in ready:
                 actor, task = (starting.pop(ref), None) if ref in starting else working.pop(ref)
                 try:
-                    result = unwrapped(ray.get, ref)
+                    result: Any = unwrapped(ray.get, ref)
                 except _DEATHS as death:
                     ray.kill(actor)
                     deaths[id(task)] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import pandas as pd
 
 
@@ -39,14 +40,15 @@ def times(ledger: pd.DataFrame) -> list[StageTime]:
 
 
 def _of_stage(stage: str, rows: pd.DataFrame) -> StageTime:
-    def known(name: str) -> pd.Series:
+    def known(name: str) -> np.ndarray:
         """0 where it is not told."""
-        return rows[name].astype(float).fillna(0.0) if name in rows else pd.Series(0.0, rows.index)
+        told = rows[name] if name in rows else [None] * len(rows)
+        return np.nan_to_num(np.array(told, float))
 
     work, measuring, again = (
         known(name) for name in ("seconds", "measuring_seconds", "lost_seconds")
     )
     writing, elapsed = known("writing_seconds"), known("elapsed_seconds")
-    waiting = (elapsed - work - measuring - again - writing).clip(lower=0.0)
+    waiting = np.maximum(elapsed - work - measuring - again - writing, 0.0)
     sums = (float(part.sum()) for part in (work, measuring, again, waiting, writing))
     return StageTime(stage, len(rows), *sums)

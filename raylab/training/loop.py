@@ -144,10 +144,23 @@ class _State:
     measuring: tuple[float, float] = (0.0, 0.0)  # FLOPs, seconds; since the last branch
 
     def progress(self, steps: int) -> Progress:
-        taken = self.step, steps, self.spent, self.tokens, self.loss, self.seconds
-        *shared, shared_padded = self.shared
-        rest = {"padded_tokens": self.padded, "shared_padded_tokens": shared_padded}
-        return Progress(*taken, *shared, *self.measuring, **rest)
+        flops, tokens, seconds, padded = self.shared
+        measuring_flops, measuring_seconds = self.measuring
+        return Progress(
+            self.step,
+            steps,
+            self.spent,
+            self.tokens,
+            self.loss,
+            self.seconds,
+            shared_flops=flops,
+            shared_tokens=tokens,
+            shared_seconds=seconds,
+            measuring_flops=measuring_flops,
+            measuring_seconds=measuring_seconds,
+            padded_tokens=self.padded,
+            shared_padded_tokens=padded,
+        )
 
     def after(self, cost: StepCost, seconds: float, loss: float) -> _State:
         """One step later."""

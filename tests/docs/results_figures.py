@@ -15,7 +15,12 @@ FOLDER = Path(__file__).parents[2] / "docs" / "results"
 
 def phrases() -> dict[str, list[str]]:
     """Phrases by the name of their folder."""
-    return {"isoflop": isoflop(), "seeds": seeds(), "robustness": robustness()}
+    return {
+        "equal-data": equal_data(),
+        "isoflop": isoflop(),
+        "seeds": seeds(),
+        "robustness": robustness(),
+    }
 
 
 def _tables(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -58,6 +63,31 @@ def _pairs(laws: pd.DataFrame) -> tuple[int, int, int, int]:
     assert set(pairs["family"]) == {len(pairs)}
     verdicts = pairs["verdict"]
     return len(pairs), *((verdicts == one).sum() for one in ("sparse", "dense", "undecided"))
+
+
+def equal_data() -> list[str]:
+    results, laws = _tables("equal-data")
+    cells = _trained(results)
+    means = cells.groupby("parameters")["value"].mean()
+    untrained = results[(results["kind"] == "untrained") & (results["measure"] == "nDCG@10")]
+    *smaller, largest = (f"{value:.3f}" for value in means)
+
+    def forecast(measure: str) -> str:
+        (row,) = laws[(laws["row"] == "forecast") & (laws["measure"] == measure)].to_dict("records")
+        predicted = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        return f"{predicted}, measured {row['measured']:.2f}"
+
+    return [
+        f"{len(means)} sizes x {cells['seed'].nunique()} seeds",
+        f"{', '.join(smaller)} and {largest}",
+        f"the best run {cells['value'].max():.3f}",
+        f"from {untrained['value'].min():.2f} to {untrained['value'].max():.2f}",
+        f"nDCG@10 {_slope(laws, 'dense', 'cl')}",
+        f"contrastive entropy {_slope(laws, 'dense', 'cl', 'CE@256')}",
+        f"(df {_freedom(laws)})",
+        f"loss of nDCG@10 {forecast('nDCG@10')}",
+        f"of contrastive entropy {forecast('CE@256')}",
+    ]
 
 
 def isoflop() -> list[str]:

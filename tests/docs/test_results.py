@@ -21,7 +21,7 @@ def paragraph(name):
     return " ".join(own.split())
 
 
-@pytest.mark.parametrize("name", ["isoflop", "seeds", "robustness"])
+@pytest.mark.parametrize("name", ["equal-data", "isoflop", "seeds", "robustness"])
 def test_every_figure_of_the_prose_is_in_the_tables_and_the_other_way_round(name):
     left = paragraph(name)
     for phrase in phrases()[name]:
@@ -49,7 +49,7 @@ def test_the_words_about_what_is_kept_hold():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["isoflop", "seeds", "robustness"])
+@pytest.mark.parametrize("name", ["equal-data", "isoflop", "seeds", "robustness"])
 def test_reports_are_what_the_command_makes_of_the_tables_byte_for_byte(name, tmp_path):
     made = tmp_path / name
     shutil.copytree(FOLDER / name, made, ignore=shutil.ignore_patterns("report"))
