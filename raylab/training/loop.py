@@ -145,22 +145,9 @@ class _State:
 
     def progress(self, steps: int) -> Progress:
         flops, tokens, seconds, padded = self.shared
-        measuring_flops, measuring_seconds = self.measuring
-        return Progress(
-            self.step,
-            steps,
-            self.spent,
-            self.tokens,
-            self.loss,
-            self.seconds,
-            shared_flops=flops,
-            shared_tokens=tokens,
-            shared_seconds=seconds,
-            measuring_flops=measuring_flops,
-            measuring_seconds=measuring_seconds,
-            padded_tokens=self.padded,
-            shared_padded_tokens=padded,
-        )
+        taken = self.step, steps, self.spent, self.tokens, self.loss, self.seconds
+        told = Progress(*taken, flops, tokens, seconds, *self.measuring)
+        return replace(told, padded_tokens=self.padded, shared_padded_tokens=padded)
 
     def after(self, cost: StepCost, seconds: float, loss: float) -> _State:
         """One step later."""
