@@ -140,7 +140,7 @@ class Validation:
             longest = max(max(map(len, texts)), 1)
             arrays = pad(texts, longest, self.pad_id)
             ids, mask = (torch.from_numpy(array).to(device) for array in arrays)
-            (part,) = engine((ids, mask, 0))
+            (part,) = engine((ids, mask, torch.zeros(len(batch), dtype=torch.int64)))  # all terms
             if not number:
                 reps = part.new_zeros(len(self.texts), part.shape[1])
             if place < len(self.batches):

@@ -74,7 +74,15 @@ def test_the_entropy_is_that_of_the_evaluation(model_folder, tmp_path, head):
         reps = []
         for text in validation.texts:
             ids, mask = pad([text], len(text), validation.pad_id)
-            reps.append(task.module((torch.from_numpy(ids), torch.from_numpy(mask), 0))[0][0])
+            reps.append(
+                task.module(
+                    (
+                        torch.from_numpy(ids),
+                        torch.from_numpy(mask),
+                        torch.zeros(1, dtype=torch.int64),
+                    )
+                )[0][0]
+            )
     queries, passages = torch.stack(reps[:2]).numpy(), torch.stack(reps[2:]).numpy()
     negatives = range(2, len(passages))
     active_terms = (passages > 0).sum(1).mean()
