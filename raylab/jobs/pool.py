@@ -18,7 +18,7 @@ import ray._private.state
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from raylab.experiment.execution import Execution
-from raylab.jobs.cluster import unwrapped
+from raylab.jobs.cluster import core, unwrapped
 
 log = logging.getLogger("raylab")
 T = TypeVar("T")
@@ -161,8 +161,8 @@ def encoders(execution: Execution) -> int:
 
 
 def devices_there(execution: Execution) -> int:
-    """Devices that the cluster has now."""
-    return room("GPU" if execution.use_gpu else "CPU", 1.0)
+    """Devices that the cluster has now: GPUs, or cores."""
+    return room("GPU", 1.0) if execution.use_gpu else room("CPU", core())
 
 
 def training_devices(execution: Execution) -> int:

@@ -94,15 +94,16 @@ def read_rows(results: pd.DataFrame) -> list[Result]:
     """The rows of a results table: baselines, then by parameters, head, objective and seed.
 
     Raises:
-        ValueError: no rows, a missing column, an unknown kind, or two rows for the same
+        ValueError: no rows, a missing column that has no default, an unknown kind, or two rows for the same
             (system, seed, collection, split, measure).
     """
-    missing = [name for name in (f.name for f in _FIELDS) if name not in results.columns]
+    known = set(results.columns)
+    missing = [f.name for f in _FIELDS if f.default is dataclasses.MISSING and f.name not in known]
     if missing:
         raise ValueError(f"the results table lacks the column(s) {', '.join(missing)}")
     if results.empty:
         raise ValueError("the results table has no rows: there is nothing to report")
-    columns = [field.name for field in _FIELDS]
+    columns = [field.name for field in _FIELDS if field.name in known]
     cells = zip(*(results[name] for name in columns), strict=True)
     rows = [_row(dict(zip(columns, values, strict=True))) for values in cells]
     seen = set()

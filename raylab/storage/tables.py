@@ -133,18 +133,11 @@ class LedgerRow:
     flops: float | None = _doc("what it took; what runs shared is in the first of them")
     spent_flops: float | None = _doc("what it stands for under its contract, shared parts included")
     seconds: float = _doc("of wall time, of its work")
-    writing_seconds: float | None = _doc(
-        "of writing it into the storage, where that is known apart from the work"
-    )
     device_seconds: float | None = _doc("seconds x devices (GPUs, or cores)")
     tokens: float | None = _doc("without padding")
     retries: int | None = _doc("restarts of workers")
     lost_flops: float | None = _doc("that had to be done again")
     lost_seconds: float | None = _doc("that had to be done again")
-    elapsed_seconds: float | None = _doc(
-        "of a training run from its start, its workers' start, faults and restarts included"
-    )
-    effective_time: float | None = _doc("share of the elapsed seconds in steps that were kept")
     energy_j: float | None = _doc("of the devices, where they tell it")
     size_bytes: int = _doc("stored")
     unstored_bytes: int | None = _doc("of hits, what embeddings would take that were let go")
@@ -154,6 +147,17 @@ class LedgerRow:
     measuring_seconds: float | None = _doc("of held-out curves (retriever)", default=None)
     padded_tokens: float | None = _doc(
         "with padding, as training multiplied them (backbone, retriever)", default=None
+    )
+    writing_seconds: float | None = _doc(
+        "of writing it into the storage, and of loading for it, where the work is known apart",
+        default=None,
+    )
+    elapsed_seconds: float | None = _doc(
+        "of a training run from its start, its workers' start, faults and restarts included",
+        default=None,
+    )
+    effective_time: float | None = _doc(
+        "share of the elapsed seconds in steps that were kept", default=None
     )
 
     @classmethod
@@ -181,7 +185,7 @@ class LedgerRow:
             flops=meta.get("own_flops", spent),
             spent_flops=spent,
             seconds=float(manifest["seconds"] if work is None else work),
-            writing_seconds=None if work is None else float(manifest["seconds"]),
+            writing_seconds=None if work is None else _apart(float(manifest["seconds"]), work),
             device_seconds=meta.get("device_seconds"),
             tokens=meta.get("own_tokens", meta.get("tokens")),
             effective_time=_share(meta.get("train_seconds"), meta.get("elapsed_seconds")),
@@ -189,6 +193,11 @@ class LedgerRow:
             size_bytes=artifact.size_bytes,
             **{name: meta.get(name) for name in noted},
         )
+
+
+def _apart(drafted: float, work: float) -> float:
+    """Of the time from draft to commit, what is not the work: all, where the work was done before."""
+    return drafted - work if drafted >= work else drafted
 
 
 def _share(part: float | None, whole: float | None) -> float | None:
