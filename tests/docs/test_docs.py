@@ -109,7 +109,9 @@ def parse(words):
         return
     if words[:1] == ["run"] and set(words[1:2]) & set(OWN_OPTIONS):
         with mock.patch("sys.argv", words[1:]):
-            runpy.run_path(str(ROOT / words[1]))["options"]()
+            options = runpy.run_path(str(ROOT / words[1]))["options"]
+            if len(words) > 2:  # else it is only named
+                options()
         return
     depth = 2 if words[0] == "data" else 1
     path = tuple(words[:depth])
