@@ -101,10 +101,8 @@ def length_groups(lengths_T: np.ndarray, queries: int) -> LengthGroups:
     texts_UU = ends_U - starts_U[:, None]
     tokens_UU = np.where(texts_UU > 0, texts_UU * sorted_T[ends_U - 1], np.inf)
     enough = PADDED * float(sorted_T.sum())
-    fewest_U, first_units = (
-        tokens_UU[0],
-        [],
-    )  # of the units up to each; the first unit of each last group
+    fewest_U = tokens_UU[0]  # padded tokens of the units up to each, cut at best
+    first_units: list[np.ndarray] = []  # for each number of groups, the first unit of the last one
     while fewest_U[-1] > enough and len(first_units) + 1 < MOST_GROUPS:
         with_last_UU = fewest_U[:-1, None] + tokens_UU[1:]
         if not len(with_last_UU) or fewest_U[-1] - with_last_UU[:, -1].min() < WORTH_TOKENS:
