@@ -31,9 +31,9 @@ from raylab.training.faults import TrainingError
 Job = AdaptationJob | FineTuningJob
 _FINAL = (ConfigError, CollectionError, DamagedArtifact, TrainingError)  # would come again
 SHORT_S = 900.0  # predicted: to start a group takes a fortieth of that
-GIVE_WAY = (
-    8  # tasks of measuring: to fewer no group gives way, since it takes seconds to start another
-)
+# Tasks of measuring that wait, those of four systems on a small collection: to fewer no group gives way, since it
+# takes seconds to start the next one.
+GIVE_WAY = 16
 
 
 class RunEvent(NamedTuple):
