@@ -16,6 +16,7 @@ from ray.scripts.scripts import cli as ray_cli
 from raylab.cli.experiment import run_experiment
 from raylab.cli.main import app
 from tests.cluster.files import CLUSTER, KUBERAY, ROOT, documents, raylab_commands
+from tests.docs.test_docs import OWN_OPTIONS
 
 HISTORY = ROOT / "docs" / "log.md"  # its commands are those of its days
 PAGES = [
@@ -56,6 +57,7 @@ def grids() -> dict[str, list[str]]:
     for page in PAGES:
         found += raylab_commands(fenced(page))
     found = [words for words in found if words[1:2] in (["run"], ["plan"]) or words[0] != "raylab"]
+    found = [words for words in found if words[0] not in OWN_OPTIONS]  # tests/docs parses them
     return {shlex.join(words): words for words in found if not set(words) & set(ABSENT)}
 
 

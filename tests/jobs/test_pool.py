@@ -123,18 +123,17 @@ def test_it_grows_and_shrinks_with_the_cluster(cluster, tmp_path):
 
 
 def test_work_leaves_a_node_before_it_is_taken_away(cluster, tmp_path):
-    """The node stays up: what was begun there is done elsewhere after its notice, not after its end."""
+    """What was begun there is done elsewhere after its notice, long before its end; idle, it may go."""
     node = cluster.add_node(num_cpus=1, object_store_memory=10**8)
-    tasks = ["stays-1", "stays-2"]
+    tasks, ends_at = ["stays-1", "stays-2"], int(time.time() + 600)
     (tmp_path / "leaves").write_text(node.node_id)
 
     def give_notice() -> None:
         while not any(node.node_id in begun.read_text() for begun in tmp_path.glob("stays-*")):
             time.sleep(0.1)
         reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-        deadline_ms = 1_000 * int(time.time() + 600)
         client = ray._raylet.GcsClient(address=cluster.address)
-        assert client.drain_node(node.node_id, reason, "taken back", deadline_ms)[0]
+        assert client.drain_node(node.node_id, reason, "taken back", 1_000 * ends_at)[0]
 
     thread = threading.Thread(target=give_notice, daemon=True)
     thread.start()
@@ -142,7 +141,8 @@ def test_work_leaves_a_node_before_it_is_taken_away(cluster, tmp_path):
         done = run(tasks, lambda: 2, tmp_path)
         thread.join(30)
         assert sorted(task for task, _ in done) == tasks
-        assert len({pid for _, (_, pid) in done}) == 1
-        assert any(one["Alive"] and one["NodeID"] == node.node_id for one in ray.nodes())
+        ended_on = [(tmp_path / task).read_text().split()[-1] for task in tasks]
+        assert node.node_id not in ended_on
+        assert time.time() < ends_at - 300
     finally:
         cluster.remove_node(node, allow_graceful=False)

@@ -226,13 +226,14 @@ def test_the_ledger_is_summed_by_stage(tmp_path, results, ledger):
             "seconds",
             "device-seconds",
             "tokens",
+            "with padding",
             "retries",
             "lost FLOPs",
             "lost seconds",
             "bytes",
         ],
-        ["collection", "1", "-", "-", "-", "3.5", "-", "-", "-", "-", "-", "1.00 k"],
-        ["tokens", "1", "-", "-", "-", "1.5", "-", "1.50 M", "-", "-", "-", "2.00 k"],
+        ["collection", "1", "-", "-", "-", "3.5", "-", "-", "-", "-", "-", "-", "1.00 k"],
+        ["tokens", "1", "-", "-", "-", "1.5", "-", "1.50 M", "-", "-", "-", "-", "2.00 k"],
         [
             "retriever",
             "2",
@@ -242,6 +243,7 @@ def test_the_ledger_is_summed_by_stage(tmp_path, results, ledger):
             "84.0",
             "168.0",
             "5.00 M",
+            "-",
             "3",
             "0",
             "4.5",
@@ -256,6 +258,7 @@ def test_the_ledger_is_summed_by_stage(tmp_path, results, ledger):
             "89.0",
             "168.0",
             "6.50 M",
+            "-",
             "3",
             "0",
             "4.5",
@@ -309,7 +312,7 @@ def test_a_name_is_shown_and_never_run(tmp_path, make_results, ledger):
 def test_odd_grids_and_an_empty_ledger_give_a_page(tmp_path, odd_results, ledger):
     _, page = page_of(tmp_path, odd_results, ledger.iloc[:0])
     assert page.open == []
-    assert table_headed(page, "stage")[1:] == [["all", "0", *["-"] * 10]]
+    assert table_headed(page, "stage")[1:] == [["all", "0", *["-"] * 11]]
 
 
 def test_bm25_is_a_row_of_every_table_of_values(tmp_path, results, ledger):
