@@ -5,7 +5,7 @@ python benchmarks/faults.py --smoke    # small states, and the restart that was 
 
 checkpoint   how long steps stop for one, and how long until it is in the storage: states of the size that the paper's
              models have, through `raylab.storage.checkpoints`
-restart      seconds from a killed worker to the next step of the same run, of two runs of which one is killed
+restart      seconds from a worker's end to the next step of its run, of two runs of which one is killed
 simulation   runs of 20 hours of steps; faults come as a Poisson process, one an hour for the run (64 GPUs, of which
              each fails every 64 hours); checkpoints at Young's interval (`raylab.training.pacing`); a fault costs the
              steps since the last checkpoint that is stored, and the restart
@@ -16,6 +16,7 @@ Exits with 1 where less than 97 % of the time is effective, with the costs that 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import psutil
 import torch
 
@@ -68,7 +68,7 @@ def checkpoint_cost(size_bytes: float, folder: Path, times: int = 3) -> Cost:
 
 
 def measured_restart(folder: Path) -> float:
-    """Seconds that a killed worker of a small run cost, beside the steps that were done again."""
+    """Seconds without a step that a killed worker of a small run cost."""
     lab = folder / "lab"
     command = [sys.executable, str(GRID), "--plain", "--storage", str(lab)]
     command += ["--sizes", PICO.backbones[0].name, "--cells", "dense-*-cl", "--budget", "6e11"]
@@ -82,27 +82,26 @@ def measured_restart(folder: Path) -> float:
                     raise SystemExit(f"the grid ended too early:\n{(folder / 'log').read_text()}")
                 time.sleep(0.2)
             next(_workers(driver.pid)).kill()
+            killed_at = time.time()
             if driver.wait():
                 raise SystemExit(f"the grid failed:\n{(folder / 'log').read_text()}")
         finally:
             driver.terminate()
-    ledger = pd.read_parquet(lab / "ledger.parquet")
-    runs = ledger[ledger["stage"] == "retriever"].to_dict("records")
-    idle = {
-        row["retries"] > 0: row["elapsed_seconds"]
-        - row["seconds"]
-        - row["lost_seconds"]
-        - row["measuring_seconds"]
-        for row in runs
-    }
-    for row in runs:
-        print(
-            f"{row['name']}: {row['elapsed_seconds']:.1f} s, of which steps {row['seconds']:.1f} s and steps "
-            f"again {row['lost_seconds']:.1f} s: effective {row['effective_time']:.1%}"
-        )
-    if len(idle) != 2:
-        raise SystemExit("one of the two runs was to be killed")
-    return idle[True] - idle[False]
+    (restart_s,) = _restarts(lab, killed_at)
+    return restart_s
+
+
+def _restarts(lab: Path, killed_at: float) -> list[float]:
+    """Seconds from a moment to the first step of every run whose workers were started again after it."""
+    found = []
+    for run in (lab / "live" / "runs").iterdir():
+        steps = [
+            json.loads(part.read_text().splitlines()[0])["at"]
+            for part in run.glob("*-000000.jsonl")
+        ]
+        if min(steps) < killed_at < max(steps):
+            found.append(min(at for at in steps if at > killed_at) - killed_at)
+    return found
 
 
 def _workers(driver: int) -> Iterator[psutil.Process]:
