@@ -18,6 +18,8 @@ from raylab.cli.main import app
 from tests.cluster.files import CLUSTER, KUBERAY, ROOT, documents, raylab_commands
 from tests.docs.test_docs import OWN_OPTIONS
 
+pytestmark = pytest.mark.long
+
 HISTORY = ROOT / "docs" / "log.md"  # its commands are those of its days
 PAGES = [
     ROOT / "README.md",

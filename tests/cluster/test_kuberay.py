@@ -12,6 +12,8 @@ import yaml
 
 from tests.cluster.files import KUBERAY, ROOT, VARIANTS, built, documents, of_kind
 
+pytestmark = pytest.mark.long
+
 RAW = {"RayJob": "rayjob/rayjob.yaml", "RayCluster": "raycluster/raycluster.yaml"}
 DEFINITIONS = {"RayJob": "ray.io_rayjobs.yaml.gz", "RayCluster": "ray.io_rayclusters.yaml.gz"}
 KUBERNETES = "1.32"

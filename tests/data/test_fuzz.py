@@ -34,6 +34,8 @@ from tests.data.damage import (
     write_lines,
 )
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = 100  # of each of the twelve tests below
 BLANKS = " \t\n\v\f\r"
 STRTOD = ctypes.CDLL(None).strtod

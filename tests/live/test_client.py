@@ -9,6 +9,8 @@ from raylab.live.client import events, line_of, states
 from tests.live.conftest import half_way
 from tests.live.serving import TOKEN, served
 
+pytestmark = pytest.mark.long
+
 
 def test_events_are_read_whatever_stands_between_them():
     lines = [

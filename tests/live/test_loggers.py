@@ -24,6 +24,8 @@ from tests.live.written import (
     Written,
 )
 
+pytestmark = pytest.mark.long
+
 
 class Memory:
     """A logger that keeps what it is told."""

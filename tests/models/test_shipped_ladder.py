@@ -23,6 +23,8 @@ from raylab.models.hub import load_tokenizer
 from raylab.planning.flops import Shape
 from raylab.training.rungs import Rung, start
 
+pytestmark = pytest.mark.long
+
 DOCUMENTS = 200
 FOLDERS = {backbone.name: resolve_source(backbone) for backbone in PICO.backbones}
 

@@ -30,6 +30,8 @@ from raylab.storage.store import Store
 from raylab.storage.tables import LEDGER, PER_QUERY, RESULTS, read_table
 from tests.stages.collections import committed
 
+pytestmark = pytest.mark.long
+
 SHARDS = {"shard_passages": 25}  # five parts
 
 

@@ -14,6 +14,8 @@ from raylab.storage import lease
 from raylab.storage.files import Files
 from raylab.storage.lease import LEASE, Lease, LeaseTaken, leased
 
+pytestmark = pytest.mark.long
+
 HOLD = "import sys, time\nfrom raylab.storage.files import Files\nfrom raylab.storage.lease import leased\n"
 HOLD += "with leased(Files(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(300)\n"
 
