@@ -58,9 +58,8 @@ class RayReporter:
     def resume(self) -> Iterator[Path | None]:
         self.checkpoints.wait()
         barrier()  # all have stored theirs
-        if rank_and_world()[0] == 0:
-            self.checkpoints.remove_unfinished()
-        step = from_first(self.checkpoints.newest())
+        leads = rank_and_world()[0] == 0
+        step = from_first(self.checkpoints.remove_unfinished() if leads else None)
         if step is None:
             yield None
         else:

@@ -12,16 +12,15 @@ import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from raylab.storage.store import Store
 
 _STEP = "step-"
-_MARK = re.compile(
-    r"complete-(\d+)-of-(\d+)"
-)  # written last: what stands beside it is a worker's whole part
+# A worker writes its mark last: what it wrote beside it is whole.
+_MARK = re.compile(r"complete-(\d+)-of-(\d+)")
 
 
 class Checkpoints:
@@ -34,9 +33,7 @@ class Checkpoints:
 
     def newest(self) -> int | None:
         """The step of the newest checkpoint of which all workers' parts are there."""
-        return max(
-            (step for step, names in self._listed().items() if _is_whole(names)), default=None
-        )
+        return _newest(self._listed())
 
     @contextlib.contextmanager
     def opened(self, step: int) -> Iterator[Path]:
@@ -79,10 +76,12 @@ class Checkpoints:
         if sending is not None:
             sending.result()
 
-    def remove_unfinished(self) -> None:
-        """Remove what workers that are gone left of checkpoints later than the newest whole one."""
-        newest = self.newest()
-        self._remove(step for step in self._listed() if newest is None or step > newest)
+    def remove_unfinished(self) -> int | None:
+        """Remove what workers that are gone left of checkpoints later than the newest whole one; the step of that."""
+        listed = self._listed()
+        newest = _newest(listed)
+        self._remove(step for step in listed if newest is None or step > newest)
+        return newest
 
     def _send(self, scratch: Path, step: int) -> None:
         home = self._home(step)
@@ -100,11 +99,10 @@ class Checkpoints:
             self.files.write(f"{home}/complete-{self.rank}-of-{self.world}", b"")
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        newest = self.newest() if self.rank == 0 else None
-        if (
-            newest is not None
-        ):  # the others may not be as far: then the one before stays until the next
-            self._remove(older for older in self._listed() if older < newest)
+        if self.rank == 0:  # others may not be as far: then the one before stays until the next
+            listed = self._listed()
+            newest = _newest(listed)
+            self._remove(older for older in listed if newest is not None and older < newest)
 
     def _remove(self, steps: Iterable[int]) -> None:
         for step in steps:
@@ -122,6 +120,11 @@ class Checkpoints:
             if home.startswith(_STEP) and name:
                 found.setdefault(int(home.removeprefix(_STEP)), []).append(name)
         return found
+
+
+def _newest(listed: Mapping[int, Iterable[str]]) -> int | None:
+    """The last step whose checkpoint is whole, of those listed."""
+    return max((step for step, names in listed.items() if _is_whole(names)), default=None)
 
 
 def _is_whole(names: Iterable[str]) -> bool:
