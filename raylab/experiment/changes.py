@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -17,9 +18,26 @@ from raylab.experiment.config import ConfigError
 from raylab.experiment.grid import Recipe
 
 D = TypeVar("D")
+T = TypeVar("T")
 
 # The parts of a recipe that a table or `--set` may change, beside its budget.
 RECIPE_PARTS = ("adaptation", "fine_tuning", "encoding")
+
+
+def from_toml(path: Path, make: Callable[[dict[str, Any]], T]) -> T:
+    """What `make` makes of the table in a TOML file.
+
+    Raises:
+        ConfigError: a file that cannot be read, or has a mistake; the message names file and key.
+    """
+    try:
+        return make(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: it cannot be read ({error.strerror})") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def changed(where: str, config: D, changes: Any) -> D:

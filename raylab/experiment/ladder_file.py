@@ -17,11 +17,17 @@ batch_queries = 32
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from raylab.experiment.changes import RECIPE_PARTS, changed, changed_recipe, check_known, typed
+from raylab.experiment.changes import (
+    RECIPE_PARTS,
+    changed,
+    changed_recipe,
+    check_known,
+    from_toml,
+    typed,
+)
 from raylab.experiment.config import Backbone, ConfigError
 from raylab.experiment.grid import Ladder
 from raylab.experiment.recipes import find_recipe
@@ -35,14 +41,7 @@ def read_ladder(path: Path) -> Ladder:
     Raises:
         ConfigError: a file that cannot be read or has a mistake; the message names file and key.
     """
-    try:
-        return _ladder(path, tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML ({error})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: it cannot be read ({error.strerror})") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return from_toml(path, lambda table: _ladder(path, table))
 
 
 def _ladder(path: Path, table: dict[str, Any]) -> Ladder:

@@ -12,13 +12,12 @@ learning_rate = 2e-3
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylab.experiment.changes import changed, check_known, typed
+from raylab.experiment.changes import changed, check_known, from_toml, typed
 from raylab.experiment.config import ConfigError, FineTuning
 from raylab.experiment.grid import Recipe
 
@@ -45,14 +44,7 @@ def read_recipe(path: Path, known: Callable[[str], Recipe], names: Collection[st
     Raises:
         ConfigError: a file that cannot be read or has a mistake; the message names file and key.
     """
-    try:
-        return _recipe(tomllib.loads(path.read_text(encoding="utf-8")), known, names)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML ({error})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: it cannot be read ({error.strerror})") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return from_toml(path, lambda table: _recipe(table, known, names))
 
 
 def _recipe(

@@ -32,12 +32,7 @@ from raylab.planning.memory import (
 )
 from raylab.training.fine_tuning import FineTuningModule, FineTuningTask
 from raylab.training.mntp import MaskedModule
-
-DROPPING, PLAIN = Lora(rank=4, dropout=0.1), Lora(rank=4, dropout=0.0)
-LLAMA_1B = Shape(16, 2048, 8192, 32, 8, 64, 128_256, tied=True)
-LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128_256, tied=False)
-GIB = 2**30
-
+from tests.planning.shapes import DROPPING, LLAMA_1B, LLAMA_8B, PLAIN
 
 # ------------------------------------------------------------------------------- measured peaks
 

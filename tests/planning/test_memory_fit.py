@@ -8,18 +8,14 @@ from raylab.experiment.config import Adaptation, Backbone, ConfigError, FineTuni
 from raylab.experiment.grid import Cell
 from raylab.experiment.heads import DENSE, SPARSE
 from raylab.experiment.objectives import CL
-from raylab.planning.flops import Rows, Shape
+from raylab.planning.flops import Rows
 from raylab.planning.memory import (
     Load,
     adaptation_load,
     cell_load,
 )
 from raylab.planning.memory_fit import USABLE, check_memory, fit
-
-DROPPING, PLAIN = Lora(rank=4, dropout=0.1), Lora(rank=4, dropout=0.0)
-LLAMA_1B = Shape(16, 2048, 8192, 32, 8, 64, 128_256, tied=True)
-LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128_256, tied=False)
-GIB = 2**30
+from tests.planning.shapes import GIB, LLAMA_1B, LLAMA_8B, PLAIN
 
 
 def fitting(device_gib, shape=LLAMA_8B, checkpointing=True, lora: Lora | None = PLAIN, **execution):

@@ -32,6 +32,7 @@ from raylab.planning.plan import (
     plan_grid,
 )
 from raylab.planning.plan_table import plan_rows
+from tests.planning.shapes import LLAMA_1B
 
 BUDGET = 1e10  # of the `ladder_file` fixture
 
@@ -293,8 +294,7 @@ def test_micro_batches_take_device_time_and_no_budget(grid, source):
 
 
 def load(texts: int, **changes) -> Load:
-    shape = Shape(16, 2048, 8192, 32, 8, 64, 128_256, tied=True)
-    return Load(shape, DENSE, Lora(), True, (Rows(texts, 128),), **changes)
+    return Load(LLAMA_1B, DENSE, Lora(), True, (Rows(texts, 128),), **changes)
 
 
 def test_rows_hold_the_arithmetic_of_hours_and_price():
